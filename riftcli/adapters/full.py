@@ -1,0 +1,20 @@
+"""Full finetuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every parameter trains."""
+
+    trains_backbone: ClassVar[bool] = True
+
+    def prepare(self, vit: torch.nn.Module) -> None:
+        """Unfreeze everything."""
+        vit.requires_grad_(True)

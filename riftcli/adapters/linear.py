@@ -1,0 +1,25 @@
+"""Linear probing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Only the head trains; the backbone stays bitwise as it was, in eval mode.
+
+    With augmentation off the features are encoded once and the epochs run on them.
+    """
+
+    trains_backbone: ClassVar[bool] = False
+
+    def prepare(self, vit: torch.nn.Module) -> None:
+        """Freeze all but the classifier."""
+        vit.requires_grad_(False)
+        model: Any = vit
+        model.get_classifier().requires_grad_(True)

@@ -1,0 +1,57 @@
+"""The table of contents: the name a recipe uses -> the class that does it. To extend riftcli, add a file and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from riftcli.errors import UsageError, nearest
+
+CATALOG: dict[str, dict[str, str]] = {
+    "objective": {
+        "cross_entropy": "riftcli.objectives.cross_entropy:CrossEntropy",
+        "bce": "riftcli.objectives.bce:BinaryCrossEntropy",
+    },
+    "adapter": {
+        "full": "riftcli.adapters.full:Full",
+        "linear": "riftcli.adapters.linear:Linear",
+    },
+    "regularizer": {
+        "none": "riftcli.regularizers.none:NoRegularizer",
+        "rift": "riftcli.regularizers.rift:Rift",
+        "rsc": "riftcli.regularizers.rsc:Rsc",
+    },
+    "data": {
+        "digits": "riftcli.datasets.digits:Digits",
+        "demo_fashion": "riftcli.datasets.demo_fashion:DemoFashion",
+        "torchvision": "riftcli.datasets.torchvision:Torchvision",
+        "image_folder": "riftcli.datasets.image_folder:ImageFolder",
+        "csv_table": "riftcli.datasets.csv_table:CsvTable",
+    },
+    "metric": {
+        "acc": "riftcli.metrics.classification:Accuracy",
+        "bacc": "riftcli.metrics.classification:BalancedAccuracy",
+        "f1": "riftcli.metrics.classification:MacroF1",
+        "auroc": "riftcli.metrics.classification:Auroc",
+        "map": "riftcli.metrics.classification:MeanAveragePrecision",
+        "kappa": "riftcli.metrics.classification:Kappa",
+        "ece": "riftcli.metrics.calibration:ExpectedCalibrationError",
+        "cka": "riftcli.metrics.similarity:Cka",
+        "cka_debiased": "riftcli.metrics.similarity:CkaDebiased",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """The names a recipe may use for `kind`, in catalog order."""
+    return list(CATALOG[kind])
+
+
+@cache
+def component(kind: str, name: str) -> type:
+    """Import and return the class behind a name; raise UsageError for a name that is not in the catalog."""
+    table = CATALOG[kind]
+    if name not in table:
+        raise UsageError(f"unknown {kind} '{name}'{nearest(name, list(table))}; choose one of: {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,86 @@
+"""The command line: one line per command; a RiftError becomes one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from riftcli import __version__
+from riftcli.commands import doctor, eval, finetune, recipes
+from riftcli.errors import ExitCode, RiftError
+
+app = typer.Typer(
+    name="rift",
+    help="Finetune vision transformers without destroying what they already knew.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("finetune")(finetune.finetune)
+app.command("eval")(eval.evaluate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"riftcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the full traceback of an error."),
+) -> None:
+    if debug:
+        os.environ["RIFT_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run a command; translate every way it can end into a documented exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run with `arguments` and return the exit code; what tests call."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        return int(code or 0)
+    except RiftError as error:
+        return _end(error, str(error), error.exit_code)
+    except typer.Abort as error:
+        return _end(error, "aborted", ExitCode.INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _end(error, "interrupted", ExitCode.INTERRUPTED)
+    except SystemExit as error:
+        return int(error.code or 0) if not isinstance(error.code, str) else ExitCode.UNEXPECTED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            return _end(error, error.format_message(), ExitCode.USAGE)
+        if type(error).__name__ == "OutOfMemoryError":
+            return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)
+        return _end(error, f"{type(error).__name__}: {error}", ExitCode.UNEXPECTED)
+
+
+def _memory_message(error: Exception) -> str:
+    first = str(error).splitlines()[0]
+    return f"out of memory: {first}; use a smaller train.micro_batch_size (the result stays the same) or precision bf16"
+
+
+def _end(error: BaseException, message: str, code: ExitCode) -> int:
+    from riftcli import launch
+
+    debug = bool(os.environ.get("RIFT_DEBUG"))
+    if "TORCHELASTIC_RUN_ID" in os.environ or "TORCHELASTIC_ERROR_FILE" in os.environ:
+        launch.record_worker_error(error, message)
+    if not os.environ.get("RIFT_LOG_FOLDER") or debug or "RANK" not in os.environ:
+        for line in message.split("\n"):
+            # recipes report all their errors at once: each starts its own line
+            print(line if line.startswith("  ") else f"error: {line}", file=sys.stderr)
+    if debug or code == ExitCode.UNEXPECTED:
+        traceback.print_exception(error)
+    return int(code)

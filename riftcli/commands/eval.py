@@ -1,0 +1,43 @@
+"""rift eval."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
+
+
+def evaluate(
+    run: Annotated[OptionalPath, typer.Option(help="A run, or the model/ of one; default: the newest finished run.")] = None,
+    metrics: Annotated[str, typer.Option(help="Comma-separated, e.g. acc,cka,ece; default: the recipe's.")] = "",
+    split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Evaluate on other data: --set data.root=...")
+    ] = [],  # noqa: B006 - typer copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
+) -> None:
+    """Evaluate a finished run on a split of its data."""
+    from riftcli import run as runs
+
+    if run is None:
+        run = runs.newest_finished()
+        print(f"run: {run} (the newest finished one)", file=sys.stderr)
+
+    from riftcli import dist
+    from riftcli.evaluate_run import evaluate_run
+
+    report = evaluate_run(run, [m for m in metrics.split(",") if m], split, overrides, device)
+    if not dist.is_main():
+        return
+    for name, entry in report["metrics"].items():
+        value = f"undefined ({entry.get('reason')})" if entry["value"] is None else f"{entry['value']:.4f}"
+        print(f"{name}: {value}", file=sys.stderr)
+    print(f"report: {report['written_to']}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({k: v for k, v in report.items() if k != "written_to"}, indent=1))

@@ -1,0 +1,60 @@
+"""rift recipes ls | show | cp | validate | schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riftcli import recipe as recipes
+from riftcli.errors import UsageError
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls() -> None:
+    """List the shipped recipes and what each is for."""
+    names = recipes.shipped_names()
+    width = max(len(name) for name in names)
+    for name in names:
+        first = recipes.find(name).read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{name:<{width}}  {first.removeprefix('#').strip()}")
+
+
+@app.command("show")
+def show(name: str) -> None:
+    """Print a recipe."""
+    print(recipes.find(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command("cp")
+def cp(name: str, path: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
+    """Copy a recipe here, to change it."""
+    source = recipes.find(name)
+    target = path / source.name if path.is_dir() else path
+    if target.exists():
+        raise UsageError(f"{target}: exists; choose another name or remove it")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"copied to {target}", file=sys.stderr)
+
+
+@app.command("validate")
+def validate(
+    path: str,
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Check a recipe without running it; every error at once."""
+    checked = recipes.load(path, overrides)
+    print(f"{checked.name}: ok", file=sys.stderr)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from riftcli.recipe_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))

@@ -1,0 +1,85 @@
+"""What people see while it runs: a live bar on a terminal, one plain line an epoch in a log file. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Console:
+    """Prints on rank 0 only, and keeps a copy of every line in the run's train.log."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._log: IO[str] | None = None
+        self._bar: Progress | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Append every further line to a file too."""
+        if not self.quiet:
+            self._log = path.open("a", encoding="utf-8")
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """One line."""
+        if self.quiet:
+            return
+        if self.rich.is_terminal:
+            self.rich.print(text, style=style, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+        if self._log:
+            print(text, file=self._log, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A warning that stands out."""
+        self.line(f"warning: {text}", style="bold yellow")
+
+    @contextmanager
+    def progress(self, what: str, total: int, start: int = 0) -> Iterator[Bar]:
+        """A bar on a terminal, silent elsewhere."""
+        if self.quiet or not self.rich.is_terminal:
+            yield Bar(None, None)
+            return
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
+        columns += [TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        with Progress(*columns, console=self.rich, transient=True) as progress:
+            yield Bar(progress, progress.add_task(what, total=total, completed=start, note=""))
+
+    def close(self) -> None:
+        """Close the log file."""
+        if self._log:
+            self._log.close()
+            self._log = None
+
+
+class Bar:
+    """Handle of one progress bar; does nothing where there is no terminal."""
+
+    def __init__(self, progress: Progress | None, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Move on, and say what the numbers are now."""
+        if self._progress is not None:
+            fields = {} if note is None else {"note": note}
+            self._progress.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed wall-clock seconds."""
+        return time.perf_counter() - self._start

@@ -1,0 +1,138 @@
+"""Several processes as one: who we are, and collectives whose gradients are exact.
+
+Everything here also works in a single process, where it does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from riftcli.errors import EnvironmentError
+
+
+def launched() -> bool:
+    """True inside a worker of torchrun or of our own launcher."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """Rank of this process in the whole job."""
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes in the job."""
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True in the one process that prints and writes."""
+    return rank() == 0
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join the process group if launched by torchrun and return this rank's device; raise EnvironmentError without it."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
+    chosen = _pick_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if launched() and not td.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        td.init_process_group(backend, timeout=timedelta(minutes=30))
+    return chosen
+
+
+def close() -> None:
+    """Leave the process group."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def _pick_device(wish: str, local_rank: int) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wish == "auto":
+        wish = "cuda" if count else "cpu"
+    try:
+        device = torch.device(wish)
+    except RuntimeError as error:
+        raise EnvironmentError(f"--device {wish}: no such kind of device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        index = device.index if device.index is not None else local_rank
+        if index >= count:
+            raise EnvironmentError(
+                f"--device {wish}: no such GPU: cuda:{index} was asked for and this machine has {count} visible to torch; "
+                "use --device cpu, fewer processes, or run `rift doctor`"
+            )
+        return torch.device("cuda", index)
+    return device
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        td.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * world_size()
+    td.all_gather_object(box, value)
+    return box
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a small tensor over ranks, outside the graph."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    td.all_reduce(total)
+    return total
+
+
+def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
+    """Overwrite each tensor with rank 0's, so that ranks start from the same bits."""
+    if world_size() > 1:
+        for tensor in tensors:
+            td.broadcast(tensor, src=0)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather along rows. A plain all_gather inside autograd cuts the graph, and re-inserting the own slice gives
+    gradients off by 1/world_size. Every rank computes the same loss of the gathered rows, so the gradient of the sum of
+    all ranks' losses is the all-reduced gradient; DDP's mean over ranks then divides by world_size exactly once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        td.all_gather(parts, rows.contiguous())
+        ctx.rows = rows.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        grad = grads[0].contiguous().clone()
+        td.all_reduce(grad)
+        start = rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of every rank in rank order, differentiable; (n_local, D) -> (n, D). All ranks must hold equally many."""
+    return rows if world_size() == 1 else _GatherRows.apply(rows)

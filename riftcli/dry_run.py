@@ -1,0 +1,33 @@
+"""rift finetune --dry-run: every value with its source, one batch forward and backward, what it will need; writes nothing."""
+
+from __future__ import annotations
+
+from riftcli import dist, evaluate
+from riftcli.console import Console
+from riftcli.loader import epoch_batches, train_loader
+from riftcli.recipe import Recipe, flatten
+from riftcli.train import set_up
+
+
+def dry_run(recipe: Recipe, device: str) -> None:
+    """Print to stdout and leave no file behind."""
+    values = flatten(recipe.resolved)
+    width = max(map(len, values))
+    for key, value in values.items():
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
+    parts = set_up(recipe, recipe.train.seed, dist.init(device), Console())
+    batches = epoch_batches(len(parts.splits.train), recipe.train.batch_size, parts.seed, 0, 0, 1)
+    batch = next(iter(train_loader(parts.train_data(0), batches[:1], 0)))
+    parts.classifier.train()
+    result = parts.step(*batch)
+    print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")
+    weights = sum(p.numel() * p.element_size() for p in parts.vit.parameters())
+    trained = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
+    memory = evaluate.peak_memory_bytes(parts.device)
+    if parts.device.type == "cuda":
+        memory += 2 * trained  # the optimizer's moments are not there yet
+    # last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights
+    disk = weights + 3 * (weights + 2 * trained)
+    print(f"memory: about {memory / 1e9:.2f} GB on {parts.device}; disk: about {disk / 1e6:.0f} MB")
+    print(f"steps: {parts.total_steps} ({parts.steps_per_epoch} an epoch); nothing was written")

@@ -1,0 +1,52 @@
+"""Features and logits of a whole split: every sample exactly once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from riftcli import dist
+from riftcli.loader import Batch
+from riftcli.protocols import Output
+from riftcli.transforms import Preprocessing
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split through a model, rows in split order, on the CPU in fp32."""
+
+    features: torch.Tensor  # (N, D)
+    logits: torch.Tensor  # (N, C)
+
+
+def encode(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    count: int,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    tick: Callable[[int], None] = lambda n: None,
+) -> Table:
+    """Run this rank's batches, then put the rows of all ranks in split order; the same table on every rank.
+
+    `count` is the number of samples of the split: the result has exactly that many rows. fp32, eval mode, no augmentation.
+    """
+    model.eval()
+    positions, features, logits = [], [], []
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for images, _, index in batches:
+            output: Output = model(preprocessing.normalise(images.to(device, non_blocking=True)))
+            positions.append(index)
+            features.append(output.features.float().cpu())
+            logits.append(output.logits.float().cpu())
+            tick(len(index))
+    parts = [(torch.cat(positions), torch.cat(features), torch.cat(logits))] if positions else []
+    gathered = [part for parts in dist.gather_objects(parts) for part in parts]
+    order = torch.cat([part[0] for part in gathered])
+    assert len(order) == count and order.unique().numel() == count, "every sample exactly once"
+    back = order.argsort()
+    # clone: tensors made under inference_mode cannot enter a graph later
+    return Table(torch.cat([part[1] for part in gathered])[back].clone(), torch.cat([part[2] for part in gathered])[back].clone())

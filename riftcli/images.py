@@ -1,0 +1,83 @@
+"""From a file or an array to one RGB image, or to an error that names the file."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from riftcli.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert to 8-bit RGB; refuse bit depths that a plain conversion would clip to white.
+
+    Grey is replicated, a palette resolved, alpha dropped. Pillow clips 16-bit grey at 255: most of a 12-bit scan turns
+    white without a word, so it is an error until the user says what the range means.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise DataError(
+            f"{name}: {image.mode} pixels (16 or 32 bits): a conversion to 8 bits would clip them; "
+            "rescale the images to 8 bits first, with a window that suits them"
+        )
+    return image.convert("RGB")
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode one file completely, as RGB; raise DataError naming it. (Pillow's verify() passes a truncated JPEG.)"""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return to_rgb(image, str(path))
+    except FileNotFoundError:
+        raise DataError(f"{path}: image not found") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DataError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; downscale it first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        size = path.stat().st_size
+        reason = "the file is empty" if size == 0 else str(error)
+        raise DataError(f"{path}: unreadable image ({reason}); replace it or take it out of the split") from error
+
+
+class FileReader:
+    """Reads image i of a list of paths; picklable, for data workers."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __call__(self, i: int) -> Image.Image:  # noqa: D102
+        return read_image(self.paths[i])
+
+
+class ArrayReader:
+    """Reads image i of an in-memory (N, H, W) or (N, H, W, 3) uint8 array."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __call__(self, i: int) -> Image.Image:  # noqa: D102
+        return Image.fromarray(self.images[i]).convert("RGB")
+
+
+def existing_root(root: str, key: str = "data.root") -> Path:
+    """The data folder, `~` expanded; raise DataError when it is missing."""
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise DataError(f"{key} {root}: no such folder (looked in {Path.cwd()}); set it with --set {key}=/path/to/data")
+    if not path.is_dir():
+        raise DataError(f"{key} {root}: not a folder")
+    return path
+
+
+def check_split(source: str, split: str, valid: list[str]) -> None:
+    """Raise DataError for a split that the source does not have."""
+    if split not in valid:
+        raise DataError(f"{source}: no split '{split}'{nearest(split, valid)}; it has: {', '.join(valid) or 'none'}")

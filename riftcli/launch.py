@@ -1,0 +1,96 @@
+"""Start N workers through torch's own elastic launcher, and show the one root cause when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from riftcli.errors import EnvironmentError, ExitCode, RiftError, UsageError
+
+
+def processes(wish: str) -> int:
+    """--nproc-per-node: a number, or `gpu` for every GPU of this machine."""
+    if wish == "gpu":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise EnvironmentError("--nproc-per-node gpu: torch sees no GPU here; give a number, or run `rift doctor`")
+        return count
+    if not wish.isdigit() or int(wish) < 1:
+        raise UsageError(f"--nproc-per-node {wish}: expected a number of processes, or gpu")
+    return int(wish)
+
+
+def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1", rendezvous: str | None = None) -> None:
+    """Run `python -m riftcli ARGUMENTS` in nproc processes; raise RiftError with the first failure's message and code.
+
+    log_folder: where each worker writes rank<r>.log (it does so itself); only named in the message here. Rendezvous on
+    localhost:0 picks a free port; several nodes need a shared `rendezvous` host:port.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    low, _, high = nnodes.partition(":")
+    # Two ranks that each use every core are slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ["RIFT_LOG_FOLDER"] = str(log_folder)
+    with tempfile.TemporaryDirectory(prefix="rift-launch-") as scratch:
+        config = LaunchConfig(
+            min_nodes=int(low),
+            max_nodes=int(high or low),
+            nproc_per_node=nproc,
+            run_id=f"rift-{os.getpid()}" if rendezvous is None else "rift",
+            rdzv_backend="c10d",
+            rdzv_endpoint=rendezvous or "localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "riftcli", *arguments)
+        except ChildFailedError as error:
+            raise _root_cause(error, log_folder) from None
+
+
+def _root_cause(error: Any, log_folder: Path) -> RiftError:
+    rank, failure = error.get_first_failure()
+    # A peer that lost its connection may be reported first: prefer the one that told us why.
+    for other_rank, other in error.failures.items():
+        if other.error_file_data not in ("<NA>", {}, None) and other.exitcode > 0 and _known(other.exitcode):
+            rank, failure = other_rank, other
+            break
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("message", str(message))
+    if failure.exitcode < 0:
+        message = f"killed by signal {-failure.exitcode}"
+    result = RiftError(f"rank {rank}: {message} (log: {log_folder}/rank{rank}.log)")
+    codes = {int(code): code for code in ExitCode}
+    result.exit_code = codes.get(failure.exitcode, ExitCode.UNEXPECTED)
+    return result
+
+
+def _known(exitcode: int) -> bool:
+    return exitcode in {int(code) for code in ExitCode}
+
+
+def record_worker_error(error: BaseException, message: str) -> None:
+    """Inside a worker: leave the message where the elastic launcher looks for it, and the traceback in the rank's log."""
+    trace = "".join(traceback.format_exception(error))
+    log_folder = os.environ.get("RIFT_LOG_FOLDER")
+    if log_folder and Path(log_folder).is_dir():
+        with (Path(log_folder) / f"rank{os.environ.get('RANK', '0')}.log").open("a", encoding="utf-8") as file:
+            file.write(f"{message}\n{trace}\n")
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        content = {"message": {"message": message, "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}}
+        Path(error_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(error_file).write_text(json.dumps(content), encoding="utf-8")

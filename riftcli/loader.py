@@ -1,0 +1,120 @@
+"""Batches: which samples a step sees is a pure function of (seed, epoch, step), whatever the number of ranks and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from riftcli.errors import DataError, UsageError
+from riftcli.protocols import Split
+from riftcli.transforms import sample_seed
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H, W), targets, positions in the split (n,)
+
+
+class ImageDataset(Dataset):
+    """A split through a transform; item i is (image, target, i)."""
+
+    def __init__(self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, epoch: int) -> None:
+        self.split, self.transform, self.seed, self.epoch = split, transform, seed, epoch
+        self.targets = torch.from_numpy(split.targets)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        seed = sample_seed(self.seed, self.epoch, self.split.ids[i])
+        try:
+            return self.transform(self.split.read(i), seed), self.targets[i], i
+        except DataError as error:
+            raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
+
+
+class TensorTable(Dataset):
+    """Precomputed features in place of images; item i is (features, target, i)."""
+
+    def __init__(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        self.features, self.targets = features, targets
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return self.features[i], self.targets[i], i
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole global batches in an epoch (the rest is dropped: batch statistics need full ones); raise DataError for none."""
+    steps = samples // batch_size
+    if steps == 0:
+        raise DataError(
+            f"{samples} training samples do not fill one batch of train.batch_size {batch_size}; "
+            f"use --set train.batch_size={max(2, samples)} or less"
+        )
+    return steps
+
+
+def divide_batch(batch_size: int, ranks: int, micro_batch_size: int | None) -> tuple[int, int]:
+    """(samples per rank and forward, forwards per step); raise UsageError when it does not come out even."""
+    if batch_size % ranks:
+        near = batch_size - batch_size % ranks or ranks
+        raise UsageError(
+            f"train.batch_size {batch_size} is global and does not divide over {ranks} ranks; "
+            f"use --set train.batch_size={near} or another --nproc-per-node"
+        )
+    per_rank = batch_size // ranks
+    micro = micro_batch_size or per_rank
+    if per_rank % micro:
+        raise UsageError(
+            f"train.micro_batch_size {micro} does not divide the {per_rank} samples of each rank "
+            f"(batch_size {batch_size} / {ranks} ranks)"
+        )
+    return micro, per_rank // micro
+
+
+def epoch_batches(
+    samples: int, batch_size: int, seed: int, epoch: int, rank: int, ranks: int, first_step: int = 0
+) -> list[list[int]]:
+    """This rank's part of every global batch of an epoch, from `first_step` on."""
+    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, "order"))
+    order = torch.randperm(samples, generator=generator)
+    steps, share = samples // batch_size, batch_size // ranks
+    table = order[: steps * batch_size].view(steps, ranks, share)[first_step:, rank]
+    return table.tolist()
+
+
+def train_loader(dataset: Dataset, batches: list[list[int]], workers: int) -> Iterator[Batch]:
+    """Batches in the given order."""
+    return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
+
+
+def eval_batches(samples: int, batch_size: int, rank: int, ranks: int) -> list[list[int]]:
+    """Whole batches dealt to ranks in turn: nothing is padded or repeated, and a batch is the same on any number of ranks."""
+    starts = range(rank * batch_size, samples, ranks * batch_size)
+    return [list(range(start, min(start + batch_size, samples))) for start in starts]
+
+
+def eval_loader(split: Split, transform: Any, batch_size: int, workers: int, rank: int, ranks: int) -> Iterator[Batch]:
+    """This rank's batches of a split, in order."""
+    dataset = ImageDataset(split, transform, seed=0, epoch=0)
+    batches = eval_batches(len(split), batch_size, rank, ranks)
+    workers = 0 if len(split) <= 4 * batch_size else workers  # a worker costs more to start than a small split
+    return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
+
+
+def _iterate(loader: DataLoader) -> Iterator[Batch]:
+    """The loader, with a worker's error as the one line it was before torch wrapped it in a traceback."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
+
+
+def _workers(workers: int) -> dict[str, Any]:
+    # Its own generator: without one, every iterator draws its seed from the global stream, and a run resumed in the
+    # middle of an epoch would see other drop paths than one that was never interrupted.
+    generator = torch.Generator().manual_seed(0)
+    return {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": generator}

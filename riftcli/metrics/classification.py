@@ -1,0 +1,177 @@
+"""Classification metrics, computed by torchmetrics on the gathered logits. All are fractions in [0, 1], kappa in [-1, 1].
+
+A class that a metric cannot be computed for (no positives) is left out of the mean and listed, never counted as 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from riftcli.protocols import Predictions
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _decided(predictions: Predictions) -> torch.Tensor:
+    """Hard decisions: arg max, or sigmoid > 0.5 per label; (N,) or (N, C)."""
+    multiclass = predictions.task == "multiclass"
+    return predictions.logits.argmax(1) if multiclass else (predictions.logits > 0).int()
+
+
+def _scores(predictions: Predictions) -> torch.Tensor:
+    """Probabilities in fp64: fp32 softmax saturates to ties that ranking metrics then break arbitrarily; (N, C)."""
+    logits = predictions.logits.double()
+    return logits.softmax(1) if predictions.task == "multiclass" else logits.sigmoid()
+
+
+def _one_hot(predictions: Predictions) -> torch.Tensor:
+    import torch
+
+    if predictions.task == "multilabel":
+        return predictions.targets.int()
+    return torch.nn.functional.one_hot(predictions.targets.long(), len(predictions.classes)).int()
+
+
+def _mean_of_defined(values: list[float | None], classes: list[str]) -> dict[str, Any]:
+    defined = [value for value in values if value is not None]
+    undefined = [name for name, value in zip(classes, values, strict=True) if value is None]
+    result: dict[str, Any] = {
+        "value": sum(defined) / len(defined) if defined else None,
+        "per_class": dict(zip(classes, values, strict=True)),
+        "n_defined": len(defined),
+    }
+    if undefined:
+        result["undefined_classes"] = undefined
+    if not defined:
+        result["reason"] = "no class has both positives and negatives in this split"
+    return result
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy; for multi-label data the share of correct labels at a threshold of 0.5."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Share of correct decisions."""
+        return {"value": float((_decided(predictions) == predictions.targets).double().mean())}
+
+
+@dataclass(frozen=True)
+class BalancedAccuracy:
+    """Mean over classes of sensitivity; for multi-label data of (sensitivity + specificity) / 2."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Per class, then the mean over the classes that occur."""
+        import torch
+
+        decided, truth = _decided(predictions), _one_hot(predictions).bool()
+        if predictions.task == "multiclass":
+            decided = torch.nn.functional.one_hot(decided, len(predictions.classes))
+        decided = decided.bool()
+        values: list[float | None] = []
+        for c in range(truth.shape[1]):
+            positive, negative = truth[:, c], ~truth[:, c]
+            sensitivity = float(decided[positive, c].double().mean()) if positive.any() else None
+            specificity = float((~decided[negative, c]).double().mean()) if negative.any() else None
+            if predictions.task == "multiclass":
+                values.append(sensitivity)
+            else:
+                both = sensitivity is not None and specificity is not None
+                values.append((sensitivity + specificity) / 2 if both else None)  # type: ignore[operator]
+        return _mean_of_defined(values, predictions.classes)
+
+
+@dataclass(frozen=True)
+class MacroF1:
+    """Unweighted mean over classes of F1; a class that neither occurs nor is predicted is undefined."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """F1 = 2 TP / (2 TP + FP + FN) per class."""
+        from torchmetrics.functional.classification import multiclass_stat_scores, multilabel_stat_scores
+
+        count = len(predictions.classes)
+        if predictions.task == "multiclass":
+            stats = multiclass_stat_scores(_decided(predictions), predictions.targets.long(), count, average="none")
+        else:
+            stats = multilabel_stat_scores(_decided(predictions), predictions.targets.int(), count, average="none")
+        values: list[float | None] = []
+        for tp, fp, _, fn, _ in stats.tolist():
+            values.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None)
+        return _mean_of_defined(values, predictions.classes)
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """Macro one-vs-rest area under the ROC curve."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Per class with both positives and negatives, then the mean."""
+        from torchmetrics.functional.classification import binary_auroc
+
+        scores, truth = _scores(predictions), _one_hot(predictions)
+        values: list[float | None] = []
+        for c in range(truth.shape[1]):
+            mixed = 0 < int(truth[:, c].sum()) < truth.shape[0]
+            values.append(float(binary_auroc(scores[:, c], truth[:, c])) if mixed else None)
+        return _mean_of_defined(values, predictions.classes)
+
+
+@dataclass(frozen=True)
+class MeanAveragePrecision:
+    """Macro mean over classes of average precision (no interpolation), over the classes that have positives.
+
+    Some code bases count a class without positives as 0; that number is given as `value_empty_as_zero`.
+    """
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Average precision per class with positives, then the mean."""
+        from torchmetrics.functional.classification import binary_average_precision
+
+        scores, truth = _scores(predictions), _one_hot(predictions)
+        values: list[float | None] = [
+            float(binary_average_precision(scores[:, c], truth[:, c])) if truth[:, c].any() else None
+            for c in range(truth.shape[1])
+        ]
+        result = _mean_of_defined(values, predictions.classes)
+        result["value_empty_as_zero"] = sum(v or 0.0 for v in values) / len(values)
+        return result
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa, quadratic weights (the APTOS metric); multi-class only."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Agreement beyond chance; null for multi-label data or when only one class occurs."""
+        from torchmetrics.functional.classification import multiclass_cohen_kappa
+
+        if predictions.task == "multilabel":
+            return {"value": None, "reason": "kappa is defined for one label per image"}
+        value = float(
+            multiclass_cohen_kappa(
+                _decided(predictions), predictions.targets.long(), len(predictions.classes), weights="quadratic"
+            )
+        )
+        if value != value:
+            return {"value": None, "reason": "a single class in targets and predictions"}
+        return {"value": value, "weights": "quadratic"}

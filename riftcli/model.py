@@ -1,0 +1,282 @@
+"""A timm backbone and its head: built, loaded, wrapped, saved. Never a silent fall back to random weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli.errors import ModelError, nearest
+from riftcli.protocols import Output
+from riftcli.transforms import Preprocessing
+
+
+class Classifier(nn.Module):
+    """A timm ViT whose one forward returns features and logits; what DDP wraps."""
+
+    def __init__(self, vit: nn.Module, frozen_backbone: bool = False) -> None:
+        super().__init__()
+        self.vit: Any = vit
+        self.frozen_backbone = frozen_backbone
+
+    def forward(self, images: torch.Tensor) -> Output:
+        """(n, 3, H, W) -> features (n, D) before the head, logits (n, C)."""
+        features = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
+        return Output(features, self.vit.get_classifier()(features))
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Dropout and drop path stay off in a backbone that does not train: its head would learn on noisy features."""
+        super().train(mode)
+        if mode and self.frozen_backbone:
+            self.vit.eval()
+        return self
+
+
+class HeadOnly(nn.Module):
+    """The head on precomputed features: linear probing encodes every image once, not once an epoch."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> Output:
+        """(n, D) -> the same features, logits (n, C)."""
+        return Output(features, self.head(features))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which model to build: plain values, as a recipe gives them (see recipe.ModelSection)."""
+
+    name: str
+    pretrained: bool = True
+    weights: str | None = None
+    image_size: int | None = None
+    feature: str = "pooled"
+    crop_pct: float | None = None
+    drop_path: float = 0.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, num_classes: int = 0) -> nn.Module:
+        """The timm model; raise ModelError (what, why, remedy) rather than return something else."""
+        import timm
+
+        name, kwargs = self._timm_name(), self._timm_args()
+        overlay = {"file": str(weights_file(self.weights)), "url": "", "hf_hub_id": None} if self._own_weights() else None
+        try:
+            vit: Any = timm.create_model(
+                name, pretrained=self.pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **kwargs
+            )
+        except Exception as error:
+            raise _explained(self, name, error) from error
+        vit.rift_args = {**_folder_args(name), **kwargs}  # what timm needs beside the name to build it again
+        if not hasattr(vit, "forward_head") or not hasattr(vit, "get_classifier"):
+            raise ModelError(f"model.name {self.name}: not a timm image model with forward_features and forward_head")
+        return vit
+
+    def _own_weights(self) -> bool:
+        return self.pretrained and self.weights is not None
+
+    def _timm_name(self) -> str:
+        if self.name.startswith("asset:"):
+            folder = Path(__file__).parent / "assets" / self.name.removeprefix("asset:")
+            if not folder.is_dir():
+                raise ModelError(f"model.name {self.name}: riftcli ships no such model")
+            return f"local-dir:{folder}"
+        if self.name.startswith("local-dir:"):
+            folder = Path(self.name.removeprefix("local-dir:")).expanduser()
+            if not (folder / "config.json").is_file():
+                raise ModelError(f"model.name {self.name}: no config.json in {folder}; expected a timm model folder")
+            return f"local-dir:{folder}"
+        return self.name
+
+    def _timm_args(self) -> dict[str, Any]:
+        kwargs: dict[str, Any] = dict(self.args)
+        if self.image_size is not None:
+            kwargs["img_size"] = self.image_size
+        if self.drop_path:
+            kwargs["drop_path_rate"] = self.drop_path
+        if self.feature == "cls":
+            kwargs["global_pool"] = "token"
+        elif self.feature == "avg":
+            # without fc_norm=False timm moves the final norm behind the pooling, where the pretrained norm has no place
+            kwargs |= {"global_pool": "avg", "fc_norm": False}
+        return kwargs
+
+
+def _explained(wish: Backbone, name: str, error: Exception) -> ModelError:
+    """Say in one line why timm could not build or fill the model, and what to do."""
+    import timm
+
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "Unknown model" in text:
+        close = nearest(name.split(".")[0], timm.list_models())
+        return ModelError(f"model.name {wish.name}: timm has no such model{close}; `timm.list_models('vit*')` lists them")
+    if "Invalid pretrained tag" in text:
+        tags = ", ".join(m.partition(".")[2] for m in timm.list_pretrained(f"{name.split('.')[0]}.*"))
+        return ModelError(f"model.name {wish.name}: no such weights; timm has: {tags}")
+    if "state_dict" in text or "size mismatch" in str(error):
+        details = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        source = wish.weights or wish.name
+        return ModelError(f"weights {source} do not fit {wish.name}: {details[0][:200] if details else text}")
+    if "unexpected keyword" in text or isinstance(error, TypeError | AssertionError):
+        return ModelError(f"model {wish.name} cannot be built with these options: {text}")
+    if wish.pretrained and wish.weights is None and not name.startswith("local-dir:"):
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        return ModelError(
+            f"model.name {wish.name}: pretrained weights could not be downloaded{offline}: {text[:160]}; "
+            "get the .safetensors file on a machine with a network and pass --set model.weights=FILE "
+            "(model.pretrained=false would train from scratch)"
+        )
+    return ModelError(f"model.name {wish.name}: {text}")
+
+
+def weights_file(weights: str | None) -> Path:
+    """The .safetensors file behind `model.weights`; raise ModelError when there is none."""
+    assert weights is not None
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise ModelError(f"model.weights {weights}: expected exactly one .safetensors file in it, found {len(files)}")
+        path = files[0]
+    if not path.is_file():
+        raise ModelError(f"model.weights {weights}: no such file or folder")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"model.weights {weights}: only .safetensors is read (other formats can run code when loaded)")
+    return path
+
+
+def _folder_args(name: str) -> dict[str, Any]:
+    """model_args of a timm model folder: timm applies them, and our copy must too."""
+    if not name.startswith("local-dir:"):
+        return {}
+    return json.loads((Path(name.removeprefix("local-dir:")) / "config.json").read_text()).get("model_args", {})
+
+
+def frozen_copy(vit: nn.Module) -> nn.Module:
+    """The pretrained reference: a copy that never trains, in eval mode, made before any surgery."""
+    return copy.deepcopy(vit).eval().requires_grad_(False)
+
+
+def reset_head(vit: Any, num_classes: int, seed: int) -> None:
+    """Put a fresh head on the backbone: trunc-normal weights (std 0.02), zero bias, from its own random stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vit.reset_classifier(num_classes)
+        head = vit.get_classifier()
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+
+
+def zero_head(vit: Any) -> None:
+    """All-zero head: every class equally likely, and no gradient reaches the backbone in the first step."""
+    head = vit.get_classifier()
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+
+
+def fit_head(vit: Any, features: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], max_steps: int = 200) -> float:
+    """Fit the head on frozen features by L-BFGS, the start that spares the representation; return the final loss.
+
+    features (N, D) fp32; `loss` maps logits (N, C) to the mean objective. Features are standardised for the fit (CLS
+    features are badly scaled) and the scaling is folded back into the weights. The ridge of 1 / N on the weights is
+    scikit-learn's default for logistic regression (C = 1).
+    """
+    head = vit.get_classifier()
+    x = features.double()
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    x = (x - mean) / std
+    weight = torch.zeros(head.out_features, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(head.out_features, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=max_steps, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        value = loss(x @ weight.T + bias) + 0.5 * weight.square().sum() / x.shape[0]
+        value.backward()
+        return value
+
+    final = float(solver.step(closure))
+    with torch.no_grad():
+        scaled = weight / std
+        head.weight.copy_(scaled)
+        head.bias.copy_(bias - scaled @ mean)
+    return final
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the folder that other tools load
+
+
+def save_folder(
+    folder: Path, vit: Any, classes: list[str], preprocessing: Preprocessing, extra: dict[str, Any] | None = None
+) -> None:
+    """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
+    the same logits, class names, image size and transform.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architecture": vit.pretrained_cfg["architecture"],
+        "num_classes": vit.num_classes,
+        "num_features": vit.num_features,
+        "global_pool": vit.global_pool,
+        "label_names": classes,
+        "model_args": {k: v for k, v in vit.rift_args.items() if k != "drop_path_rate"},
+        "pretrained_cfg": {
+            **asdict(preprocessing),
+            "num_classes": vit.num_classes,
+            "first_conv": vit.pretrained_cfg.get("first_conv"),
+            "classifier": vit.pretrained_cfg.get("classifier"),
+            "fixed_input_size": True,
+        },
+        **(extra or {}),
+    }
+    # Both files under other names first: a kill in between leaves the old pair or the new one.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    (folder / "model.safetensors.tmp").chmod(0o666 & ~umask)  # safetensors writes 0600
+    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
+    (folder / "config.json.tmp").replace(folder / "config.json")
+    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; raise ModelError."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json; expected a run folder or a timm model folder") from None
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+
+
+def load_saved(path: str | Path) -> nn.Module:
+    """The model of a run folder or a model folder, in eval mode."""
+    folder = Path(path)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    config = read_config(folder)
+    vit: Any = Backbone(f"local-dir:{folder}").build(config["num_classes"])
+    vit.rift_classes = config.get("label_names", [])
+    return vit.eval()
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""Weights against class imbalance, counted on the training split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+ClassWeights = Literal["none", "balanced"] | list[float]
+
+
+def check_weights(weights: ClassWeights) -> None:
+    """Raise ValueError for a list that is not all positive."""
+    if isinstance(weights, list) and (not weights or min(weights) <= 0):
+        raise ValueError("class_weights: a list must hold one positive number per class")
+
+
+def resolve(weights: ClassWeights, counts: torch.Tensor) -> torch.Tensor | None:
+    """Class weights as a tensor, or None for no weighting.
+
+    balanced: N / (C * count), so that every class contributes equally and the mean weight over samples is 1. A class
+    that never occurs gets weight 1 (it is never used in the mean). counts: (C,) samples per class.
+    """
+    import torch
+
+    from riftcli.errors import DataError
+
+    if weights == "none":
+        return None
+    if weights == "balanced":
+        balanced = counts.sum() / (len(counts) * counts.clamp_min(1))
+        return torch.where(counts > 0, balanced, torch.ones_like(balanced))
+    assert isinstance(weights, list)
+    if len(weights) != len(counts):
+        raise DataError(
+            f"objective.class_weights: {len(weights)} weights were given and the data has {len(counts)} classes; "
+            "give one per class, in the order of the classes, or use 'balanced'"
+        )
+    return torch.tensor(weights, dtype=torch.float32)

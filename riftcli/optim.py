@@ -1,0 +1,61 @@
+"""The optimizer, by timm's factory, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli.errors import UsageError, nearest
+
+
+def build_optimizer(
+    vit: nn.Module,
+    extra: list[nn.Parameter],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    betas: list[float] | None = None,
+    momentum: float | None = None,
+    extra_lr_scale: float = 1.0,
+) -> torch.optim.Optimizer:
+    """Groups of the bare timm model (so that its no_weight_decay names match) plus one for `extra`, never decayed.
+
+    Each group keeps its peak rate in `peak_lr`. timm's layer decay only sets `lr_scale`, which torch's schedulers ignore:
+    it is multiplied in here.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = [str(optimizer) for optimizer in list_optimizers()]
+    if name not in known:
+        raise UsageError(f"optim.name '{name}': unknown{nearest(name, known)}; see timm.optim.list_optimizers()")
+    options: dict[str, Any] = {}
+    if betas is not None:
+        options["betas"] = tuple(betas)
+    if momentum is not None:
+        options["momentum"] = momentum
+    optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = lr * group.get("lr_scale", 1.0)
+    if extra:
+        optimizer.add_param_group({"params": extra, "weight_decay": 0.0, "peak_lr": lr * extra_lr_scale})
+    return optimizer
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, shape: str) -> float:
+    """Learning rate of `step` (0-based) relative to the peak: linear warm-up, then cosine, linear or constant."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if shape == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)  # in [0, 1)
+    return 0.5 * (1 + math.cos(math.pi * progress)) if shape == "cosine" else 1 - progress
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Apply the schedule's factor to every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

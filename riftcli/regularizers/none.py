@@ -1,0 +1,16 @@
+"""No regularizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from riftcli.protocols import PenaltyContext
+
+
+@dataclass(frozen=True)
+class NoRegularizer:
+    """Nothing is added to the task loss."""
+
+    def build(self, context: PenaltyContext) -> None:
+        """Return None: the loop then skips the term altogether."""
+        return

@@ -1,0 +1,96 @@
+"""RSC: a direct penalty on the dissimilarity (1 - CKA) to the pretrained features of the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from riftcli.protocols import PenaltyContext
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Rsc:
+    """Representation Similarity Constraint: strength * (1 - CKA(F_0, F)) over the global batch (RIFT paper Eq. 6-7).
+
+    strength: weight of the term (lambda_RSC); 0 is exactly plain finetuning.
+    hcs_lambda: the RepSim paper's coefficient instead, lambda * task + (1 - lambda) * (1 - CKA): it is converted to
+      strength = (1 - lambda) / lambda (0.8 -> 0.25, 0.2 -> 4); the overall scale lambda of that loss is dropped, which
+      only matters to optimizers that are not scale-free and to gradient clipping.
+    estimator: biased (the papers') | debiased (recommended when the batch is small against the feature dimension).
+    """
+
+    strength: float = 1.0
+    hcs_lambda: float | None = None
+    estimator: Literal["biased", "debiased"] = "biased"
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength: must be 0 or more")
+        if self.hcs_lambda is not None and not 0 < self.hcs_lambda <= 1:
+            raise ValueError("hcs_lambda: must be in (0, 1]")
+
+    @property
+    def weight(self) -> float:
+        """lambda_RSC, whichever way it was given."""
+        return self.strength if self.hcs_lambda is None else (1 - self.hcs_lambda) / self.hcs_lambda
+
+    def build(self, context: PenaltyContext) -> RscPenalty | None:
+        """None when the weight is 0, so that nothing at all is computed."""
+        return None if self.weight == 0 else RscPenalty(self)
+
+
+class RscPenalty:
+    """The bound term; stateless."""
+
+    needs_reference = True
+    lr_scale = 1.0
+
+    def __init__(self, config: Rsc) -> None:
+        self.config = config
+
+    def dissimilarity(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+        """1 - CKA in fp32; (n, D), (n, D) -> ()."""
+        import torch
+
+        from riftcli.similarity.cka import linear_cka
+
+        assert reference is not None, "RSC needs the pretrained features of the batch"
+        with torch.autocast(features.device.type, enabled=False):
+            return 1 - linear_cka(reference.float(), features.float(), debiased=self.config.estimator == "debiased")
+
+    def loss(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+        """The weighted term; (n, D), (n, D) -> ()."""
+        return self.config.weight * self.dissimilarity(features, reference)
+
+    def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None) -> dict[str, float]:
+        """CKA of the batch, and what became of the spectrum against the same samples' pretrained features."""
+        import torch
+
+        from riftcli.similarity.covariance import centre, effective_rank, eigenvalues
+
+        assert reference is not None
+        with torch.no_grad():
+            spectrum = eigenvalues(centre(features.float()))
+            spectrum_0 = eigenvalues(centre(reference.float()))
+            values = torch.stack(
+                [
+                    1 - self.dissimilarity(features, reference),
+                    spectrum.sum() / spectrum_0.sum().clamp_min(1e-30),
+                    effective_rank(spectrum),
+                ]
+            ).tolist()
+            return dict(zip(["batch_cka", "trace_ratio", "effective_rank"], values, strict=True))
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """None of its own."""
+        return []
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Nothing to restore."""

@@ -1,0 +1,54 @@
+"""Curves of one run: loss parts, similarity and validation over the steps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+PANELS = {
+    "loss": ["loss", "task_loss", "penalty_loss"],
+    "similarity": ["similarity_relative", "spectral_bound", "batch_cka", "trace_ratio", "q_distance"],
+}
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def plot_run(run: Path) -> None:
+    """Write plots/curves.png and the numbers behind it, plots/curves.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_rows(run)
+    steps = [row for row in rows if row["kind"] == "step"]
+    evals = [row for row in rows if row["kind"] == "eval"]
+    if not steps:
+        return
+    folder = run / "plots"
+    folder.mkdir(exist_ok=True)
+    validation = [key for key in (evals[0] if evals else {}) if key not in ("kind", "step", "epoch", "split")]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    for axis, (title, names) in zip(axes, [*PANELS.items(), ("validation", validation)], strict=True):
+        source = evals if title == "validation" else steps
+        for name in names:
+            points = [(row["step"], row[name]) for row in source if row.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, marker="o" if title == "validation" else None, lw=1.4)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.25)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    figure.savefig(folder / "curves.png", dpi=120)
+    plt.close(figure)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

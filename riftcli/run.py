@@ -1,0 +1,188 @@
+"""The run folder: who made it, on what, and what came of it. Created once, held by one process, updated atomically."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from riftcli import __version__
+from riftcli.errors import StorageError, UsageError
+
+RUNS = Path("runs")
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def default_folder(name: str, seed: int) -> Path:
+    """runs/<recipe>-s<seed>-<UTC time>, not yet existing."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    base = RUNS / f"{name}-s{seed}-{stamp}"
+    candidate, extra = base, 1
+    while candidate.exists():
+        extra += 1
+        candidate = base.with_name(f"{base.name}-{extra}")
+    return candidate
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step; NaN is refused (a report says null and why)."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class RunFolder:
+    """A run folder open for writing; the lock goes with the process, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{path}: another process is writing to this run; wait for it or choose another --out") from None
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
+        """Make the folder; a non-empty one is an error that names the ways out."""
+        check_free(path, overwrite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _clear(path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot create the run folder ({error.strerror})") from error
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to be resumed."""
+        if not (path / "run.json").is_file():
+            raise UsageError(f"--resume {path}: not a run folder (no run.json)")
+        return cls(path)
+
+    def start(self, recipe_text: str, resolved_text: str, provenance: dict[str, Any]) -> None:
+        """Write provenance and recipes, before the first step."""
+        (self.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+        (self.path / "recipe.resolved.yaml").write_text(resolved_text, encoding="utf-8")
+        (self.path / "logs").mkdir(exist_ok=True)
+        write_json(self.path / "run.json", {"schema": "rift.run/1", "status": "running", **provenance})
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        current = read_run(self.path)
+        write_json(self.path / "run.json", {**current, **changes})
+
+    def append(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop rows past `step`: a resumed run writes them again."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(text)
+            except ValueError:
+                continue  # the line that was being written when the process died
+            if row["step"] <= step:
+                kept.append(text)
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise UsageError for an output folder that holds anything, unless it is a run and --overwrite was given."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path}: exists and is not a folder")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"--out {path}: folder is not empty; go on with --resume {path}, replace it with --overwrite, or choose another --out"
+        )
+    if not (path / "run.json").is_file():
+        raise UsageError(f"--out {path}: --overwrite only replaces a run folder, and this one has no run.json")
+
+
+def _clear(path: Path) -> None:
+    import shutil
+
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """run.json of a folder; raise UsageError when it is not a run."""
+    try:
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not a run folder (no run.json)") from None
+    except ValueError as error:
+        raise StorageError(f"{path / 'run.json'}: not valid JSON ({error})") from error
+
+
+def newest_finished() -> Path:
+    """The run under runs/ that completed last; raise UsageError when there is none."""
+    done = []
+    for file in RUNS.glob("**/run.json"):
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if run.get("status") == "completed":
+            done.append((run.get("finished", ""), file.parent))
+    if not done:
+        raise UsageError(f"no finished run under {RUNS}/; pass --run DIR, or start one with `rift finetune --recipe NAME`")
+    return max(done)[1]
+
+
+def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
+    """What made this run: versions, command, machine, commit."""
+    import timm
+    import torch
+
+    return {
+        "created": now(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": seed,
+        "pid": os.getpid(),
+        "env": {
+            "riftcli": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "device": device,
+            "world_size": world_size,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "git": _git_commit(),
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the working directory, if it is a repository."""
+    import subprocess
+
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

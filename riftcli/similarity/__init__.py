@@ -1,0 +1,1 @@
+"""Pure maths on (N, D) tensors: no models, no configuration."""

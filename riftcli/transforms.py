@@ -1,0 +1,96 @@
+"""Pixels: one evaluation transform, stored with the weights, and the training augmentation around it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of the model; the keys are timm's, so that timm builds the same transform."""
+
+    input_size: tuple[int, int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str = "center"
+
+    @classmethod
+    def of_model(cls, vit: Any, image_size: int | None, crop_pct: float | None = None) -> Preprocessing:
+        """The transform of a timm model at the resolution in use."""
+        from timm.data import resolve_data_config
+
+        config = resolve_data_config({}, pretrained_cfg=vit.pretrained_cfg)
+        size = image_size or config["input_size"][1]
+        return cls(
+            input_size=(3, size, size),
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            crop_pct=crop_pct or float(config["crop_pct"]),
+        )
+
+    @property
+    def size(self) -> int:
+        """Input height and width in pixels."""
+        return self.input_size[1]
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, H, W) -> fp32 standardised, on whatever device the images are."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1) * 255
+        return (images.float() - mean) / std
+
+
+class EvalTransform:
+    """Resize the shorter side and crop the centre, on the decoded image, as timm does; PIL -> uint8 (3, H, W)."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        interpolation = InterpolationMode(preprocessing.interpolation)
+        resize = v2.Resize(math.floor(preprocessing.size / preprocessing.crop_pct), interpolation)
+        self._steps = v2.Compose([resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor()])
+
+    def __call__(self, image: Image.Image, seed: int = 0) -> torch.Tensor:  # noqa: D102
+        return self._steps(image)
+
+
+class TrainTransform:
+    """Random crop, flip and colour jitter; PIL, seed -> uint8 (3, H, W). The seed alone decides the outcome."""
+
+    def __init__(self, preprocessing: Preprocessing, flip: float, crop_min_area: float, color_jitter: float) -> None:
+        interpolation = InterpolationMode(preprocessing.interpolation)
+        size = preprocessing.size
+        steps: list[Any] = []
+        if crop_min_area < 1:
+            steps.append(v2.RandomResizedCrop(size, scale=(crop_min_area, 1.0), interpolation=interpolation))
+        else:
+            steps += [v2.Resize(math.floor(size / preprocessing.crop_pct), interpolation), v2.CenterCrop(size)]
+        if flip > 0:
+            steps.append(v2.RandomHorizontalFlip(flip))
+        if color_jitter > 0:
+            steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+        self._steps = v2.Compose([*steps, v2.PILToTensor()])
+
+    def __call__(self, image: Image.Image, seed: int) -> torch.Tensor:  # noqa: D102
+        # A private stretch of torch's CPU generator: the run's own random numbers (drop path) are not touched.
+        generator = torch.default_generator
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            return self._steps(image)
+        finally:
+            generator.set_state(state)
+
+
+def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
+    """A sample's own random seed: the same with any number of workers, ranks and resumptions."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # 63 bits: what torch's generators take
