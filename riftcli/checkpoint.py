@@ -33,7 +33,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
     final = folder / f"step-{step:08d}"
     partial = folder / f"step-{step:08d}.tmp"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for stale in folder.glob("step-*.tmp"):
+            shutil.rmtree(stale)
         partial.mkdir(parents=True)
         for name, table in tensors.items():
             copies = {key: value.detach().cpu().contiguous().clone() for key, value in table.items()}
@@ -63,7 +64,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
 def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """(tensors, state) of the newest checkpoint whose every checksum holds; raise StorageError when there is none.
 
-    A damaged one is named in a warning, left where it is, and the one before it used.
+    A damaged one is named in a warning, set aside, and the one before it used.
     """
     from safetensors.torch import load_file
 
@@ -77,7 +78,9 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, di
             tensors = {f.stem: load_file(f) for f in candidate.glob("*.safetensors")}
             return tensors, state
         except (OSError, ValueError, KeyError) as error:
-            warn(f"{candidate}: damaged checkpoint ({error}); falling back to the one before it")
+            # renamed, never deleted: it must neither count as the one to fall back to nor be written over
+            aside = candidate.rename(candidate.with_name(f"{candidate.name}.damaged"))
+            warn(f"{candidate}: damaged checkpoint ({error}); set aside as {aside.name}, falling back to the one before it")
     raise StorageError(f"{folder}: no whole checkpoint to resume from; start again with --overwrite")
 
 

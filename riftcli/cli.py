@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -47,28 +48,41 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run with `arguments` and return the exit code; what tests call."""
+    if "--debug" in arguments:  # wherever it stands
+        os.environ["RIFT_DEBUG"] = "1"
+        arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
         return int(code or 0)
     except RiftError as error:
         return _end(error, str(error), error.exit_code)
-    except typer.Abort as error:
-        return _end(error, "aborted", ExitCode.INTERRUPTED)
-    except KeyboardInterrupt as error:
+    except (typer.Abort, KeyboardInterrupt) as error:
         return _end(error, "interrupted", ExitCode.INTERRUPTED)
     except SystemExit as error:
         return int(error.code or 0) if not isinstance(error.code, str) else ExitCode.UNEXPECTED
+    except MemoryError as error:
+        return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return _end(error, f"{error.filename or 'run folder'}: {error.strerror}; free some space", ExitCode.STORAGE)
+        return _end(error, _unexpected(error), ExitCode.UNEXPECTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             return _end(error, error.format_message(), ExitCode.USAGE)
-        if type(error).__name__ == "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)
-        return _end(error, f"{type(error).__name__}: {error}", ExitCode.UNEXPECTED)
+        return _end(error, _unexpected(error), ExitCode.UNEXPECTED)
+
+
+def _unexpected(error: Exception) -> str:
+    first = str(error).strip().splitlines()
+    return f"unexpected {type(error).__name__}: {first[0] if first else ''}; a bug: --debug shows the traceback"
 
 
 def _memory_message(error: Exception) -> str:
-    first = str(error).splitlines()[0]
-    return f"out of memory: {first}; use a smaller train.micro_batch_size (the result stays the same) or precision bf16"
+    first = str(error).splitlines()
+    what = first[0] if first else "no details"
+    return f"out of memory: {what}; use a smaller train.micro_batch_size (the result stays the same) or train.precision bf16"
 
 
 def _end(error: BaseException, message: str, code: ExitCode) -> int:
@@ -81,6 +95,6 @@ def _end(error: BaseException, message: str, code: ExitCode) -> int:
         for line in message.split("\n"):
             # recipes report all their errors at once: each starts its own line
             print(line if line.startswith("  ") else f"error: {line}", file=sys.stderr)
-    if debug or code == ExitCode.UNEXPECTED:
+    if debug:
         traceback.print_exception(error)
     return int(code)

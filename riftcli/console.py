@@ -20,12 +20,15 @@ class Console:
         self.quiet = quiet
         self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._log: IO[str] | None = None
-        self._bar: Progress | None = None
+        self._early: list[str] = []  # lines from before there was a log file
 
     def log_to(self, path: Path) -> None:
         """Append every further line to a file too."""
         if not self.quiet:
             self._log = path.open("a", encoding="utf-8")
+            for text in self._early:
+                print(text, file=self._log, flush=True)
+            self._early.clear()
 
     def line(self, text: str, style: str | None = None) -> None:
         """One line."""
@@ -37,6 +40,8 @@ class Console:
             print(text, file=sys.stderr, flush=True)
         if self._log:
             print(text, file=self._log, flush=True)
+        else:
+            self._early.append(text)
 
     def warn(self, text: str) -> None:
         """A warning that stands out."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from riftcli import dist, evaluate
+from riftcli.build import set_up
 from riftcli.console import Console
 from riftcli.loader import epoch_batches, train_loader
 from riftcli.recipe import Recipe, flatten
-from riftcli.train import set_up
 
 
 def dry_run(recipe: Recipe, device: str) -> None:
@@ -16,7 +16,7 @@ def dry_run(recipe: Recipe, device: str) -> None:
     for key, value in values.items():
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
-    parts = set_up(recipe, recipe.train.seed, dist.init(device), Console())
+    parts = set_up(recipe, dist.init(device), Console())
     batches = epoch_batches(len(parts.splits.train), recipe.train.batch_size, parts.seed, 0, 0, 1)
     batch = next(iter(train_loader(parts.train_data(0), batches[:1], 0)))
     parts.classifier.train()

@@ -27,11 +27,7 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
     clock = Stopwatch()
     torch_device = dist.init(device)
     console = Console(quiet=not dist.is_main())
-    folder = run.parent if not (run / "run.json").is_file() and (run.parent / "run.json").is_file() else run
-    stored = folder / "recipe.resolved.yaml"
-    if not stored.is_file():
-        raise UsageError(f"--run {run}: not a run folder and not the model folder of one (no recipe.resolved.yaml)")
-    recipe = recipes.parse(stored.read_text(encoding="utf-8"), stored.name, overrides)
+    folder, recipe = _stored_recipe(run, overrides)
     names = metrics or recipe.eval.metrics
     for name in names:
         if name not in catalog.CATALOG["metric"]:
@@ -40,9 +36,11 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
 
     vit: Any = load_saved(folder)
     vit.to(torch_device)
-    config = read_config(folder / "model")
+    weights = (folder / "model" if (folder / "model").is_dir() else folder) / "model.safetensors"
+    config = read_config(weights.parent)
     preprocessing = Preprocessing(**{k: _tuple(config["pretrained_cfg"][k]) for k in Preprocessing.__dataclass_fields__})
-    split = match_classes(_find_split(recipe, split_name), config["label_names"])
+    split = _find_split(recipe, split_name)
+    split = match_classes(split, config.get("label_names") or split.classes)
 
     def encoded(model: torch.nn.Module, what: str) -> Any:
         with console.progress(f"encoding with the {what} model", len(split)) as bar:
@@ -52,12 +50,16 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
 
     table = encoded(Classifier(vit), "finetuned")
     reference = None
-    if any(catalog.component("metric", name).needs_reference for name in names):  # type: ignore[attr-defined]
+    wanted: list[Any] = [catalog.component("metric", name) for name in names]
+    if any(metric.needs_reference for metric in wanted):
+        if folder == weights.parent:
+            raise UsageError(
+                f"--run {run}: a model folder without its run does not say what it was finetuned from; leave out cka"
+            )
         pretrained = Backbone(**{**recipe.model.model_dump(), "pretrained": True}).build().to(torch_device)
         reference = encoded(Classifier(pretrained), "pretrained").features
     seen = evaluate.predictions(split, table, reference)
-    weights = folder / "model" / "model.safetensors"
-    from riftcli.train import method
+    from riftcli.report.final import method
 
     model = {
         "path": str(weights.parent),
@@ -75,14 +77,35 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
         "images_per_second": len(split) / clock.seconds,
         "peak_memory_bytes": evaluate.peak_memory_bytes(torch_device),
     }
-    report["env"] = evaluate.environment(torch_device, "fp32", runs.read_run(folder).get("seed"))
+    report["env"] = evaluate.environment(torch_device, "fp32", recipe.train.seed)
     target = folder / "eval" / f"{recipe.data.name}-{split.name}"
     if dist.is_main():
         evaluate.write_tables(target, split, seen)
         runs.write_json(target / "metrics.json", report)
     dist.barrier()
-    dist.close()
     return {**report, "written_to": str(target / "metrics.json")}
+
+
+def _stored_recipe(run: Path, overrides: list[str]) -> tuple[Path, recipes.Recipe]:
+    """(run folder, its recipe with other data); a bare model folder is its own run and needs its data by --set."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith(("data.", "eval.", "model.weights", "train.workers")):
+            raise UsageError(
+                f"--set {override}: evaluation can change data.*, eval.*, model.weights and train.workers, not the run"
+            )
+    for folder in (run, run.parent):
+        stored = folder / "recipe.resolved.yaml"
+        if stored.is_file():
+            return folder, recipes.parse(recipes.read(stored), stored.name, overrides)
+    if not (run / "config.json").is_file():
+        raise UsageError(f"--run {run}: neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)")
+    if not any(override.startswith("data.format=") for override in overrides):
+        raise UsageError(
+            f"--run {run}: a model folder without its run; say what to evaluate on, e.g. --set data.format=image_folder"
+        )
+    text = f'model: {{name: "local-dir:{run}"}}\ndata: {{}}\n'
+    return run, recipes.parse(text, "model folder", overrides)
 
 
 def _tuple(value: Any) -> Any:

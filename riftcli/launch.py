@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -11,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from riftcli.errors import EnvironmentError, ExitCode, RiftError, UsageError
+from riftcli.errors import EnvironmentError, ExitCode, RiftError, Terminated, UsageError
 
 
 def processes(wish: str) -> int:
@@ -23,7 +24,7 @@ def processes(wish: str) -> int:
         if count == 0:
             raise EnvironmentError("--nproc-per-node gpu: torch sees no GPU here; give a number, or run `rift doctor`")
         return count
-    if not wish.isdigit() or int(wish) < 1:
+    if not (wish.isascii() and wish.isdecimal()) or int(wish) < 1:
         raise UsageError(f"--nproc-per-node {wish}: expected a number of processes, or gpu")
     return int(wish)
 
@@ -35,10 +36,13 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
     localhost:0 picks a free port; several nodes need a shared `rendezvous` host:port.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     low, _, high = nnodes.partition(":")
+    if not (low.isdecimal() and (high or low).isdecimal()):
+        raise UsageError(f"--nnodes {nnodes}: expected N or MIN:MAX")
     # Two ranks that each use every core are slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     os.environ["RIFT_LOG_FOLDER"] = str(log_folder)
@@ -58,15 +62,18 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
             elastic_launch(config, sys.executable)("-m", "riftcli", *arguments)
         except ChildFailedError as error:
             raise _root_cause(error, log_folder) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise Terminated(f"stopped by {error.sigval.name}; go on with --resume {log_folder.parent}") from None
 
 
 def _root_cause(error: Any, log_folder: Path) -> RiftError:
-    rank, failure = error.get_first_failure()
-    # A peer that lost its connection may be reported first: prefer the one that told us why.
-    for other_rank, other in error.failures.items():
-        if other.error_file_data not in ("<NA>", {}, None) and other.exitcode > 0 and _known(other.exitcode):
-            rank, failure = other_rank, other
-            break
+    # Peers of the rank that failed end too, with a lost connection (1) or the agent's SIGTERM: they are not the cause.
+    def order(item: Any) -> tuple[bool, int]:
+        return item[1].exitcode in (1, int(ExitCode.TERMINATED), -signal.SIGTERM), item[1].timestamp
+
+    rank, failure = min(error.failures.items(), key=order)
     message = failure.message
     if isinstance(message, dict):
         message = message.get("message", str(message))
@@ -76,10 +83,6 @@ def _root_cause(error: Any, log_folder: Path) -> RiftError:
     codes = {int(code): code for code in ExitCode}
     result.exit_code = codes.get(failure.exitcode, ExitCode.UNEXPECTED)
     return result
-
-
-def _known(exitcode: int) -> bool:
-    return exitcode in {int(code) for code in ExitCode}
 
 
 def record_worker_error(error: BaseException, message: str) -> None:

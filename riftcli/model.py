@@ -6,10 +6,12 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -70,16 +72,22 @@ class Backbone:
         import timm
 
         name, kwargs = self._timm_name(), self._timm_args()
-        overlay = {"file": str(weights_file(self.weights)), "url": "", "hf_hub_id": None} if self._own_weights() else None
+        overlay = (
+            {"file": str(weights_file(self.weights)), "url": "", "hf_hub_id": None, "source": ""} if self._own_weights() else None
+        )
         try:
-            vit: Any = timm.create_model(
-                name, pretrained=self.pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **kwargs
-            )
+            with _recorded_loads() as loads:
+                vit: Any = timm.create_model(
+                    name, pretrained=self.pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **kwargs
+                )
         except Exception as error:
             raise _explained(self, name, error) from error
-        vit.rift_args = {**_folder_args(name), **kwargs}  # what timm needs beside the name to build it again
-        if not hasattr(vit, "forward_head") or not hasattr(vit, "get_classifier"):
-            raise ModelError(f"model.name {self.name}: not a timm image model with forward_features and forward_head")
+        _check_complete(self, vit, loads)
+        # what timm needs beside the name to build it again; hub models bring arguments of their own
+        known = {**getattr(vit, "_model_args", {}), **_folder_args(name), **kwargs}
+        vit.rift_args = {key: value for key, value in known.items() if key not in ("num_classes", "drop_path_rate")}
+        if not hasattr(vit, "blocks") or not hasattr(vit, "pos_embed") or not hasattr(vit, "forward_head"):
+            raise ModelError(f"model.name {self.name}: not a vision transformer; riftcli finetunes timm's ViT family")
         return vit
 
     def _own_weights(self) -> bool:
@@ -112,6 +120,43 @@ class Backbone:
         return kwargs
 
 
+@contextmanager
+def _recorded_loads() -> Iterator[list[Any]]:
+    """What every load_state_dict inside the block could not match.
+
+    timm drops strictness as soon as the number of classes differs from the checkpoint's: a misfit then leaves random
+    weights behind with no more than a log line.
+    """
+    original = nn.Module.load_state_dict
+    results: list[Any] = []
+
+    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        results.append(original(module, *args, **kwargs))
+        return results[-1]
+
+    with patch.object(nn.Module, "load_state_dict", recording):
+        yield results
+
+
+def _check_complete(wish: Backbone, vit: Any, loads: list[Any]) -> None:
+    """Raise ModelError unless the weights filled the whole backbone, and its blocks used them all."""
+    if not wish.pretrained:
+        return
+    source = wish.weights or wish.name
+    head = vit.pretrained_cfg.get("classifier") or "head"
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    missing = [key for result in loads for key in result.missing_keys if not key.startswith(heads)]
+    surplus = [key for result in loads for key in result.unexpected_keys if key.startswith("blocks.")]
+    if missing or surplus:
+        what = (
+            f"{len(missing)} tensors are missing from them" if missing else f"{len(surplus)} tensors have no place in the model"
+        )
+        raise ModelError(
+            f"weights {source} do not fit {wish.name}: {what}, e.g. {(missing or surplus)[0]}; "
+            "check model.name and model.args against the file"
+        )
+
+
 def _explained(wish: Backbone, name: str, error: Exception) -> ModelError:
     """Say in one line why timm could not build or fill the model, and what to do."""
     import timm
@@ -127,6 +172,8 @@ def _explained(wish: Backbone, name: str, error: Exception) -> ModelError:
         details = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         source = wish.weights or wish.name
         return ModelError(f"weights {source} do not fit {wish.name}: {details[0][:200] if details else text}")
+    if type(error).__name__ == "SafetensorError":
+        return ModelError(f"weights {wish.weights or wish.name}: not a readable safetensors file ({text})")
     if "unexpected keyword" in text or isinstance(error, TypeError | AssertionError):
         return ModelError(f"model {wish.name} cannot be built with these options: {text}")
     if wish.pretrained and wish.weights is None and not name.startswith("local-dir:"):
@@ -185,7 +232,7 @@ def zero_head(vit: Any) -> None:
 
 
 def fit_head(vit: Any, features: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], max_steps: int = 200) -> float:
-    """Fit the head on frozen features by L-BFGS, the start that spares the representation; return the final loss.
+    """Fit the head on frozen features by L-BFGS, the start that spares the representation; return the mean objective it ends at.
 
     features (N, D) fp32; `loss` maps logits (N, C) to the mean objective. Features are standardised for the fit (CLS
     features are badly scaled) and the scaling is folded back into the weights. The ridge of 1 / N on the weights is
@@ -205,8 +252,9 @@ def fit_head(vit: Any, features: torch.Tensor, loss: Callable[[torch.Tensor], to
         value.backward()
         return value
 
-    final = float(solver.step(closure))
+    solver.step(closure)
     with torch.no_grad():
+        final = float(loss(x @ weight.T + bias))
         scaled = weight / std
         head.weight.copy_(scaled)
         head.bias.copy_(bias - scaled @ mean)
@@ -232,7 +280,7 @@ def save_folder(
         "num_features": vit.num_features,
         "global_pool": vit.global_pool,
         "label_names": classes,
-        "model_args": {k: v for k, v in vit.rift_args.items() if k != "drop_path_rate"},
+        "model_args": vit.rift_args,
         "pretrained_cfg": {
             **asdict(preprocessing),
             "num_classes": vit.num_classes,

@@ -37,7 +37,10 @@ def build_optimizer(
         options["betas"] = tuple(betas)
     if momentum is not None:
         options["momentum"] = momentum
-    optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
+    try:
+        optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise UsageError(f"optim.name '{name}' cannot be built with these options: {error}") from error
     for group in optimizer.param_groups:
         group["peak_lr"] = lr * group.get("lr_scale", 1.0)
     if extra:

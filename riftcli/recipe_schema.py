@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from riftcli import catalog, recipe
+from riftcli import catalog
+from riftcli.recipe_check import fields_model
+from riftcli.recipe_model import COMPONENTS, SECTIONS, SplitSection
 
 
 def recipe_schema() -> dict[str, Any]:
     """One schema with a variant per component name."""
-    properties: dict[str, Any] = {name: model.model_json_schema() for name, model in recipe.SECTIONS.items()}
-    for kind in recipe.COMPONENTS:
+    properties: dict[str, Any] = {
+        name: {"anyOf": [model.model_json_schema(), {"type": "null"}]} for name, model in SECTIONS.items()
+    }
+    for kind in COMPONENTS:
         properties[kind] = {"oneOf": [_variant(kind, name, "name") for name in catalog.names(kind)]}
     data = {"oneOf": [_variant("data", name, "format", with_splits=True) for name in catalog.names("data")]}
     properties["data"] = data
@@ -26,10 +30,11 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _variant(kind: str, name: str, key: str, with_splits: bool = False) -> dict[str, Any]:
-    schema = recipe.fields_model(catalog.component(kind, name)).model_json_schema()
+    schema = fields_model(catalog.component(kind, name)).model_json_schema()
     schema["properties"] = {key: {"const": name}, **schema.get("properties", {})}
-    schema["required"] = [key, *schema.get("required", [])]
+    required = [] if name == COMPONENTS.get(kind) else [key]
+    schema["required"] = [*required, *schema.get("required", [])]
     if with_splits:
-        split = {"anyOf": [{"type": "string"}, {"type": "null"}, recipe.SplitSection.model_json_schema()]}
+        split = {"anyOf": [{"type": "string"}, {"type": "null"}, SplitSection.model_json_schema()]}
         schema["properties"] |= {"train": split, "val": split, "test": split}
     return schema

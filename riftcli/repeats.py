@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from riftcli.errors import UsageError
 from riftcli.run import write_json
 
 
@@ -18,6 +19,16 @@ def spread(values: list[float | None]) -> dict[str, Any]:
     std = statistics.stdev(known) if whole and len(known) > 1 else None
     entry: dict[str, Any] = {"value": mean, "mean": mean, "std": std, "n": len(values), "values": values}
     return entry if whole else {**entry, "reason": "undefined in at least one run"}
+
+
+def check_parent(folder: Path, overwrite: bool) -> None:
+    """Raise UsageError for a folder that holds anything but earlier repeats that --overwrite may replace."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"--out {folder}: folder is not empty; replace its runs with --overwrite, or choose another --out")
+    if (folder / "run.json").is_file() or not list(folder.glob("s*/run.json")):
+        raise UsageError(f"--out {folder}: --overwrite with --repeats only replaces earlier repeats, and this is something else")
 
 
 def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -37,16 +48,19 @@ def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:
     combined = {
         **{key: first[key] for key in ("schema", "created", "data")},
         "command": "finetune --repeats",
-        "model": {**first["model"], "path": [r["model"]["path"] for r in reports], "sha256": None, "epoch": None},
+        "model": {**first["model"], "path": str(folder), "sha256": None, "epoch": None},
+        "seeds": [r["env"]["seed"] for r in reports],
         "metrics": metrics,
         "retention": retention,
         "per_class": {},
         "confusion_matrix": {},
         "timing": {
             "seconds": sum(r["timing"]["seconds"] for r in reports),
-            "train_seconds": spread([r["timing"]["train_seconds"] for r in reports]),
+            "train_seconds": statistics.fmean(r["timing"]["train_seconds"] for r in reports),
+            "images_per_second": statistics.fmean(r["timing"]["images_per_second"] or 0 for r in reports),
+            "peak_memory_bytes": max(r["timing"]["peak_memory_bytes"] for r in reports),
         },
-        "env": {**first["env"], "seed": [r["env"]["seed"] for r in reports]},
+        "env": first["env"],
     }
     write_json(folder / "metrics.json", combined)
     for name, entry in metrics.items():

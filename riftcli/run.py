@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import shutil
 import sys
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from riftcli import __version__
-from riftcli.errors import StorageError, UsageError
+from riftcli.errors import RiftError, StorageError, Terminated, UsageError
 
 RUNS = Path("runs")
 
@@ -43,8 +46,8 @@ def write_json(path: Path, value: Any) -> None:
 class RunFolder:
     """A run folder open for writing; the lock goes with the process, however it ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, fresh: bool = False, started: bool = False) -> None:
+        self.path, self.fresh, self.started = path, fresh, started
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,29 +56,47 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
-        """Make the folder; a non-empty one is an error that names the ways out."""
+        """Make and lock the folder; a non-empty one is an error that names the ways out. Nothing is deleted yet."""
         check_free(path, overwrite)
+        fresh = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                _clear(path)
+            return cls(path, fresh)
         except OSError as error:
             raise StorageError(f"{path}: cannot create the run folder ({error.strerror})") from error
-        return cls(path)
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Open the folder of a run that is to be resumed."""
         if not (path / "run.json").is_file():
             raise UsageError(f"--resume {path}: not a run folder (no run.json)")
-        return cls(path)
+        return cls(path, started=True)
 
     def start(self, recipe_text: str, resolved_text: str, provenance: dict[str, Any]) -> None:
-        """Write provenance and recipes, before the first step."""
+        """Clear what is to be overwritten, then write provenance and recipes: before the first step."""
+        for entry in self.path.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         (self.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
         (self.path / "recipe.resolved.yaml").write_text(resolved_text, encoding="utf-8")
         (self.path / "logs").mkdir(exist_ok=True)
         write_json(self.path / "run.json", {"schema": "rift.run/1", "status": "running", **provenance})
+        self.started = True
+
+    def end_badly(self, error: BaseException) -> None:
+        """Note how the run ended, or leave no trace of one that never started. Never hides `error` behind another."""
+        with contextlib.suppress(OSError, RiftError):
+            if not self.started:
+                (self.path / ".lock").unlink()
+                if self.fresh:
+                    self.path.rmdir()
+                return
+            stopped = isinstance(error, KeyboardInterrupt | Terminated)
+            text = str(error) or type(error).__name__
+            self.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
+            if not isinstance(error, RiftError | KeyboardInterrupt):
+                with (self.path / "train.log").open("a", encoding="utf-8") as log:
+                    log.write("".join(traceback.format_exception(error)))
 
     def update(self, **changes: Any) -> None:
         """Change fields of run.json."""
@@ -111,7 +132,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Raise UsageError for an output folder that holds anything, unless it is a run and --overwrite was given."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path}: exists and is not a folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return
     if not overwrite:
         raise UsageError(
@@ -119,13 +140,6 @@ def check_free(path: Path, overwrite: bool) -> None:
         )
     if not (path / "run.json").is_file():
         raise UsageError(f"--out {path}: --overwrite only replaces a run folder, and this one has no run.json")
-
-
-def _clear(path: Path) -> None:
-    import shutil
-
-    for entry in path.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -160,7 +174,7 @@ def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
 
     return {
         "created": now(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
         "pid": os.getpid(),
         "env": {

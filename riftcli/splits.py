@@ -33,6 +33,8 @@ def load_splits(source: Dataset, train: SplitSpec, val: SplitSpec | None, test: 
         if other is not None:
             check_same_classes(splits.train.classes, other)
             _check_disjoint(splits.train, other)
+    if splits.val is not None:
+        _check_disjoint(splits.val, splits.test)
     return splits
 
 
@@ -63,16 +65,13 @@ def limit(split: Split, count: int, seed: int) -> Split:
 def hold_out(split: Split, spec: SplitSpec) -> tuple[Split, Split]:
     """(rest, held-out share), stratified by class, or with whole groups kept together when `spec.group` is set."""
     assert spec.fraction is not None
-    if spec.group is not None:
-        held = _held_groups(split, spec)
-    else:
-        held = _held_stratified(split, spec.fraction, spec.seed)
+    held = _held_groups(split, spec) if spec.group else _held_stratified(split, spec.fraction, spec.seed)
     rest = np.setdiff1d(np.arange(len(split)), held)
     if len(held) == 0 or len(rest) == 0:
         raise DataError(
             f"data.val.fraction {spec.fraction}: {len(split)} samples leave {len(rest)} to train and {len(held)} to validate"
         )
-    return split.take(rest), split.take(held, name=f"{split.name}[{spec.fraction:g}]")
+    return split.take(rest), split.take(held, name="val")
 
 
 def _held_stratified(split: Split, fraction: float, seed: int) -> np.ndarray:
@@ -94,6 +93,8 @@ def _held_groups(split: Split, spec: SplitSpec) -> np.ndarray:
         known = ", ".join(split.groups) or "none; list the column in the data source's group_columns"
         raise DataError(f"data.val.group '{spec.group}': split '{split.name}' has no such group; it has: {known}")
     groups = split.groups[spec.group]
+    if len(set(groups)) < 2:
+        raise DataError(f"data.val.group '{spec.group}': all samples are in one group; there is nothing to hold out")
     splitter = GroupShuffleSplit(n_splits=1, test_size=spec.fraction, random_state=spec.seed)
     return np.sort(next(splitter.split(np.zeros(len(split)), groups=groups))[1])
 
@@ -134,8 +135,6 @@ def fingerprint(split: Split) -> str:
 
 def class_counts(split: Split) -> dict[str, int]:
     """Samples (positives, for multi-label) per class."""
-    if split.task == "multilabel":
-        counts = split.targets.sum(0)
-    else:
-        counts = np.bincount(split.targets, minlength=len(split.classes))
+    multilabel = split.task == "multilabel"
+    counts = split.targets.sum(0) if multilabel else np.bincount(split.targets, minlength=len(split.classes))
     return {name: int(count) for name, count in zip(split.classes, counts, strict=True)}

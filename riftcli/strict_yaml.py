@@ -55,7 +55,7 @@ def parse(text: str) -> Document:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else 1, f"not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise YamlError(1, f"not valid YAML: {error}") from error
+        raise YamlError(1, f"not valid YAML: {str(error).splitlines()[0]}") from error
     document = Document(None)
     document.data = _build(node, (), document.lines) if node is not None else None
     return document
@@ -108,6 +108,8 @@ def _scalar(text: str, line: int, path: Path) -> Any:
     if text in ("false", "False", "FALSE"):
         return False
     if _INT.match(text):
+        if len(text) > 18:
+            raise YamlError(line, f"{'.'.join(map(str, path)) or 'value'}: a number of {len(text)} digits is too large")
         return int(text)
     if re.match(r"[-+]?0[0-9]+$", text):
         where = ".".join(map(str, path)) or "value"

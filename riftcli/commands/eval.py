@@ -32,8 +32,10 @@ def evaluate(
     from riftcli import dist
     from riftcli.evaluate_run import evaluate_run
 
-    report = evaluate_run(run, [m for m in metrics.split(",") if m], split, overrides, device)
-    if not dist.is_main():
+    report = evaluate_run(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device)
+    main = dist.is_main()
+    dist.close()
+    if not main:
         return
     for name, entry in report["metrics"].items():
         value = f"undefined ({entry.get('reason')})" if entry["value"] is None else f"{entry['value']:.4f}"

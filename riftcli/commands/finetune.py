@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -24,7 +25,7 @@ def finetune(
     out: Annotated[OptionalPath, typer.Option(help="Run folder; default runs/<recipe>-s<seed>-<time>.")] = None,
     resume: Annotated[OptionalPath, typer.Option(help="Go on with an interrupted run, bitwise; nothing may change.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    seed: Annotated[OptionalInt, typer.Option(min=0, help="Seed; overrides train.seed.")] = None,
+    seed: Annotated[OptionalInt, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Complete runs with seeds SEED, SEED+1, ...; mean and std.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     nproc_per_node: Annotated[str, typer.Option(metavar="N|gpu", help="Processes on this machine.")] = "1",
@@ -36,51 +37,116 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
 ) -> None:
     """Finetune a backbone as a recipe says and leave a run folder."""
-    from riftcli import recipe as recipes
-    from riftcli import run as runs
-
+    if seed is not None:
+        overrides = [*overrides, f"train.seed={seed}"]
     if resume is not None:
-        checked = _resumed(resume, recipe, overrides)
-        seed = runs.read_run(resume)["seed"]
-        if runs.read_run(resume)["status"] == "completed":
-            print(f"{resume}: already finished", file=sys.stderr)
-            return
-    elif recipe:
-        checked = recipes.load(recipe, overrides)
-    else:
+        _refuse(out=out, overwrite=overwrite, repeats=repeats > 1, dry_run=dry_run)
+        report = _resume(resume, recipe, overrides, device, nproc_per_node)
+    elif not recipe:
         raise UsageError("finetune needs --recipe NAME (`rift recipes ls` lists them) or --resume DIR")
-
-    from riftcli import dist, launch
-
-    nproc = launch.processes(nproc_per_node)
-    if dry_run:
+    elif dry_run:
+        from riftcli import recipe as recipes
         from riftcli.dry_run import dry_run as try_out
 
-        try_out(checked, device)
+        try_out(recipes.load(recipe, overrides), device)
         return
-    first = checked.train.seed if seed is None else seed
-    if repeats > 1:
-        report = _repeat(checked, out, overwrite, first, repeats, device, nproc)
-    elif nproc > 1 and not dist.launched():
-        report = _spawn(checked, out, resume, overwrite, first, device, nproc, nnodes, rdzv_endpoint)
+    elif repeats > 1:
+        report = _repeat(recipe, overrides, out, overwrite, repeats, device, nproc_per_node)
     else:
-        from riftcli.train import finetune as train
-
-        report = train(checked, out, resume, overwrite, first, device)
-        dist.close()
+        report = _one(recipe, overrides, out, overwrite, device, nproc_per_node, nnodes, rdzv_endpoint)
     if as_json and int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(report, indent=1))
 
 
-def _resumed(resume: Path, recipe: str, overrides: list[str]) -> Any:
-    """The recipe stored in the run; a recipe given beside it must say the same."""
+def _refuse(**given: Any) -> None:
+    """--resume changes nothing, so options that would are errors."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--resume goes on in the same folder with the same recipe; --{name.replace('_', '-')} does not fit it"
+            )
+
+
+def _one(
+    recipe: str,
+    overrides: list[str],
+    out: OptionalPath,
+    overwrite: bool,
+    device: str,
+    nproc_per_node: str,
+    nnodes: str = "1",
+    endpoint: str = "",
+) -> dict[str, Any]:
+    """One run, in this process or in several."""
+    from riftcli import dist, launch
     from riftcli import recipe as recipes
+    from riftcli import run as runs
+
+    checked = recipes.load(recipe, overrides)
+    nproc = launch.processes(nproc_per_node)
+    if (nproc > 1 or nnodes != "1") and not dist.launched():
+        _check_in_parent(checked, device, nproc, nnodes)
+        folder = out or runs.default_folder(checked.name, checked.train.seed)
+        runs.check_free(folder, overwrite)
+        with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
+            copy = Path(scratch) / f"{checked.name}.yaml"  # the workers must read what was checked, whatever happens to the file
+            copy.write_text(checked.text, encoding="utf-8")
+            arguments = ["finetune", "--recipe", str(copy), "--out", str(folder), "--device", device]
+            arguments += [word for override in overrides for word in ("--set", override)] + ["--overwrite"] * overwrite
+            return _spawn(arguments, folder, nproc, nnodes, endpoint)
+    return _here(checked, out, None, overwrite, device)
+
+
+def _here(checked: Any, out: OptionalPath, resume: OptionalPath, overwrite: bool, device: str) -> dict[str, Any]:
+    from riftcli import dist
+    from riftcli.train import finetune as train
+
+    report = train(checked, out, resume, overwrite, device)
+    dist.close()
+    return report
+
+
+def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", endpoint: str = "") -> dict[str, Any]:
+    from riftcli import launch
+
+    os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
+    launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None:
+    """What can be checked here is checked before anything is started."""
+    import torch
+
+    from riftcli.errors import EnvironmentError
+    from riftcli.loader import divide_batch
+    from riftcli.splits import load_splits
+
+    if nnodes == "1":
+        divide_batch(checked.train.batch_size, nproc, checked.train.micro_batch_size)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda:"):
+        raise UsageError(f"--device {device} with --nproc-per-node {nproc}: each process takes its own GPU; use --device cuda")
+    if (device == "cuda" or (device == "auto" and count)) and nproc > count:
+        raise EnvironmentError(
+            f"--nproc-per-node {nproc}: no such GPU: this machine has {count} visible to torch; "
+            "use fewer processes or --device cpu"
+        )
+    load_splits(checked.data.source, checked.data.train, checked.data.val, checked.data.test)
+
+
+def _resume(resume: Path, recipe: str, overrides: list[str], device: str, nproc_per_node: str) -> dict[str, Any]:
+    """Go on with a run; a recipe given beside it must say the same as the one stored in it."""
+    from riftcli import recipe as recipes
+    from riftcli import run as runs
 
     stored = resume / "recipe.resolved.yaml"
     if not stored.is_file():
         raise UsageError(f"--resume {resume}: not a run folder (no recipe.resolved.yaml)")
-    checked = recipes.parse(stored.read_text(encoding="utf-8"), recipe_name(resume), [])
-    wish = recipes.load(recipe, overrides) if recipe else recipes.parse(recipes.dump(checked.resolved), "stored", overrides)
+    run = runs.read_run(resume)
+    name = f"{run.get('recipe', 'recipe')}.yaml"
+    checked = recipes.parse(recipes.read(stored), name, [])
+    wish = recipes.load(recipe, overrides) if recipe else recipes.parse(recipes.dump(checked.resolved), name, overrides)
     old, new = recipes.flatten(checked.resolved), recipes.flatten(wish.resolved)
     changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
     if changed:
@@ -88,84 +154,42 @@ def _resumed(resume: Path, recipe: str, overrides: list[str]) -> Any:
             f"--resume {resume}: the recipe differs from the run's: {'; '.join(changed)}; "
             "resume without changes, or start a new run"
         )
-    return checked
+    if run.get("status") == "completed":
+        print(f"{resume}: already finished", file=sys.stderr)
+        return json.loads((resume / "metrics.json").read_text(encoding="utf-8"))
+
+    from riftcli import dist, launch
+
+    nproc = launch.processes(nproc_per_node)
+    if nproc > 1 and not dist.launched():
+        _check_in_parent(checked, device, nproc, "1")
+        return _spawn(["finetune", "--resume", str(resume), "--device", device], resume, nproc)
+    return _here(checked, None, resume, False, device)
 
 
-def recipe_name(run: Path) -> str:
-    """Name of the recipe a run was made from."""
-    from riftcli import run as runs
-
-    return f"{runs.read_run(run).get('recipe', 'recipe')}.yaml"
-
-
-def _spawn(
-    checked: Any,
+def _repeat(
+    recipe: str,
+    overrides: list[str],
     out: OptionalPath,
-    resume: OptionalPath,
     overwrite: bool,
-    seed: int,
+    repeats: int,
     device: str,
-    nproc: int,
-    nnodes: str = "1",
-    endpoint: str = "",
+    nproc_per_node: str,
 ) -> dict[str, Any]:
-    """Check what can be checked here, in the parent, then start the workers on a copy of the resolved recipe."""
-    import tempfile
-
-    from riftcli import launch
-    from riftcli import recipe as recipes
-    from riftcli import run as runs
-    from riftcli.loader import divide_batch
-    from riftcli.splits import load_splits
-
-    divide_batch(checked.train.batch_size, nproc, checked.train.micro_batch_size)
-    _check_devices(device, nproc)
-    load_splits(checked.data.source, checked.data.train, checked.data.val, checked.data.test)
-    folder = resume or out or runs.default_folder(checked.name, seed)
-    if resume is None:
-        runs.check_free(folder, overwrite)
-    with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
-        stored = Path(scratch) / f"{checked.name}.yaml"
-        stored.write_text(recipes.dump(checked.resolved), encoding="utf-8")
-        arguments = ["finetune", "--seed", str(seed), "--device", device]
-        if resume is not None:
-            arguments += ["--resume", str(resume)]
-        else:
-            arguments += ["--recipe", str(stored), "--out", str(folder)] + ["--overwrite"] * overwrite
-        launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-def _check_devices(device: str, nproc: int) -> None:
-    import torch
-
-    from riftcli.errors import EnvironmentError
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.startswith("cuda:"):
-        raise UsageError(f"--device {device} with --nproc-per-node {nproc}: each process takes its own GPU; use --device cuda")
-    if (device == "cuda" or (device == "auto" and count)) and nproc > count:
-        raise EnvironmentError(
-            f"--nproc-per-node {nproc}: no such GPU: this machine has {count} visible to torch; use fewer processes or --device cpu"
-        )
-
-
-def _repeat(checked: Any, out: OptionalPath, overwrite: bool, seed: int, repeats: int, device: str, nproc: int) -> dict[str, Any]:
     """Complete runs side by side in one folder, and their mean and spread."""
     from riftcli import dist
+    from riftcli import recipe as recipes
     from riftcli import run as runs
-    from riftcli.repeats import summarise
+    from riftcli.repeats import check_parent, summarise
 
     if dist.launched():
         raise UsageError("--repeats starts its own processes; use --nproc-per-node instead of torchrun")
-    folder = out or runs.default_folder(f"{checked.name}-x{repeats}", seed)
+    checked = recipes.load(recipe, overrides)
+    first = checked.train.seed
+    folder = out or runs.default_folder(f"{checked.name}-x{repeats}", first)
+    check_parent(folder, overwrite)
     reports = []
-    for current in range(seed, seed + repeats):
-        target = folder / f"s{current}"
-        if nproc > 1:
-            reports.append(_spawn(checked, target, None, overwrite, current, device, nproc))
-        else:
-            from riftcli.train import finetune as train
-
-            reports.append(train(checked, target, None, overwrite, current, device))
+    for seed in range(first, first + repeats):
+        again = overwrite and (folder / f"s{seed}").exists()
+        reports.append(_one(recipe, [*overrides, f"train.seed={seed}"], folder / f"s{seed}", again, device, nproc_per_node))
     return summarise(folder, reports)

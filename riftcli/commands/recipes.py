@@ -21,14 +21,14 @@ def ls() -> None:
     names = recipes.shipped_names()
     width = max(len(name) for name in names)
     for name in names:
-        first = recipes.find(name).read_text(encoding="utf-8").partition("\n")[0]
+        first = recipes.read(recipes.find(name)).partition("\n")[0]
         print(f"{name:<{width}}  {first.removeprefix('#').strip()}")
 
 
 @app.command("show")
 def show(name: str) -> None:
     """Print a recipe."""
-    print(recipes.find(name).read_text(encoding="utf-8"), end="")
+    print(recipes.read(recipes.find(name)), end="")
 
 
 @app.command("cp")
@@ -38,7 +38,10 @@ def cp(name: str, path: Annotated[Path, typer.Argument(help="File or folder.")] 
     target = path / source.name if path.is_dir() else path
     if target.exists():
         raise UsageError(f"{target}: exists; choose another name or remove it")
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        target.write_text(recipes.read(source), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
     print(f"copied to {target}", file=sys.stderr)
 
 

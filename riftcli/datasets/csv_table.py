@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -10,6 +11,9 @@ from typing import Literal, NoReturn
 from riftcli.errors import DataError, nearest
 from riftcli.images import FileReader, check_split, existing_root
 from riftcli.protocols import Split
+
+MAX_CLASSES = 100_000
+_INDEX = re.compile(r"[0-9]{1,9}(\.0+)?$")  # 2 and, after a round trip through a data frame, 2.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class CsvTable:
             raise ValueError("label_columns: task multilabel needs one 0/1 column per class")
         if isinstance(self.labels, str) and not self.split_column:
             raise ValueError("split_column: needed when one labels file holds all splits")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name stands twice")
         if len(self.delimiter) != 1:
             raise ValueError("delimiter: must be one character")
 
@@ -113,8 +119,10 @@ class CsvTable:
         wanted += [column for column in (self.label_column, self.split_column) if column]
         for column in wanted:
             if column not in header:
-                hint = "; is data.delimiter ';'?" if len(header) == 1 and ";" in header[0] else ""
-                raise DataError(f"{path}:1: no column '{column}'{nearest(column, header)}; it has: {', '.join(header)}{hint}")
+                one_cell = len(header) == 1 and ";" in header[0]
+                hint = "; is data.delimiter ';'?" if one_cell else ""
+                close = "" if one_cell else nearest(column, header)
+                raise DataError(f"{path}:1: no column '{column}'{close}; it has: {', '.join(header)}{hint}")
             if header.count(column) > 1:
                 raise DataError(f"{path}:1: column '{column}' stands twice in the header")
 
@@ -139,21 +147,17 @@ class CsvTable:
             _fail(path, line, f"column '{self.label_column}' is empty (an unlabelled split?)")
         if cell in self.classes:
             return self.classes.index(cell)
-        try:
-            value = float(cell)
-        except ValueError:
+        named = any(_INDEX.match(name) for name in self.classes)  # numeric class names: a cell is a name, never an index
+        if not re.match(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?$|nan$", cell) or named:
             if self.classes:
-                _fail(
-                    path,
-                    line,
-                    f"unknown class '{cell}'{nearest(cell, self.classes)}; data.classes has: {', '.join(self.classes)}",
-                )
+                close = nearest(cell, self.classes)
+                _fail(path, line, f"unknown class '{cell}'{close}; data.classes has: {', '.join(self.classes)}")
             _fail(path, line, f"label '{cell}' is a name; list all names in order in data.classes")
-        upper = len(self.classes) or None
-        if not value.is_integer() or value < 0 or (upper and value >= upper):
-            bound = f"0..{upper - 1}" if upper else "a whole number, 0 or more"
+        upper = len(self.classes) or MAX_CLASSES
+        if not _INDEX.match(cell) or int(float(cell)) >= upper:
+            bound = f"0..{upper - 1}" if self.classes else f"a whole number from 0 to {MAX_CLASSES - 1}"
             _fail(path, line, f"label {cell} is out of range; expected {bound}")
-        return int(value)
+        return int(float(cell))
 
     def _image(self, path: Path, line: int, name: str, folders: list[Path]) -> Path:
         relative = Path(name + self.image_suffix)
@@ -172,7 +176,14 @@ class CsvTable:
                     "give one name per column, or leave classes out"
                 )
             return self.classes or self.label_columns
-        return self.classes or [str(i) for i in range(max(targets) + 1)]
+        if self.classes:
+            return self.classes
+        absent = sorted(set(range(max(targets) + 1)) - set(targets))
+        if absent:
+            raise DataError(
+                f"{path}: labels go up to {max(targets)} but {absent[:5]} never occur; list all names in order in data.classes"
+            )
+        return [str(i) for i in range(max(targets) + 1)]
 
 
 def _fail(path: Path, line: int, what: str) -> NoReturn:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from riftcli.errors import DataError, nearest
 from riftcli.images import check_split, existing_root, to_rgb
 from riftcli.protocols import Split
 
@@ -23,7 +24,6 @@ _SETS: dict[str, list[str]] = {
     "StanfordCars": ["train", "test"],
     "DTD": ["train", "val", "test"],
     "Food101": ["train", "test"],
-    "EuroSAT": ["all"],
 }
 _BY_FLAG = ("FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
@@ -42,8 +42,6 @@ class Torchvision:
     args: dict[str, str | int | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from riftcli.errors import nearest
-
         if self.name not in _SETS:
             raise ValueError(f"name: unknown data set{nearest(self.name, list(_SETS))}; one of: {', '.join(_SETS)}")
 
@@ -52,16 +50,12 @@ class Torchvision:
         import numpy as np
         from torchvision import datasets
 
-        from riftcli.errors import DataError
-
         check_split(f"torchvision {self.name}", split, _SETS[self.name])
         if not self.download:
             existing_root(self.root)
         which: dict[str, Any] = {"split": split}
         if self.name in _BY_FLAG:
             which = {"train": split == "train"}
-        elif self.name == "EuroSAT":
-            which = {}
         try:
             source = getattr(datasets, self.name)(self.root, download=self.download, **which, **self.args)
         except (RuntimeError, FileNotFoundError, ValueError, TypeError, OSError) as error:
@@ -77,7 +71,7 @@ class Torchvision:
             ids=[f"{self.name}-{split}-{i:06d}" for i in range(len(source))],
             targets=np.asarray(targets, dtype="int64"),
             classes=classes if len(classes) >= count else [str(i) for i in range(count)],
-            read=_Reader(source),
+            read=_Reader(source, f"{self.name} {split}"),
         )
 
 
@@ -94,8 +88,12 @@ def _targets(source: Any) -> Any:
 
 
 class _Reader:
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, name: str) -> None:
         self.source: Callable[[int], Any] = source.__getitem__
+        self.name = name
 
     def __call__(self, i: int) -> Any:
-        return to_rgb(self.source(i)[0], f"image {i}")
+        try:
+            return to_rgb(self.source(i)[0], f"{self.name}, image {i}")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{self.name}, image {i}: unreadable image ({error}); fetch the data set again") from error

@@ -31,6 +31,8 @@ class Rsc:
             raise ValueError("strength: must be 0 or more")
         if self.hcs_lambda is not None and not 0 < self.hcs_lambda <= 1:
             raise ValueError("hcs_lambda: must be in (0, 1]")
+        if self.hcs_lambda is not None and self.strength != 1.0:
+            raise ValueError("hcs_lambda: give either strength or hcs_lambda")
 
     @property
     def weight(self) -> float:

@@ -35,12 +35,14 @@ class CayleyRotation(nn.Module):
             plus, minus = self._sides()
             return torch.linalg.solve(plus, minus @ rows.T).T
 
+    @torch.no_grad()
     def distance_from_identity(self) -> torch.Tensor:
         """||Q - I||_F / sqrt(D): 0 at the start, sqrt(2) for an unrelated rotation; ()."""
         q = self.matrix()
         dim = q.shape[0]
         return torch.linalg.norm(q - torch.eye(dim, dtype=q.dtype, device=q.device)) / dim**0.5
 
+    @torch.no_grad()
     def orthogonality_error(self) -> torch.Tensor:
         """max |Q^T Q - I|; ()."""
         q = self.matrix()

@@ -1,0 +1,250 @@
+"""From a recipe to everything the loop needs: data, model, reference, head, adapter, regularizer, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli import dist, evaluate
+from riftcli.console import Console
+from riftcli.errors import UsageError
+from riftcli.features import Table
+from riftcli.loader import ImageDataset, TensorTable, divide_batch, steps_per_epoch
+from riftcli.model import Backbone, Classifier, HeadOnly, fit_head, frozen_copy, reset_head, zero_head
+from riftcli.optim import build_optimizer
+from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
+from riftcli.recipe import Data, Recipe
+from riftcli.splits import Splits, load_split, load_splits
+from riftcli.step import Step
+from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
+
+
+@dataclass
+class Parts:
+    """Everything that is built before the first step."""
+
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    splits: Splits
+    preprocessing: Preprocessing
+    vit: Any
+    classifier: Classifier
+    penalty: Penalty | None
+    optimizer: torch.optim.Optimizer
+    step: Step
+    train_data: Callable[[int], Any]  # epoch -> torch Dataset
+    references: dict[str, torch.Tensor]  # pretrained features: "val", "test", "retention/0", "retention/0/bank"
+    retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
+    steps_per_epoch: int
+    total_steps: int
+    precision: str
+
+    def predict(self, split: Split, reference: str | None = None) -> Predictions:
+        """A split through the network as it is now; `reference` names the pretrained features to compare with."""
+        settings = self.recipe
+        table = evaluate.encode_split(
+            self.classifier, split, self.preprocessing, self.device, settings.eval.batch_size, settings.train.workers
+        )
+        return evaluate.predictions(split, table, self.references.get(reference) if reference else None)
+
+
+def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: bool = False) -> Parts:
+    """Data, model, reference, head, adapter, regularizer and optimizer, in that order."""
+    seed = recipe.train.seed
+    torch.manual_seed(seed)
+    ranks = dist.world_size()
+    micro, accumulation = divide_batch(recipe.train.batch_size, ranks, recipe.train.micro_batch_size)
+
+    # data
+    if not dist.is_main():
+        dist.barrier()  # a source that downloads does so once, on rank 0
+    splits = load_splits(recipe.data.source, recipe.data.train, recipe.data.val, recipe.data.test)
+    if dist.is_main():
+        dist.barrier()
+    _check_task(recipe, splits)
+    train, num_classes = splits.train, len(splits.train.classes)
+    per_epoch = steps_per_epoch(len(train), recipe.train.batch_size)
+    retention = [_retention_splits(data) for data in recipe.retention]
+    console.line(
+        f"data: {recipe.data.name}, {len(train)} train, {len(splits.val) if splits.val else 0} validation, "
+        f"{len(splits.test)} test, {num_classes} classes"
+    )
+
+    # model, still without a head
+    backbone = Backbone(**recipe.model.model_dump())
+    vit: Any = backbone.build().to(device)
+    dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
+    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    bare = Classifier(vit, frozen_backbone=True)
+
+    def encoded(model: nn.Module, split: Split, what: str) -> Table:
+        with console.progress(f"encoding {what}", len(split)) as bar:
+            return evaluate.encode_split(
+                model, split, preprocessing, device, recipe.eval.batch_size, recipe.train.workers, bar.advance
+            )
+
+    # the pretrained reference: its features on the evaluation splits, and a frozen copy if every batch needs one
+    references: dict[str, torch.Tensor] = {}
+    if recipe.needs_reference:
+        pretrained = bare
+        if not recipe.model.pretrained:
+            pretrained = Classifier(Backbone(**{**recipe.model.model_dump(), "pretrained": True}).build().to(device))
+        for name, split in _reference_splits(splits, retention).items():
+            references[name] = encoded(pretrained, split, f"{name} with the pretrained model").features
+        del pretrained
+
+    start_features: dict[str, torch.Tensor] = {}
+
+    def train_features() -> torch.Tensor:
+        """(N, D) of the training split before any training: computed once, for whoever asks first."""
+        if "train" not in start_features:
+            start_features["train"] = encoded(bare, train, "train").features
+        return start_features["train"]
+
+    adapter = recipe.adapter
+    penalty: Penalty | None = None
+    if adapter.trains_backbone:
+        penalty = recipe.regularizer.build(PenaltyContext(vit.num_features, device, train_features))
+    elif recipe.component_name("regularizer") != "none":
+        console.warn("the regularizer has no effect: this adapter freezes the backbone, so its features cannot move")
+    reference_fn = None
+    if penalty is not None and penalty.needs_reference:
+        reference_fn = _batch_reference(recipe, vit, preprocessing, device, train_features)
+
+    # head
+    targets = torch.from_numpy(train.targets)
+    objective = recipe.objective.build(targets, num_classes)
+    reset_head(vit, num_classes, seed)
+    vit.to(device)
+    if recipe.train.head_init == "zeros":
+        zero_head(vit)
+    elif recipe.train.head_init == "linear_probe" and not resuming:
+        _probe_head(vit, train_features(), targets, objective, console)
+
+    # what trains
+    adapter.prepare(vit)
+    classifier = Classifier(vit, frozen_backbone=not adapter.trains_backbone)
+    cached = not adapter.trains_backbone and recipe.augment.off
+    trained: nn.Module = HeadOnly(vit.get_classifier()) if cached else classifier
+    if ranks > 1:
+        trained = nn.parallel.DistributedDataParallel(trained, broadcast_buffers=False)
+
+    def train_data(epoch: int) -> Any:
+        if cached:
+            return TensorTable(train_features(), targets)
+        return ImageDataset(train, _train_transform(recipe, preprocessing), seed, epoch)
+
+    optimizer = build_optimizer(
+        vit,
+        penalty.parameters() if penalty else [],
+        extra_lr_scale=penalty.lr_scale if penalty else 1.0,
+        **{k: v for k, v in recipe.optim.model_dump().items() if k != "clip_grad"},
+    )
+    bf16 = _use_bf16(recipe.train.precision, device)
+    trainable = sum(p.numel() for p in vit.parameters() if p.requires_grad)
+    console.line(
+        f"model: {recipe.model.name}, {sum(p.numel() for p in vit.parameters()):,} parameters, {trainable:,} trainable; "
+        f"{recipe.component_name('adapter')} + {recipe.component_name('regularizer')}"
+    )
+    console.line(
+        f"batch: {recipe.train.batch_size} = {ranks} rank{'s' * (ranks > 1)} x {micro} x {accumulation}; "
+        f"{per_epoch} steps x {recipe.train.epochs} epochs on {device}, {'bf16' if bf16 else 'fp32'}"
+    )
+    torch.manual_seed(sample_seed(seed, dist.rank(), "loop"))  # drop path differs between ranks
+    return Parts(
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        splits=splits,
+        preprocessing=preprocessing,
+        vit=vit,
+        classifier=classifier,
+        penalty=penalty,
+        optimizer=optimizer,
+        step=Step(
+            module=trained,
+            objective=objective,
+            penalty=penalty,
+            prepare=(lambda features: features) if cached else preprocessing.normalise,
+            reference=reference_fn,
+            device=device,
+            bf16=bf16,
+            micro_batch_size=micro,
+        ),
+        train_data=train_data,
+        references=references,
+        retention=retention,
+        steps_per_epoch=per_epoch,
+        total_steps=per_epoch * recipe.train.epochs,
+        precision="bf16" if bf16 else "fp32",
+    )
+
+
+def _check_task(recipe: Recipe, splits: Splits) -> None:
+    if recipe.objective.task != splits.train.task:
+        fitting = "bce" if splits.train.task == "multilabel" else "cross_entropy"
+        raise UsageError(
+            f"objective.name {recipe.component_name('objective')}: the data is {splits.train.task}; "
+            f"use --set objective.name={fitting}"
+        )
+
+
+def _retention_splits(data: Data) -> tuple[Split, Split | None]:
+    """(query, bank): the same split twice means leave-one-out."""
+    query = load_split(data.source, data.test)
+    if query.task != "multiclass":
+        raise UsageError(f"retention {data.name}: kNN needs one label per image, and this data is {query.task}")
+    return query, None if data.train == data.test else load_split(data.source, data.train)
+
+
+def _reference_splits(splits: Splits, retention: list[tuple[Split, Split | None]]) -> dict[str, Split]:
+    wanted = {"test": splits.test}
+    if splits.val is not None:
+        wanted["val"] = splits.val
+    for i, (query, bank) in enumerate(retention):
+        wanted[f"retention/{i}"] = query
+        if bank is not None:
+            wanted[f"retention/{i}/bank"] = bank
+    return wanted
+
+
+def _train_transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
+    if recipe.augment.off:
+        return EvalTransform(preprocessing)
+    return TrainTransform(preprocessing, **recipe.augment.model_dump())
+
+
+def _batch_reference(
+    recipe: Recipe, vit: nn.Module, preprocessing: Preprocessing, device: torch.device, train_features: Any
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Pretrained features of a batch: looked up when every epoch shows the same pixels, else a second, frozen forward."""
+    if recipe.augment.off:
+        table = train_features()
+        return lambda index, images: table[index].to(device)
+    teacher = Classifier(frozen_copy(vit))
+
+    def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return teacher(preprocessing.normalise(images)).features
+
+    return forward
+
+
+def _probe_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: Any, console: Console) -> None:
+    """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings."""
+    if dist.is_main():
+        total = objective.weights(targets).sum()
+        loss = fit_head(vit, features, lambda logits: objective.losses(logits, targets).sum() / total)
+        console.line(f"head: linear probe on {len(targets)} pretrained features, loss {loss:.3f}")
+    dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
+
+
+def _use_bf16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"

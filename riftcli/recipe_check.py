@@ -1,0 +1,347 @@
+"""Checks a recipe and collects every error, with its line and the nearest valid name, instead of stopping at the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from riftcli import catalog, strict_yaml
+from riftcli.errors import UsageError, nearest
+from riftcli.protocols import SplitSpec
+from riftcli.recipe_model import COMPONENTS, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
+
+Key = tuple[str | int, ...]  # a dotted key, split
+
+
+class Checker:
+    """Collects errors instead of stopping at the first one."""
+
+    def __init__(self, filename: str, document: strict_yaml.Document) -> None:
+        self.filename, self.raw, self.lines = filename, document.data, document.lines
+        self.from_set: dict[Key, str] = {}
+        self.errors: list[tuple[bool, int, str]] = []
+
+    def apply(self, override: str) -> None:
+        """One `a.b=value`; the value is read as YAML."""
+        key, equals, value = override.partition("=")
+        parts = key.split(".")
+        if not equals or not all(parts):
+            raise UsageError(f"--set {override}: expected KEY=VALUE, e.g. --set optim.lr=1e-5")
+        try:
+            parsed = strict_yaml.parse(value).data
+        except strict_yaml.YamlError as error:
+            raise UsageError(f"--set {override}: {error.what}") from error
+        here: Any = self.raw
+        path: Key = ()
+        for name in parts[:-1]:
+            part = _entry(here, name, override)
+            path = (*path, part)
+            if isinstance(here, dict) and not isinstance(here.get(part), dict | list):
+                old = here.get(part)
+                here[part] = {"from": old} if isinstance(old, str) and name in ("train", "val", "test") else {}
+            here = here[part]
+        last = _entry(here, parts[-1], override)
+        path = (*path, last)
+        if isinstance(here, dict):
+            self._forget_old_component(here, path, parsed)
+        here[last] = parsed
+        self.from_set[path] = override
+
+    def _forget_old_component(self, here: dict, path: Key, new_name: Any) -> None:
+        """Another regularizer by --set must not stumble over the file's keys for the old one."""
+        kind, is_name = (path[0], path[1:] == ("name",)) if path[0] in COMPONENTS else ("data", path[-1] == "format")
+        if not is_name or here.get(path[-1]) == new_name:
+            return
+        keep = {"name"} if kind != "data" else set(SPLIT_KEYS)
+        for old in [key for key in here if key not in keep and (*path[:-1], key) not in self.from_set]:
+            del here[old]
+
+    # -- messages
+
+    def fail(self, path: Key, what: str, allowed: list[str] | None = None) -> None:
+        """Note an error at `path`, to be sorted by line; values from --set are named as such and come last."""
+        given = [key for key in self.from_set if path[: len(key)] == key or key[: len(path)] == path]
+        known = path
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = self.lines.get(known, 1)
+        where = f"--set {self.from_set[given[0]]}: " if given else f"recipe {self.filename}:{line}: "
+        extra = f"\n  allowed here: {', '.join(allowed)}" if allowed else ""
+        self.errors.append((bool(given), line, f"{where}{'.'.join(map(str, path))}: {what}{extra}"))
+
+    def section(self, prefix: Key, model: type[BaseModel], raw: Any) -> Any:
+        """Validate a mapping against a pydantic model; None after errors."""
+        raw = {} if raw is None else raw
+        if not isinstance(raw, dict):
+            self.fail(prefix, f"expected keys below it, got {_show(raw)}", _keys(model))
+            return None
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            self._translate(prefix, model, raw, error)
+            return None
+
+    def _translate(self, prefix: Key, model: type[BaseModel], raw: Any, error: ValidationError) -> None:
+        seen: dict[Key, tuple[list[str], Any]] = {}
+        for problem in error.errors():
+            # pydantic appends the union member it tried ("list[float]"): keep the part that exists in the recipe
+            loc: list[str | int] = []
+            value: Any = raw
+            for part in problem["loc"]:
+                inside = isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int)
+                if not inside:
+                    loc = loc or [part]
+                    break
+                value = value[part]
+                loc.append(part)
+            path = (*prefix, *loc)
+            if problem["type"] == "extra_forbidden":
+                self.fail(path, f"unknown key{nearest(str(loc[-1]), _keys(model))}", _keys(model))
+            elif problem["type"] == "missing":
+                self.fail(path, "missing; it has no default")
+            else:
+                seen.setdefault(path, ([], value))[0].append(_wanted(problem))
+        for path, (wanted, value) in seen.items():
+            self.fail(path, f"expected {' or '.join(dict.fromkeys(wanted))}, got {_show(value)}")
+
+    def named_component(self, prefix: Key, kind: str, raw: Any, key: str = "name") -> Any:
+        """A mapping whose `name` picks the class and whose other keys are its fields."""
+        if not isinstance(raw, dict):
+            self.fail(prefix, f"expected keys below it, e.g. {{{key}: {catalog.names(kind)[0]}}}, got {_show(raw)}")
+            return None
+        name = raw.get(key, COMPONENTS.get(kind))
+        if name is None:
+            self.fail((*prefix, key), "missing; it has no default", catalog.names(kind))
+            return None
+        if not isinstance(name, str) or name not in catalog.CATALOG[kind]:
+            close = nearest(str(name), catalog.names(kind))
+            self.fail((*prefix, key), f"unknown {kind} {_show(name)}{close}", catalog.names(kind))
+            return None
+        cls = catalog.component(kind, name)
+        values = self.section(prefix, fields_model(cls), {k: v for k, v in raw.items() if k != key})
+        if values is None:
+            return None
+        try:
+            return cls(**{f.name: getattr(values, f.name) for f in dataclasses.fields(cls)})
+        except ValueError as error:
+            field, _, what = str(error).partition(": ")
+            self.fail((*prefix, field), f"{what}, got {_show(raw.get(field))}")
+            return None
+
+    def data(self, prefix: Key, raw: Any) -> Data | None:
+        """The data source and its splits."""
+        if not isinstance(raw, dict):
+            self.fail(prefix, "missing: a recipe needs a data source", catalog.names("data"))
+            return None
+        source_raw = {k: v for k, v in raw.items() if k not in ("train", "val", "test")}
+        source = self.named_component(prefix, "data", source_raw, key="format")
+        train = self.split((*prefix, "train"), raw.get("train", "train"))
+        val = None if raw.get("val") is None else self.split((*prefix, "val"), raw["val"])
+        test = self.split((*prefix, "test"), raw.get("test", "test"))
+        for key, spec in (("train", train), ("test", test)):
+            if spec and spec.fraction is not None:
+                self.fail((*prefix, key, "fraction"), "only data.val can be a fraction of another split")
+        if val and val.fraction is not None and train and val.name != train.name:
+            self.fail((*prefix, "val", "from"), f"must be the training split '{train.name}', got '{val.name}'")
+        if source is None or train is None or test is None:
+            return None
+        return Data(raw["format"], source, train, val, test)
+
+    def split(self, prefix: Key, raw: Any) -> SplitSpec | None:
+        """A split's name, or a mapping with a limit or a share."""
+        if isinstance(raw, str) and raw:
+            return SplitSpec(raw)
+        if not isinstance(raw, dict):
+            self.fail(prefix, f"expected the name of a split or keys below it, got {_show(raw)}", _keys(SplitSection))
+            return None
+        values = self.section(prefix, SplitSection, raw)
+        if values is None:
+            return None
+        if values.fraction is not None and values.limit is not None:
+            self.fail((*prefix, "limit"), "give either limit or fraction")
+        if values.fraction is None and values.group is not None:
+            self.fail((*prefix, "group"), "only splits made by a fraction have groups")
+        name = values.from_ or ("train" if values.fraction is not None else str(prefix[-1]))
+        return SplitSpec(name, values.limit, values.fraction, values.group, values.seed)
+
+    # -- the whole
+
+    def recipe(self, text: str) -> Recipe:
+        """Check everything, then either raise all errors or return the Recipe."""
+        for key in self.raw:
+            if key not in TOP_LEVEL:
+                self.fail((key,), f"unknown key{nearest(str(key), TOP_LEVEL)}", TOP_LEVEL)
+        parts: dict[str, Any] = {k: self.section((k,), m, self.raw.get(k)) for k, m in SECTIONS.items()}
+        for kind, default in COMPONENTS.items():
+            raw = self.raw.get(kind)
+            parts[kind] = self.named_component((kind,), kind, {"name": default} if raw is None else raw)
+        parts["data"] = self.data(("data",), self.raw.get("data"))
+        retention = self.raw.get("retention") or []
+        if not isinstance(retention, list):
+            self.fail(("retention",), f"expected a list of data sources, got {_show(retention)}")
+            retention = []
+        parts["retention"] = tuple(self.data(("retention", i), raw) for i, raw in enumerate(retention))
+        self._check_together(parts)
+        if self.errors:
+            raise UsageError("\n".join(text for _, _, text in sorted(self.errors, key=lambda e: e[:2])))
+        resolved = _resolved(parts, self.raw)
+        return Recipe(
+            name=Path(self.filename).stem,
+            resolved=resolved,
+            sources={path: self._source(path) for path in flatten(resolved)},
+            text=text,
+            **parts,
+        )
+
+    def _source(self, dotted: str) -> str:
+        path = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
+        if any(path[:end] in self.from_set for end in range(1, len(path) + 1)):
+            here: Any = self.raw
+            for part in path:  # `--set optim={lr: 1}` gives lr; the other keys of optim are still defaults
+                if isinstance(here, dict) and part not in here:
+                    return "default"
+                here = here[part] if isinstance(here, dict) else here
+            return "--set"
+        return "recipe" if path in self.lines else "default"
+
+    def _name_of(self, kind: str) -> str:
+        raw = self.raw.get(kind)
+        return str(raw.get("name", COMPONENTS[kind])) if isinstance(raw, dict) else COMPONENTS[kind]
+
+    def _check_together(self, parts: dict[str, Any]) -> None:
+        evaluation, train, model = parts["eval"], parts["train"], parts["model"]
+        if evaluation:
+            for i, metric in enumerate(evaluation.metrics):
+                if metric not in catalog.CATALOG["metric"]:
+                    close = nearest(metric, catalog.names("metric"))
+                    self.fail(("eval", "metrics", i), f"unknown metric '{metric}'{close}", catalog.names("metric"))
+            if evaluation.best not in evaluation.metrics:
+                self.fail(("eval", "best"), f"'{evaluation.best}' must be one of eval.metrics", evaluation.metrics)
+        if train and train.micro_batch_size and train.batch_size % train.micro_batch_size:
+            self.fail(
+                ("train", "micro_batch_size"),
+                f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
+            )
+        rsc = parts["regularizer"]
+        if train and train.batch_size < 4 and getattr(rsc, "estimator", "") == "debiased":
+            self.fail(("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}")
+        if evaluation and evaluation.patience and parts["data"] and parts["data"].val is None:
+            self.fail(("eval", "patience"), "needs a validation split: set data.val")
+        regularizer = self._name_of("regularizer")
+        if model and not model.pretrained and regularizer != "none":
+            self.fail(
+                ("regularizer", "name"),
+                f"'{regularizer}' keeps a pretrained representation and model.pretrained is false (from scratch); "
+                "use regularizer.name none",
+            )
+
+
+def _entry(here: Any, name: str, override: str) -> str | int:
+    """Key of a mapping, or position in a list."""
+    if isinstance(here, dict):
+        return name
+    if isinstance(here, list) and name.isdecimal() and int(name) < len(here):
+        return int(name)
+    raise UsageError(f"--set {override}: there is no '{name}' in the recipe to set")
+
+
+def fields_model(cls: type) -> type[BaseModel]:
+    """A strict pydantic model with the fields of a component's dataclass."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            fields[field.name] = (hints[field.name], field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            fields[field.name] = (hints[field.name], Field(default_factory=field.default_factory))
+        else:
+            fields[field.name] = (hints[field.name], ...)
+    return create_model(cls.__name__, __config__=STRICT, __doc__=cls.__doc__, **fields)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+_WORDS = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "keys below it",
+    "finite_number": "a finite number",
+    "none_required": "null",
+}
+
+
+def _wanted(problem: Any) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if kind == "literal_error":
+        return str(context["expected"])
+    limits = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+    if kind in limits:
+        bound = context[{"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}[kind]]
+        return f"a number {limits[kind]} {bound:g}"
+    return problem["msg"][0].lower() + problem["msg"][1:]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (true/false)"
+    if isinstance(value, str):
+        return f"'{value}' (text)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return "null" if value is None else str(value)
+
+
+def _resolved_data(data: Data) -> dict[str, Any]:
+    def spec(split: SplitSpec | None) -> Any:
+        if split is None:
+            return None
+        if split == SplitSpec(split.name):
+            return split.name
+        named = {k: v for k, v in dataclasses.asdict(split).items() if v is not None and k != "name"}
+        return {"from": split.name, **named}
+
+    fields = dataclasses.asdict(data.source)
+    return {"format": data.format, **fields, "train": spec(data.train), "val": spec(data.val), "test": spec(data.test)}
+
+
+def _resolved(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key in TOP_LEVEL:
+        if key in SECTIONS:
+            out[key] = parts[key].model_dump(by_alias=True)
+        elif key in COMPONENTS:
+            name = (raw.get(key) or {}).get("name", COMPONENTS[key])
+            out[key] = {"name": name, **dataclasses.asdict(parts[key])}
+        elif key == "data":
+            out[key] = _resolved_data(parts[key])
+        else:
+            out[key] = [_resolved_data(data) for data in parts[key]]
+    return out
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested data as {dotted key: value}; empty containers are values."""
+    if isinstance(tree, dict) and tree:
+        items = list(tree.items())
+    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        items = list(enumerate(tree))
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

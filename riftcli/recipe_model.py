@@ -1,0 +1,187 @@
+"""What a recipe may say: the sections with their keys, defaults and limits. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from riftcli import catalog
+from riftcli.protocols import SplitSpec
+
+STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+MAX_SEED = 2**32 - 1  # what scikit-learn takes
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe with fixed keys."""
+
+    model_config = STRICT
+
+
+class ModelSection(Section):
+    """The backbone."""
+
+    name: str = Field(description="any timm name; local-dir:PATH, hf-hub:NAME and asset:NAME (shipped with riftcli) too")
+    pretrained: bool = Field(True, description="false is training from scratch")
+    weights: str | None = Field(None, description="a .safetensors file or a folder with one, for offline machines")
+    image_size: int | None = Field(None, gt=0, description="pixels, height = width; null takes the model's own")
+    feature: Literal["pooled", "cls", "avg"] = Field(
+        "pooled", description="the (N, D) vector before the head: the model's own, the class token, or the patch mean"
+    )
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="share of the resized image that the centre crop keeps; null takes the model's own"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate while training")
+    args: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="further arguments of timm.create_model, e.g. {depth: 6}"
+    )
+
+
+class SplitSection(Section):
+    """A split with a limit, or a validation split held out of another."""
+
+    from_: str | None = Field(None, alias="from", description="a split of the data source; default: the key's own name")
+    limit: int | None = Field(None, gt=0, description="keep so many samples, classes in proportion")
+    fraction: float | None = Field(None, gt=0, lt=1, description="hold this share out (validation only), stratified")
+    group: str | None = Field(None, description="column that must not be split, e.g. patient")
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+
+
+class AugmentSection(Section):
+    """Training augmentation. The defaults are off."""
+
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    crop_min_area: float = Field(1.0, gt=0, le=1, description="random resized crop down to this share of the area; 1 is off")
+    color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter; 0 is off")
+
+    @property
+    def off(self) -> bool:
+        """True when a training image is the same in every epoch."""
+        return self.flip == 0 and self.crop_min_area == 1 and self.color_jitter == 0
+
+
+class OptimSection(Section):
+    """The optimizer, by timm's factory."""
+
+    name: str = Field("adamw", description="any optimizer of timm.optim")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float | None = Field(None, gt=0, le=1, description="learning rate decay per block from the head down")
+    betas: list[Beta] | None = Field(None, min_length=2, max_length=2)
+    momentum: float | None = Field(None, ge=0, lt=1)
+    clip_grad: float | None = Field(1.0, gt=0, description="L2 norm that the network's gradient is clipped to")
+
+
+class ScheduleSection(Section):
+    """Learning rate over the run, per step."""
+
+    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warm-up, down to 0")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps that the rate rises linearly for")
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    epochs: int = Field(50, gt=0)
+    batch_size: int = Field(128, gt=1, description="global: over all ranks and accumulated micro-batches")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
+    head_init: Literal["linear_probe", "zeros", "normal"] = Field(
+        "linear_probe", description="linear_probe: fit the head on the pretrained features first"
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    workers: int = Field(2, ge=0, description="data workers per rank")
+    log_every_steps: int = Field(1, gt=0)
+    save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
+
+
+class EvalSection(Section):
+    """What is measured."""
+
+    every_epochs: int = Field(1, gt=0)
+    metrics: list[str] = Field(
+        default_factory=lambda: ["acc", "cka"], min_length=1, json_schema_extra={"items": {"enum": [*catalog.CATALOG["metric"]]}}
+    )
+    best: str = Field("acc", description="metric on the validation split that picks the kept weights")
+    patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
+    batch_size: int = Field(128, gt=0, description="per rank")
+    knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data source bound to its splits."""
+
+    format: str
+    source: Any  # protocols.Dataset
+    train: SplitSpec
+    val: SplitSpec | None
+    test: SplitSpec
+
+    @property
+    def name(self) -> str:
+        """Short name for folders and reports."""
+        root = getattr(self.source, "root", None)
+        return getattr(self.source, "name", None) or (Path(root).resolve().name if root else "") or self.format
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything one run needs, checked."""
+
+    name: str
+    model: ModelSection
+    data: Data
+    objective: Any
+    adapter: Any
+    regularizer: Any
+    augment: AugmentSection
+    optim: OptimSection
+    schedule: ScheduleSection
+    train: TrainSection
+    eval: EvalSection
+    retention: tuple[Data, ...]
+    resolved: dict[str, Any]  # every value, as plain data; writing and reading it gives the same recipe
+    sources: dict[str, str]  # dotted key -> "default" | "recipe" | "--set"
+    text: str  # the file as it was
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when the frozen pretrained model is needed for a metric."""
+        metrics: list[Any] = [catalog.component("metric", name) for name in self.eval.metrics]
+        return bool(self.retention) or any(metric.needs_reference for metric in metrics)
+
+    def component_name(self, kind: str) -> str:
+        """The catalog name of the objective, adapter or regularizer."""
+        return self.resolved[kind]["name"]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSection,
+    "augment": AugmentSection,
+    "optim": OptimSection,
+    "schedule": ScheduleSection,
+    "train": TrainSection,
+    "eval": EvalSection,
+}
+COMPONENTS = {"objective": "cross_entropy", "adapter": "full", "regularizer": "none"}  # kind -> default name
+TOP_LEVEL = [
+    "model",
+    "data",
+    "objective",
+    "adapter",
+    "regularizer",
+    "augment",
+    "optim",
+    "schedule",
+    "train",
+    "eval",
+    "retention",
+]
+SPLIT_KEYS = ["format", "train", "val", "test"]

@@ -1,0 +1,96 @@
+"""The report at the end of a run: test split and retention sets, measured once, with the kept weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from riftcli import dist, evaluate
+from riftcli.model import read_config, sha256
+from riftcli.recipe import Recipe
+from riftcli.session import Session
+
+
+def final_report(session: Session) -> dict[str, Any]:
+    """metrics.json of a run; collective. Also writes eval/<dataset>-<split>/."""
+    parts, progress, recipe = session.parts, session.progress, session.parts.recipe
+    epoch = _load_kept(session)
+    test = parts.splits.test
+    seen = parts.predict(test, "test")
+    weights = session.folder.path / "model" / "model.safetensors" if session.folder else None
+    model = {
+        "path": str(weights.parent) if weights else None,
+        "architecture": parts.vit.pretrained_cfg["architecture"],
+        "method": method(recipe),
+        "sha256": sha256(weights) if weights else None,
+        "weights": "raw",
+        "epoch": epoch,
+        "params": sum(p.numel() for p in parts.vit.parameters()),
+        "trainable_params": sum(p.numel() for p in parts.vit.parameters() if p.requires_grad),
+    }
+    report = evaluate.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
+    report["validation"] = progress.best_metrics
+    report["retention"] = _retention(session)
+    images = progress.step * recipe.train.batch_size
+    report["timing"] = {
+        "train_seconds": progress.train_seconds,
+        "images_per_second": images / progress.train_seconds if progress.train_seconds else None,
+        "peak_memory_bytes": evaluate.peak_memory_bytes(parts.device),
+    }
+    report["env"] = evaluate.environment(parts.device, parts.precision, parts.seed)
+    if session.folder:
+        evaluate.write_tables(session.folder.path / "eval" / eval_name(report), test, seen)
+    return report
+
+
+def eval_name(report: dict[str, Any]) -> str:
+    """Folder of a report below eval/: <dataset>-<split>."""
+    return f"{report['data']['name']}-{report['data']['split']}"
+
+
+def _load_kept(session: Session) -> int | None:
+    """The best weights, from rank 0's disk to every rank; returns the epoch they are of, as stored with them."""
+    from safetensors.torch import load_file
+
+    vit, epoch = session.parts.vit, None
+    if session.folder:
+        vit.load_state_dict(load_file(session.folder.path / "model" / "model.safetensors"))
+        epoch = read_config(session.folder.path / "model")["rift"]["epoch"]
+    dist.broadcast_tensors(list(vit.state_dict().values()))
+    return epoch
+
+
+def _retention(session: Session) -> dict[str, Any]:
+    parts, recipe = session.parts, session.parts.recipe
+    entries = {}
+    for i, (query, bank) in enumerate(parts.retention):
+        before = parts.references[f"retention/{i}"]
+        after = parts.predict(query).features
+        tables = None
+        if bank is not None:
+            tables = (parts.references[f"retention/{i}/bank"], parts.predict(bank).features)
+        name = recipe.retention[i].name
+        key = name if name not in entries else f"{name}-{i}"
+        entries[key] = evaluate.retained(query, before, after, recipe.eval.knn_k, bank, tables)
+    return entries
+
+
+def method(recipe: Recipe) -> dict[str, Any]:
+    """What was done, in the words of the catalog."""
+    names = {kind: recipe.component_name(kind) for kind in ("objective", "adapter", "regularizer")}
+    strength = getattr(recipe.regularizer, "weight", getattr(recipe.regularizer, "strength", None))
+    return {**names, "strength": strength, "pretrained": recipe.model.pretrained}
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The last lines of a run: what it cost and what it kept."""
+    data, shown = report["data"], {"acc": "accuracy", "cka": "CKA to the pretrained model"}
+    lines = [f"test split of {data['name']} ({data['n']} images), weights of epoch {report['model']['epoch']}:"]
+    for name, entry in report["metrics"].items():
+        value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
+        lines.append(f"  {shown.get(name, name)}: {value}")
+    for name, entry in report["retention"].items():
+        kept = "undefined" if entry["cka"] is None else f"{entry['cka']:.4f}"
+        lines.append(f"  kept on {name}: kNN {entry['knn_before']:.4f} before -> {entry['knn_after']:.4f} after, CKA {kept}")
+    timing = report["timing"]
+    lines.append(f"  cost: {timing['train_seconds']:.1f} s of training, {timing['images_per_second'] or 0:.0f} images/s")
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""A tiny real ViT, real digits, and the command line in process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+torch.set_num_threads(2)
+
+TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+TINY = {"name": "vit_tiny_patch16_224", "image_size": 16, "crop_pct": 1.0, "args": TINY_ARGS}
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A timm model folder with a tiny ViT: what tests call pretrained."""
+    from riftcli.model import Backbone, save_folder
+    from riftcli.transforms import Preprocessing
+
+    torch.manual_seed(7)
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=TINY_ARGS).build()
+    for parameter in vit.parameters():  # a trained network has no zero biases and no tiny weights
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("tiny") / "vit"
+    save_folder(folder, vit, [], Preprocessing.of_model(vit, 16, 1.0))
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tiny_weights: Path) -> dict:
+    """A recipe as plain data: a few seconds on digits. Tests change it and write it with `write_recipe`."""
+    return {
+        "model": {"name": f"local-dir:{tiny_weights}"},
+        "data": {
+            "format": "digits",
+            "train": {"from": "train", "limit": 160},
+            "val": {"fraction": 0.2, "from": "train"},
+            "test": {"from": "test", "limit": 60},
+        },
+        "regularizer": {"name": "rift"},
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 2, "batch_size": 32, "workers": 0},
+        "eval": {"metrics": ["acc", "cka"], "batch_size": 16},
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path):
+    def write(recipe: dict, name: str = "tiny.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def rift(capfd, monkeypatch, tmp_path):
+    """Run a command in process, in a folder of its own; returns (exit code, stdout, stderr)."""
+    from riftcli import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.run([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def read_json():
+    return lambda path: json.loads(Path(path).read_text())
