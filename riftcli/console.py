@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Console:
-    """Prints on rank 0 only, and keeps a copy of every line in the run's train.log."""
+    """Prints unless quiet (rank 0 prints), and keeps a copy of every line in the rank's log file."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -24,19 +24,17 @@ class Console:
 
     def log_to(self, path: Path) -> None:
         """Append every further line to a file too."""
-        if not self.quiet:
-            self._log = path.open("a", encoding="utf-8")
-            for text in self._early:
-                print(text, file=self._log, flush=True)
-            self._early.clear()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = path.open("a", encoding="utf-8")
+        for text in self._early:
+            print(text, file=self._log, flush=True)
+        self._early.clear()
 
     def line(self, text: str, style: str | None = None) -> None:
         """One line."""
-        if self.quiet:
-            return
-        if self.rich.is_terminal:
+        if not self.quiet and self.rich.is_terminal:
             self.rich.print(text, style=style, markup=False)
-        else:
+        elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
         if self._log:
             print(text, file=self._log, flush=True)

@@ -32,8 +32,8 @@ def processes(wish: str) -> int:
 def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1", rendezvous: str | None = None) -> None:
     """Run `python -m riftcli ARGUMENTS` in nproc processes; raise RiftError with the first failure's message and code.
 
-    log_folder: where each worker writes rank<r>.log (it does so itself); only named in the message here. Rendezvous on
-    localhost:0 picks a free port; several nodes need a shared `rendezvous` host:port.
+    log_folder: where each worker writes rank<r>.log (it does so itself); named in the message for one that was killed.
+    Rendezvous on localhost:0 picks a free port; several nodes need a shared `rendezvous` host:port.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -45,7 +45,7 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
         raise UsageError(f"--nnodes {nnodes}: expected N or MIN:MAX")
     # Two ranks that each use every core are slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    os.environ["RIFT_LOG_FOLDER"] = str(log_folder)
+    os.environ["RIFT_LAUNCHED"] = "1"  # workers leave the printing of errors to us
     with tempfile.TemporaryDirectory(prefix="rift-launch-") as scratch:
         config = LaunchConfig(
             min_nodes=int(low),
@@ -78,22 +78,23 @@ def _root_cause(error: Any, log_folder: Path) -> RiftError:
     if isinstance(message, dict):
         message = message.get("message", str(message))
     if failure.exitcode < 0:
-        message = f"killed by signal {-failure.exitcode}"
-    result = RiftError(f"rank {rank}: {message} (log: {log_folder}/rank{rank}.log)")
+        message = f"killed by signal {-failure.exitcode} (log: {log_folder}/rank{rank}.log)"
+    result = RiftError(f"rank {rank}: {message}")
     codes = {int(code): code for code in ExitCode}
     result.exit_code = codes.get(failure.exitcode, ExitCode.UNEXPECTED)
     return result
 
 
 def record_worker_error(error: BaseException, message: str) -> None:
-    """Inside a worker: leave the message where the elastic launcher looks for it, and the traceback in the rank's log."""
+    """Inside a worker: the traceback goes to the rank's log, the message to where the elastic launcher looks for it."""
+    rank = os.environ.get("RANK", "0")
+    # before a run folder exists there is no better place than the temporary one
+    log = Path(os.environ.get("RIFT_RANK_LOG") or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log")
     trace = "".join(traceback.format_exception(error))
-    log_folder = os.environ.get("RIFT_LOG_FOLDER")
-    if log_folder and Path(log_folder).is_dir():
-        with (Path(log_folder) / f"rank{os.environ.get('RANK', '0')}.log").open("a", encoding="utf-8") as file:
-            file.write(f"{message}\n{trace}\n")
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{message}\n{trace}\n")
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
-        content = {"message": {"message": message, "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}}
+        note = {"message": f"{message} (log: {log})", "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}
         Path(error_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(error_file).write_text(json.dumps(content), encoding="utf-8")
+        Path(error_file).write_text(json.dumps({"message": note}), encoding="utf-8")

@@ -87,8 +87,8 @@ class RunFolder:
         """Note how the run ended, or leave no trace of one that never started. Never hides `error` behind another."""
         with contextlib.suppress(OSError, RiftError):
             if not self.started:
-                (self.path / ".lock").unlink()
                 if self.fresh:
+                    (self.path / ".lock").unlink()
                     self.path.rmdir()
                 return
             stopped = isinstance(error, KeyboardInterrupt | Terminated)

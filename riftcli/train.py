@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,11 @@ def _finetune(
     if folder and not resuming:
         made_by = runs.provenance(recipe.train.seed, str(device), dist.world_size())
         folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by})
-    if folder:
-        console.log_to(folder.path / "train.log")
-        console.line(f"run folder: {folder.path}")
+    place = Path(dist.broadcast_object(str(folder.path) if folder else None))
+    log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"
+    os.environ["RIFT_RANK_LOG"] = str(log)  # where an error's traceback goes
+    console.log_to(log)
+    console.line(f"run folder: {place}")
     if resuming:
         restore(session)
 

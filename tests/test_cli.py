@@ -423,7 +423,7 @@ def test_a_folder_that_is_not_empty(rift, tiny_recipe, write_recipe):
     assert Path("full/thesis.tex").read_text() == "precious"
     assert rift("finetune", "--recipe", recipe, "--out", "r")[0] == 0
     before = files(Path("r"))
-    assert rift("finetune", "--recipe", recipe, "--out", "r", "--overwrite", "--set", "data.root=x")[0] == 2
+    assert rift("finetune", "--recipe", recipe, "--out", "r", "--overwrite", "--set", "data.train.limit=9")[0] == 3
     assert files(Path("r")) == before, "the old run stays until the new one can start"
     assert rift("finetune", "--recipe", recipe, "--out", "r", "--overwrite")[0] == 0
 

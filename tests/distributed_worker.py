@@ -1,0 +1,103 @@
+"""Run by torchrun (and, for one process, by plain python): the same global batch and the same split on any number of ranks.
+
+python distributed_worker.py OUT.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from riftcli import dist, evaluate
+from riftcli.datasets.digits import Digits
+from riftcli.model import Backbone, Classifier, reset_head
+from riftcli.objectives.cross_entropy import CrossEntropy
+from riftcli.regularizers.rift import Rift, RiftPenalty
+from riftcli.regularizers.rsc import Rsc, RscPenalty
+from riftcli.splits import limit
+from riftcli.step import Step
+from riftcli.transforms import Preprocessing
+
+ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+BATCH = 12
+
+
+def penalty(name: str):
+    generator = torch.Generator().manual_seed(1)
+    if name == "rift":
+        bound = RiftPenalty(Rift(), torch.cov(torch.randn(32, 100, generator=generator)))
+        bound.rotation.weight.data.copy_(0.1 * torch.randn(32, 32, generator=generator))
+        return bound
+    return RscPenalty(Rsc()) if name == "rsc" else None
+
+
+def gradients(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+    reset_head(vit, 4, seed=0)
+    model: nn.Module = Classifier(vit).train()
+    wrapped = nn.parallel.DistributedDataParallel(model) if dist.world_size() > 1 else model
+    generator = torch.Generator().manual_seed(2)
+    images, targets = torch.randn(BATCH, 3, 16, 16, generator=generator), torch.arange(BATCH) ** 2 % 4
+    reference = torch.randn(BATCH, 32, generator=generator)
+    bound = penalty(name)
+    share = BATCH // dist.world_size()
+    own = slice(dist.rank() * share, (dist.rank() + 1) * share)
+    step = Step(
+        module=wrapped,
+        objective=CrossEntropy(class_weights=[1.0, 2.0, 0.5, 3.0]).build(targets, 4),
+        penalty=bound,
+        prepare=lambda x: x,
+        reference=lambda index, x: reference[index],
+        device=torch.device("cpu"),
+        bf16=False,
+        micro_batch_size=share // micro_batches,
+    )
+    result = step(images[own], targets[own], torch.arange(BATCH)[own])
+    found = {f"{name}/{micro_batches}/{n}": p.grad for n, p in model.named_parameters()}
+    if bound is not None and bound.parameters():
+        found[f"{name}/{micro_batches}/Q"] = bound.parameters()[0].grad
+    found[f"{name}/{micro_batches}/penalty_loss"] = result.penalty_loss
+    found[f"{name}/{micro_batches}/task_loss"] = dist.sum_over_ranks(result.task_loss) / dist.world_size()
+    return {key: value.detach().clone() for key, value in found.items()}
+
+
+def predictions() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+    reset_head(vit, 10, seed=0)
+    split = limit(Digits().load("test"), 21, seed=0)
+    table = evaluate.encode_split(
+        Classifier(vit), split, Preprocessing.of_model(vit, 16, 1.0), torch.device("cpu"), batch_size=2, workers=0
+    )
+    seen = evaluate.predictions(split, table, table.features * 2)
+    metrics = {n: torch.tensor(s["value"], dtype=torch.float64) for n, s in evaluate.score(["acc", "f1", "cka"], seen).items()}
+    return {"logits": table.logits, "features": table.features, **metrics}
+
+
+def main(out: str) -> None:
+    dist.init("cpu")
+    torch.set_num_threads(1)
+    found = predictions()
+    if BATCH % (2 * dist.world_size()) == 0:
+        for name in ("none", "rift", "rsc"):
+            for micro_batches in (1, 2):
+                found |= gradients(name, micro_batches)
+        if dist.world_size() > 1:  # what a plain all_gather in the graph would give: no sum over ranks in the backward
+            real = dist._GatherRows.backward
+            dist._GatherRows.backward = staticmethod(
+                lambda ctx, grad: grad[dist.rank() * ctx.rows : (dist.rank() + 1) * ctx.rows]
+            )
+            found |= {f"mutant/{key}": value for key, value in gradients("rift", 1).items()}
+            dist._GatherRows.backward = real
+    if dist.is_main():
+        save_file(found, out)
+    dist.barrier()
+    dist.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,71 @@
+"""Every entry of the catalog, so that a new one is tested for free."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from riftcli import catalog
+from riftcli.errors import UsageError
+from riftcli.model import Backbone, Classifier, reset_head
+from riftcli.protocols import PenaltyContext
+from riftcli.step import Step
+
+ENTRIES = [(kind, name) for kind, table in catalog.CATALOG.items() for name in table]
+ADAPTERS, REGULARIZERS = catalog.names("adapter"), catalog.names("regularizer")
+ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES)
+def test_entry_imports_and_explains_itself(kind, name):
+    cls = catalog.component(kind, name)
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen
+    assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
+    for field in dataclasses.fields(cls):
+        assert field.name in cls.__doc__ or field.name == "root", f"{name}.{field.name} is not in the docstring"
+
+
+def test_an_unknown_name_suggests():
+    with pytest.raises(UsageError) as caught:
+        catalog.component("regularizer", "riftt")
+    assert str(caught.value) == "unknown regularizer 'riftt' (did you mean 'rift'?); choose one of: none, rift, rsc"
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_every_adapter_with_every_regularizer_takes_a_step(adapter, regularizer, pool):
+    torch.manual_seed(0)
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args={**ARGS, "global_pool": pool}).build()
+    generator = torch.Generator().manual_seed(1)
+    images, targets = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 3
+    with torch.no_grad():
+        start = Classifier(vit).eval()(images).features
+    reset_head(vit, 3, seed=0)
+    method = catalog.component("adapter", adapter)()
+    method.prepare(vit)
+    model = Classifier(vit, frozen_backbone=not method.trains_backbone)
+    model.eval()
+    torch.testing.assert_close(model(images).features, start, msg="step 0 is the pretrained model")
+    penalty = None
+    if method.trains_backbone:
+        context = PenaltyContext(vit.num_features, torch.device("cpu"), lambda: start)
+        penalty = catalog.component("regularizer", regularizer)().build(context)
+    step = Step(
+        module=model.train(),
+        objective=catalog.component("objective", "cross_entropy")().build(targets, 3),
+        penalty=penalty,
+        prepare=lambda x: x,
+        reference=lambda index, x: start[index],
+        device=torch.device("cpu"),
+        bf16=False,
+        micro_batch_size=8,
+    )
+    step(images, targets, torch.arange(8))
+    trained = {name for name, p in vit.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in vit.named_parameters() if p.requires_grad}
+    assert vit.head.weight.grad.abs().sum() > 0
+    assert method.trains_backbone == any(not name.startswith("head") for name in trained)
