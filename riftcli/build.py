@@ -238,9 +238,12 @@ def _batch_reference(
 def _probe_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: Any, console: Console) -> None:
     """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings."""
     if dist.is_main():
-        total = objective.weights(targets).sum()
-        loss = fit_head(vit, features, lambda logits: objective.losses(logits, targets).sum() / total)
-        console.line(f"head: linear probe on {len(targets)} pretrained features, loss {loss:.3f}")
+
+        def mean_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            return objective.losses(logits, wanted).sum() / objective.weights(wanted).sum()
+
+        loss, ridge = fit_head(vit, features, targets, mean_loss)
+        console.line(f"head: linear probe on {len(targets)} pretrained features, loss {loss:.3f}, ridge {ridge:g}")
     dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
 
 

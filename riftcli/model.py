@@ -231,34 +231,52 @@ def zero_head(vit: Any) -> None:
     nn.init.zeros_(head.bias)
 
 
-def fit_head(vit: Any, features: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], max_steps: int = 200) -> float:
-    """Fit the head on frozen features by L-BFGS, the start that spares the representation; return the mean objective it ends at.
+RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-    features (N, D) fp32; `loss` maps logits (N, C) to the mean objective. Features are standardised for the fit (CLS
-    features are badly scaled) and the scaling is folded back into the weights. The ridge of 1 / N on the weights is
-    scikit-learn's default for logistic regression (C = 1).
+
+def fit_head(
+    vit: Any, features: torch.Tensor, targets: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> tuple[float, float]:
+    """Fit the head on frozen features, the start that spares the representation; return (mean loss, ridge).
+
+    features (N, D) fp32, targets (N,) or (N, C); `loss` maps logits (N, C) and targets to the mean objective. L-BFGS on
+    centred features of unit mean square; the scaling is folded back into the weights. The ridge 0.5 * r * ||W||^2 matters
+    when N is not much larger than D: r is picked on every fifth sample, held out, then the head is fitted to all.
     """
     head = vit.get_classifier()
-    x = features.double()
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
-    x = (x - mean) / std
-    weight = torch.zeros(head.out_features, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(head.out_features, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=max_steps, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    x = features.double().cpu()
+    mean = x.mean(0)
+    scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
+    x = (x - mean) / scale
+    held = torch.arange(len(x)) % 5 == 0
+    trials = []
+    for ridge in RIDGES if len(x) >= 50 else RIDGES[2:3]:
+        weight, bias = _ridge_fit(x[~held], targets[~held], head.out_features, loss, ridge)
+        trials.append((float(loss(x[held] @ weight.T + bias, targets[held])), ridge))
+    ridge = min(trials)[1]
+    weight, bias = _ridge_fit(x, targets, head.out_features, loss, ridge)
+    with torch.no_grad():
+        head.weight.copy_(weight / scale)
+        head.bias.copy_(bias - (weight / scale) @ mean)
+    return float(loss(x @ weight.T + bias, targets)), ridge
+
+
+def _ridge_fit(
+    x: torch.Tensor, targets: torch.Tensor, outputs: int, loss: Any, ridge: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (C, D) and bias (C,) that minimise loss + 0.5 * ridge * ||W||^2, in fp64."""
+    weight = torch.zeros(outputs, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        value = loss(x @ weight.T + bias) + 0.5 * weight.square().sum() / x.shape[0]
+        value = loss(x @ weight.T + bias, targets) + 0.5 * ridge * weight.square().sum()
         value.backward()
         return value
 
     solver.step(closure)
-    with torch.no_grad():
-        final = float(loss(x @ weight.T + bias))
-        scaled = weight / std
-        head.weight.copy_(scaled)
-        head.bias.copy_(bias - scaled @ mean)
-    return final
+    return weight.detach(), bias.detach()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

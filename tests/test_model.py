@@ -121,23 +121,35 @@ def test_heads():
 
 
 def test_fitted_head_is_logistic_regression():
-    """L-BFGS with ridge 1/N is scikit-learn's LogisticRegression(C=1) on standardised features."""
+    """L-BFGS with ridge r is scikit-learn's LogisticRegression(C = 1 / (r N)) on features of unit mean square."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+
+    from riftcli.model import RIDGES
 
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(120) % 3
-    features = torch.randn(120, 32, generator=generator) * torch.linspace(0.01, 30, 32) + 4
-    features[:, :3] += 0.02 * torch.nn.functional.one_hot(targets)
+    features = torch.randn(120, 32, generator=generator) * torch.linspace(0.01, 3, 32) + 4
+    features[:, :3] += 2 * torch.nn.functional.one_hot(targets)
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
     reset_head(vit, 3, seed=0)
-    loss = fit_head(vit, features, lambda logits: torch.nn.functional.cross_entropy(logits, targets))
-    scaled = StandardScaler().fit_transform(features.numpy())
-    scaled *= (119 / 120) ** 0.5  # ours divides by the n - 1 deviation
-    reference = LogisticRegression(C=1.0, max_iter=2000, tol=1e-8).fit(scaled, targets)
+    loss, ridge = fit_head(vit, features, targets, torch.nn.functional.cross_entropy)
+    assert ridge in RIDGES
+    centred = features.double() - features.double().mean(0)
+    scaled = (centred / centred.square().mean().sqrt()).numpy()
+    reference = LogisticRegression(C=1 / (ridge * 120), max_iter=5000, tol=1e-10).fit(scaled, targets)
     ours = vit.head(features).softmax(1).detach().numpy()
-    assert abs(ours - reference.predict_proba(scaled)).max() < 2e-3
-    assert loss < 1.0
+    assert abs(ours - reference.predict_proba(scaled)).max() < 1e-3
+    expected = torch.nn.functional.cross_entropy(vit.head(features), targets).item()
+    assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_ridge_is_picked_on_held_out_samples():
+    """Noise alone in 32 dimensions of 60 samples: only the strongest ridge does not overfit it."""
+    generator = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(60, 32, generator=generator), torch.arange(60) // 2 % 3
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+    reset_head(vit, 3, seed=0)
+    assert fit_head(vit, features, targets, torch.nn.functional.cross_entropy)[1] == 0.1
 
 
 # ---- messages
