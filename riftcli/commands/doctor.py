@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 
 import typer
 
@@ -13,6 +12,8 @@ from riftcli.errors import ExitCode
 
 def doctor() -> None:
     """Versions, devices and what is wrong with them, each with its remedy."""
+    from importlib import metadata
+
     problems = []
     print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     for name in ("riftcli", "torch", "torchvision", "timm", "torchmetrics", "scikit-learn", "safetensors"):

@@ -1,4 +1,4 @@
-"""rift recipes ls | show | cp | validate | schema."""
+"""rift recipes ls | show | cp | validate | schema. Imports within: `rift --help` has no use for pydantic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from riftcli import recipe as recipes
 from riftcli.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
@@ -18,6 +17,8 @@ app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=Tr
 @app.command("ls")
 def ls() -> None:
     """List the shipped recipes and what each is for."""
+    from riftcli import recipe as recipes
+
     names = recipes.shipped_names()
     width = max(len(name) for name in names)
     for name in names:
@@ -28,12 +29,16 @@ def ls() -> None:
 @app.command("show")
 def show(name: str) -> None:
     """Print a recipe."""
+    from riftcli import recipe as recipes
+
     print(recipes.read(recipes.find(name)), end="")
 
 
 @app.command("cp")
 def cp(name: str, path: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
     """Copy a recipe here, to change it."""
+    from riftcli import recipe as recipes
+
     source = recipes.find(name)
     target = path / source.name if path.is_dir() else path
     if target.exists():
@@ -51,6 +56,8 @@ def validate(
     overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Check a recipe without running it; every error at once."""
+    from riftcli import recipe as recipes
+
     checked = recipes.load(path, overrides)
     print(f"{checked.name}: ok", file=sys.stderr)
 

@@ -1,0 +1,87 @@
+"""Every command of the README runs as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+DEMO, TESTS, *TOUR = BLOCKS
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def shell(command: str, place: Path) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=place,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_the_demo_command_is_the_tour_s_first(place):
+    """Its first two lines are what .ci/run does with the test command; the third is run here."""
+    lines = DEMO.strip().splitlines()
+    assert lines[:2] == ["python3 -m venv .venv", ".venv/bin/pip install -e ."]
+    done = shell(lines[2].replace(".venv/bin/", ""), place)
+    assert done.returncode == 0, done.stderr
+    last = done.stderr.splitlines()[-7:]
+    assert any(line.startswith("  accuracy: ") for line in last), done.stderr
+    assert any(line.startswith("  kept on demo_fashion: kNN ") for line in last)
+    assert TESTS.strip().splitlines() == [
+        "python3 -m venv .venv",
+        '.venv/bin/pip install -e ".[dev]"',
+        ".venv/bin/python -m pytest",
+    ]
+
+
+@pytest.mark.parametrize("block", TOUR, ids=lambda block: block.splitlines()[0][:60])
+def test_tour(block, place):
+    for command in block.strip().splitlines():
+        done = shell(command, place)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_python_snippet(place):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    done = shell(f"python - <<'END'\n{snippet}\nprint(model.num_classes)\nEND", place)
+    assert done.stdout == "10\n", done.stderr
+
+
+def test_everything_named_in_the_readme_exists():
+    for path in re.findall(r"`((?:benchmarks|riftcli|tests|recipes)/[\w/.]+|\.ci/run)`", README):
+        assert (ROOT / path).exists(), path
+    script = (ROOT / "benchmarks" / "real_run.sh").read_text()
+    assert subprocess.run(["bash", "-n", ROOT / "benchmarks" / "real_run.sh"]).returncode == 0
+    for method in ("linear", "full", "rift", "rift_fixed", "rsc", "scratch"):
+        assert method in script
+        assert (ROOT / "recipes" / f"fashion_dinov2_{method}.yaml").exists()
+
+
+def test_an_installed_wheel_has_its_recipes_and_its_demo(tmp_path):
+    """No checkout around: recipes by name, the embedded model, the embedded data."""
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(ROOT)]
+    subprocess.run(pip, check=True, capture_output=True)
+    command = [sys.executable, "-m", "riftcli", "finetune", "--recipe", "demo_rift", "--set", "train.epochs=1", "--out", "r"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    where = [sys.executable, "-c", "import riftcli; print(riftcli.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert found.stdout.startswith(str(site))
