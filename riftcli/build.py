@@ -47,6 +47,7 @@ class Parts:
     def predict(self, split: Split, reference: str | None = None) -> Predictions:
         """A split through the network as it is now; `reference` names the pretrained features to compare with."""
         settings = self.recipe
+        dist.broadcast_tensors(list(self.vit.buffers()))  # batch norm statistics differ between ranks; rank 0's are saved
         table = evaluate.encode_split(
             self.classifier, split, self.preprocessing, self.device, settings.eval.batch_size, settings.train.workers
         )

@@ -72,22 +72,32 @@ class Backbone:
         import timm
 
         name, kwargs = self._timm_name(), self._timm_args()
-        overlay = (
-            {"file": str(weights_file(self.weights)), "url": "", "hf_hub_id": None, "source": ""} if self._own_weights() else None
-        )
+        overlay = None
+        if self._own_weights():
+            overlay = {"file": str(weights_file(self.weights)), "url": "", "hf_hub_id": None, "source": ""}
+
+        def create(**options: Any) -> Any:
+            return timm.create_model(
+                name, pretrained=self.pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **options
+            )
+
         try:
             with _recorded_loads() as loads:
-                vit: Any = timm.create_model(
-                    name, pretrained=self.pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **kwargs
-                )
+                try:
+                    vit = create(**kwargs)
+                except TypeError as error:
+                    if "img_size" not in str(error):
+                        raise
+                    kwargs.pop("img_size")  # a network of convolutions takes images of any size
+                    vit = create(**kwargs)
         except Exception as error:
             raise _explained(self, name, error) from error
         _check_complete(self, vit, loads)
+        if not all(hasattr(vit, part) for part in ("forward_features", "forward_head", "get_classifier", "reset_classifier")):
+            raise ModelError(f"model.name {self.name}: not an image model with features and a head")
         # what timm needs beside the name to build it again; hub models bring arguments of their own
         known = {**getattr(vit, "_model_args", {}), **_folder_args(name), **kwargs}
         vit.rift_args = {key: value for key, value in known.items() if key not in ("num_classes", "drop_path_rate")}
-        if not hasattr(vit, "blocks") or not hasattr(vit, "pos_embed") or not hasattr(vit, "forward_head"):
-            raise ModelError(f"model.name {self.name}: not a vision transformer; riftcli finetunes timm's ViT family")
         return vit
 
     def _own_weights(self) -> bool:
@@ -215,11 +225,16 @@ def frozen_copy(vit: nn.Module) -> nn.Module:
 
 
 def reset_head(vit: Any, num_classes: int, seed: int) -> None:
-    """Put a fresh head on the backbone: trunc-normal weights (std 0.02), zero bias, from its own random stream."""
+    """Put a fresh head on the backbone: trunc-normal weights (std 0.02), zero bias, from its own random stream.
+
+    Raises ModelError for a model whose head is not one linear layer on the features: there is then no vector before it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vit.reset_classifier(num_classes)
         head = vit.get_classifier()
+        if not isinstance(head, nn.Linear) or head.in_features != vit.num_features:
+            raise ModelError(f"{vit.pretrained_cfg.get('architecture')}: its head is not one linear layer on its features")
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
@@ -292,11 +307,12 @@ def save_folder(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    pool = getattr(vit, "global_pool", None)
     config = {
         "architecture": vit.pretrained_cfg["architecture"],
         "num_classes": vit.num_classes,
         "num_features": vit.num_features,
-        "global_pool": vit.global_pool,
+        "global_pool": pool if isinstance(pool, str) else None,
         "label_names": classes,
         "model_args": vit.rift_args,
         "pretrained_cfg": {
@@ -304,7 +320,7 @@ def save_folder(
             "num_classes": vit.num_classes,
             "first_conv": vit.pretrained_cfg.get("first_conv"),
             "classifier": vit.pretrained_cfg.get("classifier"),
-            "fixed_input_size": True,
+            "fixed_input_size": vit.pretrained_cfg.get("fixed_input_size", False),
         },
         **(extra or {}),
     }

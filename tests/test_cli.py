@@ -393,8 +393,9 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
          "set it with --set data.root=/path/to/data"),
         ({"model": {"name": "vit_tiny_patch16_224", "weights": "none.safetensors"}}, [], 4,
          "model.weights none.safetensors: no such file or folder"),
-        ({"model": {"name": "resnet18", "pretrained": False}, "regularizer": {"name": "none"}}, [], 4,
-         "model.name resnet18: not a vision transformer; riftcli finetunes timm's ViT family"),
+        ({"model": {"name": "vit_tiny_patch16_224", "args": {"depht": 2}, "pretrained": False}, "regularizer": {"name": "none"}},
+         [], 4, "model vit_tiny_patch16_224 cannot be built with these options: VisionTransformer.__init__() got an unexpected "
+         "keyword argument 'depht'"),
     ],
 )  # fmt: skip
 def test_errors(rift, tiny_recipe, write_recipe, tmp_path, monkeypatch, change, arguments, code, message):

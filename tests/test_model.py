@@ -85,6 +85,29 @@ def test_saved_folder_gives_timm_the_same_logits(tiny_weights, tmp_path, feature
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("name", "args"), [("resnet18", {}), ("convnext_atto", {}), ("vit_medium_patch16_reg4_gap_256", {"depth": 1})]
+)
+def test_other_families_of_timm_round_trip_too(tmp_path, name, args):
+    torch.manual_seed(0)
+    model = Backbone(name, pretrained=False, image_size=64, args=args).build()
+    reset_head(model, 3, seed=1)
+    output = Classifier(model).eval()(images(2, 64))
+    assert output.features.shape == (2, model.num_features)
+    torch.testing.assert_close(output.logits, model(images(2, 64)))
+    save_folder(tmp_path / "m", model, ["a", "b", "c"], Preprocessing.of_model(model, 64))
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    assert torch.equal(loaded(images(2, 64)), model(images(2, 64)))
+    assert tuple(timm.data.resolve_model_data_config(loaded)["input_size"]) == (3, 64, 64)
+
+
+def test_a_head_that_is_more_than_linear_is_refused():
+    model = Backbone("levit_128s", pretrained=False).build()
+    with pytest.raises(ModelError) as caught:
+        reset_head(model, 3, seed=0)
+    assert str(caught.value) == "levit_128s: its head is not one linear layer on its features"
+
+
 def test_saved_file_has_pt_metadata_and_the_umask_mode(tiny_weights, tmp_path):
     from safetensors import safe_open
 
