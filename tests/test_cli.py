@@ -498,6 +498,29 @@ def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, writ
     assert "Traceback" in rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "s", "--debug")[2]
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 6, "out of memory: CUDA out of memory. Tried "
+         "to allocate 2 GiB; use a smaller train.micro_batch_size (the result stays the same) or train.precision bf16"),
+        (OSError(28, "No space left on device", "r/metrics.jsonl"), 8, "r/metrics.jsonl: No space left on device; free some "
+         "space"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=["memory", "disk", "ctrl-c"],
+)  # fmt: skip
+def test_other_endings(rift, tiny_recipe, write_recipe, monkeypatch, error, code, message):
+    from riftcli import train
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(train, "lr_factor", fail)
+    got, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert (got, err.splitlines()[-1]) == (code, f"error: {message}")
+    assert json.loads(Path("r/run.json").read_text())["status"] in ("failed", "interrupted")
+
+
 # ---- the rest of the commands
 
 
