@@ -52,8 +52,10 @@ def run(arguments: list[str]) -> int:
         os.environ["RIFT_DEBUG"] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
-        return int(code or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a bare exit code
+            raise KeyboardInterrupt
+        return code
     except RiftError as error:
         return _end(error, str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt) as error:
