@@ -17,8 +17,9 @@ from riftcli.loader import ImageDataset, TensorTable, divide_batch, steps_per_ep
 from riftcli.model import Backbone, Classifier, HeadOnly, fit_head, frozen_copy, reset_head, zero_head
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
-from riftcli.recipe import Data, Recipe
-from riftcli.splits import Splits, load_split, load_splits
+from riftcli.recipe import Recipe
+from riftcli.run import environment
+from riftcli.splits import Splits, load_retention, load_splits
 from riftcli.step import Step
 from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
 
@@ -38,11 +39,16 @@ class Parts:
     optimizer: torch.optim.Optimizer
     step: Step
     train_data: Callable[[int], Any]  # epoch -> torch Dataset
+    trace_0: float | None  # variance of the training features before training, summed over dimensions, where it is known
     references: dict[str, torch.Tensor]  # pretrained features: "val", "test", "retention/0", "retention/0/bank"
     retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
     steps_per_epoch: int
     total_steps: int
     precision: str
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, precision, seed: the `env` of every report."""
+        return environment(self.device, self.precision, dist.world_size(), self.seed)
 
     def predict(self, split: Split, reference: str | None = None) -> Predictions:
         """A split through the network as it is now; `reference` names the pretrained features to compare with."""
@@ -65,12 +71,12 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     if not dist.is_main():
         dist.barrier()  # a source that downloads does so once, on rank 0
     splits = load_splits(recipe.data.source, recipe.data.train, recipe.data.val, recipe.data.test)
+    retention = [load_retention(data.source, data.train, data.test) for data in recipe.retention]
     if dist.is_main():
         dist.barrier()
     _check_task(recipe, splits)
     train, num_classes = splits.train, len(splits.train.classes)
     per_epoch = steps_per_epoch(len(train), recipe.train.batch_size)
-    retention = [_retention_splits(data) for data in recipe.retention]
     console.line(
         f"data: {recipe.data.name}, {len(train)} train, {len(splits.val) if splits.val else 0} validation, "
         f"{len(splits.test)} test, {num_classes} classes"
@@ -81,6 +87,11 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     vit: Any = backbone.build().to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in vit.modules()) and (ranks > 1 or accumulation > 1):
+        raise UsageError(
+            f"model.name {recipe.model.name}: batch normalisation sees one rank's micro-batch at a time, so several would not "
+            "give the gradients of one; use one process and leave out train.micro_batch_size"
+        )
     bare = Classifier(vit, frozen_backbone=True)
 
     def encoded(model: nn.Module, split: Split, what: str) -> Table:
@@ -126,6 +137,8 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
         zero_head(vit)
     elif recipe.train.head_init == "linear_probe" and not resuming:
         _probe_head(vit, train_features(), targets, objective, console)
+
+    trace_0 = float(start_features["train"].var(0).sum()) if "train" in start_features else None
 
     # what trains
     adapter.prepare(vit)
@@ -178,6 +191,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
             micro_batch_size=micro,
         ),
         train_data=train_data,
+        trace_0=trace_0,
         references=references,
         retention=retention,
         steps_per_epoch=per_epoch,
@@ -193,14 +207,6 @@ def _check_task(recipe: Recipe, splits: Splits) -> None:
             f"objective.name {recipe.component_name('objective')}: the data is {splits.train.task}; "
             f"use --set objective.name={fitting}"
         )
-
-
-def _retention_splits(data: Data) -> tuple[Split, Split | None]:
-    """(query, bank): the same split twice means leave-one-out."""
-    query = load_split(data.source, data.test)
-    if query.task != "multiclass":
-        raise UsageError(f"retention {data.name}: kNN needs one label per image, and this data is {query.task}")
-    return query, None if data.train == data.test else load_split(data.source, data.train)
 
 
 def _reference_splits(splits: Splits, retention: list[tuple[Split, Split | None]]) -> dict[str, Split]:
@@ -244,7 +250,7 @@ def _probe_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objecti
             return objective.losses(logits, wanted).sum() / objective.weights(wanted).sum()
 
         loss, ridge = fit_head(vit, features, targets, mean_loss)
-        console.line(f"head: linear probe on {len(targets)} pretrained features, loss {loss:.3f}, ridge {ridge:g}")
+        console.line(f"head: linear probe on the features of {len(targets)} training images, loss {loss:.3f}, ridge {ridge:g}")
     dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
 
 

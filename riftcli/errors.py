@@ -51,12 +51,6 @@ class EnvironmentError(RiftError):  # noqa: A001 - the documented name of exit c
     exit_code = ExitCode.ENVIRONMENT
 
 
-class OutOfMemoryError(RiftError):
-    """The accelerator ran out of memory."""
-
-    exit_code = ExitCode.OUT_OF_MEMORY
-
-
 class DivergedError(RiftError):
     """A loss or gradient is not finite."""
 

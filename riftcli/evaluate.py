@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import platform
+import math
 import resource
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from riftcli import __version__, catalog, dist
+from riftcli import catalog, dist
 from riftcli.features import Table, encode
 from riftcli.loader import eval_loader
 from riftcli.protocols import Predictions, Split
@@ -48,7 +48,10 @@ def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
     scores = {}
     for name in names:
         metric = catalog.component("metric", name)()
-        scores[name] = {**metric.compute(seen), "n": len(seen.targets), "higher_is_better": metric.higher_is_better}
+        result = metric.compute(seen)
+        if result["value"] is not None and not math.isfinite(result["value"]):
+            result |= {"value": None, "reason": "not a finite number: the logits or features are not"}
+        scores[name] = {**result, "n": len(seen.targets), "higher_is_better": metric.higher_is_better}
     return scores
 
 
@@ -145,22 +148,6 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
             writer.writerow(["class", "tp", "fp", "fn", "tn"])
             columns = [matrix[key] for key in ("tp", "fp", "fn", "tn")]
             writer.writerows(zip(seen.classes, *columns, strict=True))
-
-
-def environment(device: torch.device, precision: str, seed: int | None) -> dict[str, Any]:
-    """The `env` part of a report."""
-    import timm
-
-    return {
-        "riftcli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "world_size": dist.world_size(),
-        "precision": precision,
-        "seed": seed,
-    }
 
 
 def peak_memory_bytes(device: torch.device) -> int:

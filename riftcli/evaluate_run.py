@@ -13,8 +13,9 @@ from riftcli import recipe as recipes
 from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import DataError, UsageError, nearest
-from riftcli.model import Backbone, Classifier, load_saved, read_config, sha256
+from riftcli.model import Backbone, Classifier, load_saved, read_config
 from riftcli.protocols import Split
+from riftcli.report.final import model_entry
 from riftcli.splits import load_split, load_splits
 from riftcli.transforms import Preprocessing
 
@@ -59,25 +60,14 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
         pretrained = Backbone(**{**recipe.model.model_dump(), "pretrained": True}).build().to(torch_device)
         reference = encoded(Classifier(pretrained), "pretrained").features
     seen = evaluate.predictions(split, table, reference)
-    from riftcli.report.final import method
-
-    model = {
-        "path": str(weights.parent),
-        "architecture": config["architecture"],
-        "method": method(recipe),
-        "sha256": sha256(weights),
-        "weights": "raw",
-        "epoch": config.get("rift", {}).get("epoch"),
-        "params": sum(p.numel() for p in vit.parameters()),
-        "trainable_params": None,
-    }
+    model = model_entry(recipe, vit, weights, config.get("rift", {}).get("epoch"), None)
     report = evaluate.report("eval", model, split, seen, names, recipe.data.name)
     report["timing"] = {
         "seconds": clock.seconds,
         "images_per_second": len(split) / clock.seconds,
         "peak_memory_bytes": evaluate.peak_memory_bytes(torch_device),
     }
-    report["env"] = evaluate.environment(torch_device, "fp32", recipe.train.seed)
+    report["env"] = runs.environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
     target = folder / "eval" / f"{recipe.data.name}-{split.name}"
     if dist.is_main():
         evaluate.write_tables(target, split, seen)
@@ -94,7 +84,7 @@ def _stored_recipe(run: Path, overrides: list[str]) -> tuple[Path, recipes.Recip
             raise UsageError(
                 f"--set {override}: evaluation can change data.*, eval.*, model.weights and train.workers, not the run"
             )
-    for folder in (run, run.parent):
+    for folder in (run, run.parent) if run.name == "model" else (run,):
         stored = folder / "recipe.resolved.yaml"
         if stored.is_file():
             return folder, recipes.parse(recipes.read(stored), stored.name, overrides)

@@ -67,13 +67,13 @@ class ArrayReader:
         return Image.fromarray(self.images[i]).convert("RGB")
 
 
-def existing_root(root: str, key: str = "data.root") -> Path:
+def existing_root(root: str) -> Path:
     """The data folder, `~` expanded; raise DataError when it is missing."""
     path = Path(root).expanduser()
     if not path.exists():
-        raise DataError(f"{key} {root}: no such folder (looked in {Path.cwd()}); set it with --set {key}=/path/to/data")
+        raise DataError(f"{root}: no such data folder (looked in {Path.cwd()}); set root, e.g. --set data.root=/path/to/data")
     if not path.is_dir():
-        raise DataError(f"{key} {root}: not a folder")
+        raise DataError(f"{root}: the data root is not a folder")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import EnvironmentError, ExitCode, RiftError, Terminated, UsageError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; SIGUSR1 is what Slurm sends before the end
 
 
 def processes(wish: str) -> int:
@@ -32,7 +35,7 @@ def processes(wish: str) -> int:
 def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1", rendezvous: str | None = None) -> None:
     """Run `python -m riftcli ARGUMENTS` in nproc processes; raise RiftError with the first failure's message and code.
 
-    log_folder: where each worker writes rank<r>.log (it does so itself); named in the message for one that was killed.
+    log_folder: RUN/logs, where ranks other than 0 write rank<r>.log themselves; named in the message for one that was killed.
     Rendezvous on localhost:0 picks a free port; several nodes need a shared `rendezvous` host:port.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -47,6 +50,9 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     os.environ["RIFT_LAUNCHED"] = "1"  # workers leave the printing of errors to us
     with tempfile.TemporaryDirectory(prefix="rift-launch-") as scratch:
+        known = LaunchConfig.__dataclass_fields__  # newer torch takes the signals here, older from the environment
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
+        signals: dict[str, Any] = {"signals_to_handle": SIGNALS} if "signals_to_handle" in known else {}
         config = LaunchConfig(
             min_nodes=int(low),
             max_nodes=int(high or low),
@@ -57,6 +63,7 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
+            **signals,
         )
         try:
             elastic_launch(config, sys.executable)("-m", "riftcli", *arguments)
@@ -78,7 +85,8 @@ def _root_cause(error: Any, log_folder: Path) -> RiftError:
     if isinstance(message, dict):
         message = message.get("message", str(message))
     if failure.exitcode < 0:
-        message = f"killed by signal {-failure.exitcode} (log: {log_folder}/rank{rank}.log)"
+        log = log_folder / f"rank{rank}.log" if rank else log_folder.parent / "train.log"
+        message = f"killed by signal {-failure.exitcode} (log: {log})"
     result = RiftError(f"rank {rank}: {message}")
     codes = {int(code): code for code in ExitCode}
     result.exit_code = codes.get(failure.exitcode, ExitCode.UNEXPECTED)
@@ -91,10 +99,11 @@ def record_worker_error(error: BaseException, message: str) -> None:
     # before a run folder exists there is no better place than the temporary one
     log = Path(os.environ.get("RIFT_RANK_LOG") or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log")
     trace = "".join(traceback.format_exception(error))
-    with log.open("a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not hide the error
         file.write(f"{message}\n{trace}\n")
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
         note = {"message": f"{message} (log: {log})", "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}
-        Path(error_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(error_file).write_text(json.dumps({"message": note}), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            Path(error_file).parent.mkdir(parents=True, exist_ok=True)
+            Path(error_file).write_text(json.dumps({"message": note}), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,8 +114,19 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
 
 
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A launcher or scheduler signals the whole process group: the rank saves and ends, and needs its workers until then."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _workers(workers: int) -> dict[str, Any]:
     # Its own generator: without one, every iterator draws its seed from the global stream, and a run resumed in the
     # middle of an epoch would see other drop paths than one that was never interrupted.
     generator = torch.Generator().manual_seed(0)
-    return {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": generator}
+    return {
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": generator,
+        "worker_init_fn": _leave_signals_to_the_rank,
+    }

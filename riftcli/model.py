@@ -130,6 +130,10 @@ class Backbone:
         return kwargs
 
 
+# What published checkpoints hold beside the backbone in use: old heads, pooling that was chosen away, pretraining tokens.
+LEFT_OVERS = ("head", "fc", "classifier", "pre_logits", "norm.", "attn_pool", "mask_token")
+
+
 @contextmanager
 def _recorded_loads() -> Iterator[list[Any]]:
     """What every load_state_dict inside the block could not match.
@@ -149,14 +153,15 @@ def _recorded_loads() -> Iterator[list[Any]]:
 
 
 def _check_complete(wish: Backbone, vit: Any, loads: list[Any]) -> None:
-    """Raise ModelError unless the weights filled the whole backbone, and its blocks used them all."""
+    """Raise ModelError unless the weights filled the whole backbone, and nothing but left-overs had no place in it."""
     if not wish.pretrained:
         return
     source = wish.weights or wish.name
     head = vit.pretrained_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
     missing = [key for result in loads for key in result.missing_keys if not key.startswith(heads)]
-    surplus = [key for result in loads for key in result.unexpected_keys if key.startswith("blocks.")]
+    spare = (*heads, *LEFT_OVERS)
+    surplus = [key for result in loads for key in result.unexpected_keys if not key.startswith(spare)]
     if missing or surplus:
         what = (
             f"{len(missing)} tensors are missing from them" if missing else f"{len(surplus)} tensors have no place in the model"
@@ -282,7 +287,7 @@ def _ridge_fit(
     """Weights (C, D) and bias (C,) that minimise loss + 0.5 * ridge * ||W||^2, in fp64."""
     weight = torch.zeros(outputs, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, max_eval=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
@@ -351,7 +356,6 @@ def load_saved(path: str | Path) -> nn.Module:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = read_config(folder)
     vit: Any = Backbone(f"local-dir:{folder}").build(config["num_classes"])
-    vit.rift_classes = config.get("label_names", [])
     return vit.eval()
 
 

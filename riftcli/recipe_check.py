@@ -115,7 +115,7 @@ class Checker:
             return None
         name = raw.get(key, COMPONENTS.get(kind))
         if name is None:
-            self.fail((*prefix, key), "missing; it has no default", catalog.names(kind))
+            self.fail((*prefix, key), "missing or null; name one", catalog.names(kind))
             return None
         if not isinstance(name, str) or name not in catalog.CATALOG[kind]:
             close = nearest(str(name), catalog.names(kind))
@@ -140,7 +140,8 @@ class Checker:
         source_raw = {k: v for k, v in raw.items() if k not in ("train", "val", "test")}
         source = self.named_component(prefix, "data", source_raw, key="format")
         train = self.split((*prefix, "train"), raw.get("train", "train"))
-        val = None if raw.get("val") is None else self.split((*prefix, "val"), raw["val"])
+        source_split = train.name if train else "train"
+        val = None if raw.get("val") is None else self.split((*prefix, "val"), raw["val"], source_split)
         test = self.split((*prefix, "test"), raw.get("test", "test"))
         for key, spec in (("train", train), ("test", test)):
             if spec and spec.fraction is not None:
@@ -151,7 +152,7 @@ class Checker:
             return None
         return Data(raw["format"], source, train, val, test)
 
-    def split(self, prefix: Key, raw: Any) -> SplitSpec | None:
+    def split(self, prefix: Key, raw: Any, held_from: str = "train") -> SplitSpec | None:
         """A split's name, or a mapping with a limit or a share."""
         if isinstance(raw, str) and raw:
             return SplitSpec(raw)
@@ -165,7 +166,7 @@ class Checker:
             self.fail((*prefix, "limit"), "give either limit or fraction")
         if values.fraction is None and values.group is not None:
             self.fail((*prefix, "group"), "only splits made by a fraction have groups")
-        name = values.from_ or ("train" if values.fraction is not None else str(prefix[-1]))
+        name = values.from_ or (held_from if values.fraction is not None else str(prefix[-1]))
         return SplitSpec(name, values.limit, values.fraction, values.group, values.seed)
 
     # -- the whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -22,13 +23,15 @@ def spread(values: list[float | None]) -> dict[str, Any]:
 
 
 def check_parent(folder: Path, overwrite: bool) -> None:
-    """Raise UsageError for a folder that holds anything but earlier repeats that --overwrite may replace."""
+    """Raise UsageError for a folder that holds anything but repeats; those go on, or are replaced with --overwrite."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not overwrite:
-        raise UsageError(f"--out {folder}: folder is not empty; replace its runs with --overwrite, or choose another --out")
     if (folder / "run.json").is_file() or not list(folder.glob("s*/run.json")):
-        raise UsageError(f"--out {folder}: --overwrite with --repeats only replaces earlier repeats, and this is something else")
+        raise UsageError(f"--out {folder}: folder is not empty and holds no repeats; choose another --out")
+    if overwrite:
+        for old in folder.glob("s*"):
+            if (old / "run.json").is_file():
+                shutil.rmtree(old)
 
 
 def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:

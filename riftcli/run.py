@@ -46,12 +46,12 @@ def write_json(path: Path, value: Any) -> None:
 class RunFolder:
     """A run folder open for writing; the lock goes with the process, however it ends."""
 
-    def __init__(self, path: Path, fresh: bool = False, started: bool = False) -> None:
-        self.path, self.fresh, self.started = path, fresh, started
+    def __init__(self, path: Path, fresh: bool = False, started: bool = False, overwrite: bool = False) -> None:
+        self.path, self.fresh, self.started, self.overwrite = path, fresh, started, overwrite
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UsageError(f"{path}: another process is writing to this run; wait for it or choose another --out") from None
 
     @classmethod
@@ -61,7 +61,7 @@ class RunFolder:
         fresh = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            return cls(path, fresh)
+            return cls(path, fresh, overwrite=overwrite)
         except OSError as error:
             raise StorageError(f"{path}: cannot create the run folder ({error.strerror})") from error
 
@@ -74,7 +74,8 @@ class RunFolder:
 
     def start(self, recipe_text: str, resolved_text: str, provenance: dict[str, Any]) -> None:
         """Clear what is to be overwritten, then write provenance and recipes: before the first step."""
-        for entry in self.path.iterdir():
+        check_free(self.path, self.overwrite)  # again: setting up took a while
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "run.json"):  # what makes it a run goes last
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         (self.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
@@ -167,28 +168,30 @@ def newest_finished() -> Path:
     return max(done)[1]
 
 
-def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
-    """What made this run: versions, command, machine, commit."""
+def environment(device: Any, precision: str, world_size: int, seed: int) -> dict[str, Any]:
+    """The `env` part of a report; `device` is a torch.device."""
     import timm
     import torch
 
     return {
-        "created": now(),
-        "command": json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "riftcli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "world_size": world_size,
+        "precision": precision,
         "seed": seed,
-        "pid": os.getpid(),
-        "env": {
-            "riftcli": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "device": device,
-            "world_size": world_size,
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-            "git": _git_commit(),
-        },
     }
+
+
+def provenance(env: dict[str, Any]) -> dict[str, Any]:
+    """What made this run: command, versions, machine, commit."""
+    import torch
+
+    command = json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]]
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "git": _git_commit()}
+    return {"created": now(), "command": command, "seed": env["seed"], "pid": os.getpid(), "env": {**env, **machine}}
 
 
 def _git_commit() -> str | None:

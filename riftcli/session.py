@@ -30,7 +30,7 @@ class Progress:
 
 
 class StopSignal:
-    """SIGTERM or SIGUSR1: finish the step, save once, exit 143. A second one kills at once."""
+    """SIGTERM or SIGUSR1: finish the step, save once, exit 143. The same one again kills at once."""
 
     def __init__(self) -> None:
         self.received = False

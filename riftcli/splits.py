@@ -38,6 +38,22 @@ def load_splits(source: Dataset, train: SplitSpec, val: SplitSpec | None, test: 
     return splits
 
 
+def load_retention(source: Dataset, bank: SplitSpec, query: SplitSpec) -> tuple[Split, Split | None]:
+    """(query, bank) of a set that is not trained on; the same split twice means leave-one-out, and the bank is None.
+
+    Raises DataError when the two share samples (an image would vote for itself) or are not one label per image.
+    """
+    queries = load_split(source, query)
+    if queries.task != "multiclass":
+        raise DataError(f"retention, split '{queries.name}': kNN needs one label per image, and this data is {queries.task}")
+    if bank == query:
+        return queries, None
+    samples = load_split(source, bank)
+    check_same_classes(samples.classes, queries)
+    _check_disjoint(samples, queries)
+    return queries, samples
+
+
 def load_split(source: Dataset, spec: SplitSpec) -> Split:
     """One split, limited if asked."""
     split = source.load(spec.name)

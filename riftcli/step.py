@@ -20,7 +20,7 @@ class StepResult:
 
     task_loss: torch.Tensor  # () mean over the global batch
     penalty_loss: torch.Tensor  # ()
-    features: torch.Tensor  # (n, D) of the global batch, detached
+    features: torch.Tensor  # (n, D), detached: of the global batch with a penalty, else of this rank's share
     reference: torch.Tensor | None  # (n, D)
 
 

@@ -73,7 +73,7 @@ def _finetune(
     parts = set_up(recipe, device, console, resuming)
     session = Session(parts, Progress(), folder, console, stop)
     if folder and not resuming:
-        made_by = runs.provenance(recipe.train.seed, str(device), dist.world_size())
+        made_by = runs.provenance(parts.environment())
         folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by})
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
     log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"
@@ -88,7 +88,7 @@ def _finetune(
 
     # ---- the report --------------------------------------------------------------------------------------------------
     if folder and not (folder.path / "model" / "model.safetensors").is_file():
-        keep_model(session, recipe.train.epochs)  # no evaluation gave a usable number: the last weights
+        keep_model(session, session.progress.step // parts.steps_per_epoch)  # no evaluation was usable: the last weights
     report = final_report(session)
     if folder:
         report["timing"]["seconds"] = clock.seconds
@@ -199,8 +199,8 @@ def _check_health(session: Session, result: StepResult, grad_norm: torch.Tensor,
         runs.write_json(session.folder.path / "diverged.json", {"step": session.progress.step + 1, "ranks": ranks})
     shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise DivergedError(
-        f"step {session.progress.step + 1}: loss or gradient is not finite ({shown}); the last checkpoint is intact, the "
-        f"batch is in {session.place}/diverged.json; try a lower optim.lr, a longer schedule.warmup or train.head_init "
+        f"step {session.progress.step + 1}: loss or gradient is not finite ({shown}); the weights were not touched, "
+        f"the batch is in {session.place}/diverged.json; try a lower optim.lr, a longer schedule.warmup or train.head_init "
         "linear_probe"
     )
 
@@ -217,6 +217,9 @@ def _step_row(
         row["penalty_loss"] = added
         named = parts.penalty.diagnostics(result.features, result.reference)
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
+    elif parts.trace_0:
+        ratio = float(result.features.var(0).sum()) / parts.trace_0
+        row["trace_ratio"] = ratio if math.isfinite(ratio) else None
     lr = parts.recipe.optim.lr * factor
     return {**row, "lr": lr, "grad_norm": float(grad_norm), "images_per_second": round(speed, 1)}
 

@@ -14,7 +14,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 torch.set_num_threads(2)
 
 TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-TINY = {"name": "vit_tiny_patch16_224", "image_size": 16, "crop_pct": 1.0, "args": TINY_ARGS}
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,9 @@ def assert_same_state(one: Path, two: Path) -> None:
 
 
 def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp_path, read_json):
-    tiny_recipe["retention"] = [{"format": "demo_fashion", "test": {"from": "test", "limit": 60}, "train": "test"}]
+    tiny_recipe["retention"] = [
+        {"format": "demo_fashion", "test": {"from": "test", "limit": 60}, "train": {"from": "test", "limit": 60}}
+    ]
     code, out, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--json")
     assert code == 0, err
     run = tmp_path / "r"
@@ -140,8 +142,14 @@ def test_eval_reads_the_newest_run_back(rift, tiny_recipe, write_recipe, tmp_pat
     assert (report["data"]["split"], report["data"]["n"]) == ("val", 32)
 
 
-def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, write_recipe, tiny_weights, read_json):
+def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, write_recipe, tiny_weights, read_json, monkeypatch):
+    from riftcli import evaluate
+
+    encoded: list[str] = []
+    real = evaluate.encode_split
+    monkeypatch.setattr(evaluate, "encode_split", lambda model, split, *a: encoded.append(split.name) or real(model, split, *a))
     for augment in ({}, {"crop_min_area": 0.5}):
+        encoded.clear()
         tiny_recipe |= {"adapter": {"name": "linear"}, "augment": augment}
         code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", f"r{len(augment)}")
         assert code == 0, err
@@ -152,6 +160,16 @@ def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, wri
         report = read_json(run / "metrics.json")
         assert report["metrics"]["cka"]["value"] >= 1 - 1e-6
         assert report["model"]["trainable_params"] == 330
+        assert encoded.count("train") == 1, "the training features are encoded once"
+        if not augment:  # and the epochs run on them: no image is decoded again
+            from riftcli import build
+
+            def never(*arguments):
+                raise AssertionError("an image dataset was built for training")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(build, "ImageDataset", never)
+                assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "again")[0] == 0
 
 
 def test_scratch_is_measured_against_the_pretrained_model(rift, tiny_recipe, write_recipe, read_json):
@@ -183,20 +201,34 @@ def test_repeats_give_mean_and_spread(rift, tiny_recipe, write_recipe, read_json
     assert entry["mean"] == pytest.approx(sum(values) / 2)
     assert entry["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert (entry["n"], report["seeds"]) == (2, [5, 6])
-    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--repeats", 2)
-    assert (code, err) == (2, "error: --out r: folder is not empty; replace its runs with --overwrite, or choose another --out\n")
+    # a series goes on where it was: two seeds are there, the third is new
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--repeats", 3, "--seed", 5)
+    assert code == 0, err
+    assert "r/s5: already finished\nr/s6: already finished\n" in err
+    assert read_json("r/metrics.json")["metrics"]["acc"]["values"][:2] == values
+    Path("full").mkdir()
+    Path("full/x").touch()
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "full", "--repeats", 2)
+    assert (code, err) == (2, "error: --out full: folder is not empty and holds no repeats; choose another --out\n")
 
 
-def test_early_stopping_and_the_direction_of_a_metric(rift, tiny_recipe, write_recipe, read_json):
-    tiny_recipe["eval"] |= {"metrics": ["ece"], "best": "ece", "patience": 1}
-    tiny_recipe["train"]["epochs"] = 6
+def test_early_stopping_and_the_direction_of_a_metric(rift, tiny_recipe, write_recipe, read_json, monkeypatch):
+    from riftcli.metrics.calibration import ExpectedCalibrationError
+
+    # one value per evaluation, the start included; lower is better, and neither NaN nor the larger value may win
+    values = iter([0.9, 0.5, float("nan"), 0.2, 0.3, 0.8, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(ExpectedCalibrationError, "compute", lambda self, seen: {"value": next(values)})
+    tiny_recipe["eval"] |= {"metrics": ["ece"], "best": "ece", "patience": 2}
+    tiny_recipe["train"]["epochs"] = 8
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code == 0, err
-    evals = rows(Path("r"), "eval")[1:]
-    best = min(evals, key=lambda row: row["ece"])
-    assert read_json("r/metrics.json")["model"]["epoch"] == best["epoch"]
-    if len(evals) < 6:
-        assert "stopping early: ece has not improved for 1 evaluations" in err
+    evals = rows(Path("r"), "eval")
+    assert [row["ece"] for row in evals] == [0.9, 0.5, None, 0.2, 0.3, 0.8], "two worse ones in a row end it"
+    assert "stopping early: ece has not improved for 2 evaluations" in err
+    report = read_json("r/metrics.json")
+    assert report["model"]["epoch"] == 3
+    assert report["validation"] == {"ece": 0.2}
+    assert "epoch 2/8: validation ece undefined" in err
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(rift, tiny_recipe, write_recipe, read_json):
@@ -244,9 +276,10 @@ def test_csv_multilabel_run(rift, tiny_recipe, write_recipe, tmp_path, read_json
     assert report["per_class"]["a"]["map"] == pytest.approx(report["metrics"]["map"]["value"], abs=0.1)
 
 
-def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe):
-    tiny_recipe["regularizer"] = {"name": "rift", "normalize": "raw", "strength": 1000.0}
-    tiny_recipe["train"]["head_init"] = "normal"
+@pytest.mark.parametrize("regularizer", ["rift", "rsc", "none"])
+def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, regularizer):
+    careless = {"rift": {"normalize": "raw", "strength": 1000.0}, "rsc": {}, "none": {}}
+    tiny_recipe["regularizer"] = {"name": regularizer, **careless[regularizer]}
     tiny_recipe["optim"] = {"lr": 0.05, "clip_grad": None}
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code in (0, 7), err
@@ -316,7 +349,7 @@ def test_resume_refuses_changes_and_knows_when_it_is_done(rift, tiny_recipe, wri
     )
     code, _, err = rift("finetune", "--resume", "r", "--repeats", 2)
     assert code == 2
-    assert "--repeats does not fit it" in err
+    assert err == "error: --resume does not go together with --repeats\n"
     assert rift("finetune", "--resume", "nowhere")[2] == ("error: --resume nowhere: not a run folder (no recipe.resolved.yaml)\n")
 
 
@@ -358,6 +391,7 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code == 7, err
     assert "error: step 301: loss or gradient is not finite (task nan, penalty " in err
+    assert "; the weights were not touched, the batch is in r/diverged.json; try " in err
     report = read_json("r/diverged.json")
     assert report["step"] == 301
     assert len(report["ranks"][0]["ids"]) == 32
@@ -389,8 +423,8 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
          "timm.optim.list_optimizers()"),
         ({}, ["--set", "train.batch_size=1000"], 3, "128 training samples do not fill one batch of train.batch_size 1000; use "
          "--set train.batch_size=128 or less"),
-        ({"data": {"format": "image_folder", "root": "nowhere"}}, [], 3, "data.root nowhere: no such folder (looked in {cwd}); "
-         "set it with --set data.root=/path/to/data"),
+        ({"data": {"format": "image_folder", "root": "nowhere"}}, [], 3, "nowhere: no such data folder (looked in {cwd}); "
+         "set root, e.g. --set data.root=/path/to/data"),
         ({"model": {"name": "vit_tiny_patch16_224", "weights": "none.safetensors"}}, [], 4,
          "model.weights none.safetensors: no such file or folder"),
         ({"model": {"name": "vit_tiny_patch16_224", "args": {"depht": 2}, "pretrained": False}, "regularizer": {"name": "none"}},

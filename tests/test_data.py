@@ -16,7 +16,7 @@ from riftcli.datasets.torchvision import Torchvision
 from riftcli.errors import DataError
 from riftcli.images import read_image
 from riftcli.protocols import SplitSpec
-from riftcli.splits import class_counts, fingerprint, hold_out, limit, load_split, load_splits
+from riftcli.splits import class_counts, fingerprint, hold_out, limit, load_retention, load_split, load_splits
 
 
 def refused(call, *arguments) -> str:
@@ -73,10 +73,11 @@ def test_image_folder(folder):
 
 def test_image_folder_bad_inputs(folder, tmp_path):
     assert refused(ImageFolder(str(tmp_path / "nowhere")).load, "train") == (
-        f"data.root {tmp_path}/nowhere: no such folder (looked in {Path.cwd()}); set it with --set data.root=/path/to/data"
+        f"{tmp_path}/nowhere: no such data folder (looked in {Path.cwd()}); set root, e.g. --set data.root=/path/to/data"
     )
     assert (
-        refused(ImageFolder(str(picture(tmp_path / "file.png"))).load, "train") == f"data.root {tmp_path}/file.png: not a folder"
+        refused(ImageFolder(str(picture(tmp_path / "file.png"))).load, "train")
+        == f"{tmp_path}/file.png: the data root is not a folder"
     )
     assert refused(ImageFolder(str(folder)).load, "val") == f"image_folder {folder}: no split 'val'; it has: test, train"
     (folder / "train" / "emu").mkdir()
@@ -114,6 +115,42 @@ def test_torchvision_reads_its_own_layout_and_names_what_is_missing(tmp_path):
     )
     with pytest.raises(ValueError, match="name: unknown data set \\(did you mean 'CIFAR100'\\?\\)"):
         Torchvision("CIFAR-100")
+
+
+def test_torchvision_sets_without_a_targets_attribute(tmp_path, monkeypatch):
+    """SVHN keeps `labels` and has no class names; Flowers102 keeps `_labels`."""
+    from scipy.io import savemat
+    from torchvision.datasets import flowers102, svhn
+
+    monkeypatch.setattr(svhn, "check_integrity", lambda *a: True)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3, 4), dtype=np.uint8)
+    savemat(tmp_path / "train_32x32.mat", {"X": pixels, "y": np.array([[1], [10], [3], [1]])})
+    split = Torchvision("SVHN", root=str(tmp_path)).load("train")
+    assert split.targets.tolist() == [1, 0, 3, 1], "label 10 is the digit 0"
+    assert split.classes == ["0", "1", "2", "3"]
+    assert split.read(1).size == (32, 32)
+
+    monkeypatch.setattr(flowers102, "check_integrity", lambda *a, **k: True)
+    base = tmp_path / "flowers-102"
+    for i in (1, 2, 3):
+        picture(base / "jpg" / f"image_{i:05d}.jpg", 10 * i)
+    savemat(base / "imagelabels.mat", {"labels": np.array([1, 2, 1])})
+    savemat(base / "setid.mat", {"trnid": np.array([1, 3]), "valid": np.array([2, 2]), "tstid": np.array([2, 3])})
+    split = Torchvision("Flowers102", root=str(tmp_path)).load("train")
+    assert split.targets.tolist() == [0, 0]
+    assert split.read(1).getpixel((0, 0)) == (30, 30, 30)
+    (base / "jpg" / "image_00003.jpg").write_bytes(b"")
+    assert refused(split.read, 1).startswith("Flowers102 train, image 1: unreadable image (cannot identify image file")
+
+
+def test_retention_banks_do_not_hold_their_queries(folder):
+    source = ImageFolder(str(folder))
+    query, bank = load_retention(source, SplitSpec("train"), SplitSpec("test"))
+    assert (len(query), len(bank)) == (4, 8)
+    assert load_retention(source, SplitSpec("test"), SplitSpec("test"))[1] is None, "leave-one-out"
+    assert refused(load_retention, source, SplitSpec("train"), SplitSpec("train", limit=2)) == (
+        "splits 'train' and 'train' share 2 samples (e.g. train/cat/deep/train2.png): the result would not be on unseen data"
+    )
 
 
 # ---- csv

@@ -175,6 +175,17 @@ def test_the_ridge_is_picked_on_held_out_samples():
     assert fit_head(vit, features, targets, torch.nn.functional.cross_entropy)[1] == 0.1
 
 
+def test_the_demo_backbone_is_small_and_half_precision():
+    import riftcli
+
+    file = Path(riftcli.__file__).parent / "assets" / "demo_vit" / "model.safetensors"
+    tensors = load_file(file)
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    assert 1e6 < sum(t.numel() for t in tensors.values()) < 3e6
+    assert file.stat().st_size < 4e6
+    assert next(Backbone("asset:demo_vit").build().parameters()).dtype == torch.float32
+
+
 # ---- messages
 
 

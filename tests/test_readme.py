@@ -42,6 +42,8 @@ def test_the_demo_command(place):
     assert done.returncode == 0, done.stderr
     last = done.stderr.splitlines()[-7:]
     assert any(line.startswith("  accuracy: ") for line in last), done.stderr
+    assert any(line.startswith("  CKA to the pretrained model: ") for line in last)
+    assert any(line.startswith("  cost: ") for line in last)
     assert any(line.startswith("  kept on demo_fashion: kNN ") for line in last)
 
 

@@ -227,6 +227,11 @@ def test_any_text_survives_dump_and_parse(name):
     assert strict_yaml.parse(text).data == {"classes": [name], "again": [name]}
 
 
+def test_a_share_is_held_out_of_the_training_split_whatever_its_name():
+    text = GOOD.replace("digits", "torchvision, name: OxfordIIITPet, train: trainval, val: {fraction: 0.1}")
+    assert recipe.parse(text, "r.yaml", []).data.val.name == "trainval"
+
+
 def test_find_suggests():
     with pytest.raises(UsageError) as caught:
         recipe.find("demo_rft.yaml")

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from riftcli.errors import DataError
 from riftcli.model import Backbone, Classifier, reset_head
 from riftcli.objectives.bce import BinaryCrossEntropy
 from riftcli.objectives.cross_entropy import CrossEntropy
@@ -33,7 +34,7 @@ def penalty(name: str):
     return RscPenalty(Rsc(estimator="debiased")) if name == "rsc" else None
 
 
-def gradients(model: Classifier, name: str, micro: int, class_weights="none", replay: int = 5):
+def gradients(model: Classifier, name: str, micro: int, class_weights="none", bf16: bool = False):
     generator = torch.Generator().manual_seed(2)
     images, targets = torch.randn(12, 3, 16, 16, generator=generator), torch.arange(12) % 4
     reference = torch.randn(12, 32, generator=generator)
@@ -46,11 +47,11 @@ def gradients(model: Classifier, name: str, micro: int, class_weights="none", re
         prepare=lambda x: x,
         reference=lambda index, x: reference[index],
         device=torch.device("cpu"),
-        bf16=False,
+        bf16=bf16,
         micro_batch_size=micro,
     )
     model.zero_grad()
-    torch.manual_seed(replay)
+    torch.manual_seed(5)
     result = step(images, targets, torch.arange(12))
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     if bound is not None and bound.parameters():
@@ -112,6 +113,34 @@ def test_objectives_equal_torch():
         logits, labels.float(), pos_weight=(10 - positive) / positive, reduction="none"
     ).sum(1)
     torch.testing.assert_close(weighted, expected)
+
+
+def test_bf16_runs_the_network_only_and_keeps_the_losses_in_fp32():
+    model = build(drop_path=0.0)
+    _, exact = gradients(model, "rift", 12)
+    seen = []
+    hook = model.vit.blocks[0].attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    result, rounded = gradients(model, "rift", 12, bf16=True)
+    hook.remove()
+    assert seen == [torch.bfloat16]
+    assert result.penalty_loss.dtype == result.task_loss.dtype == result.features.dtype == torch.float32
+    for key, grad in exact.items():
+        assert rounded[key].dtype == torch.float32
+        assert (rounded[key] - grad).norm() <= 0.1 * grad.norm() + 1e-3, key
+
+
+def test_class_weights_must_be_one_per_class():
+    message = (
+        "objective.class_weights: 2 weights were given and the data has 3 classes; give one per class, in the order of the "
+        "classes, or use 'balanced'"
+    )
+    for objective, targets in (
+        (CrossEntropy(class_weights=[1.0, 2.0]), torch.tensor([0, 1, 2])),
+        (BinaryCrossEntropy(class_weights=[1.0, 2.0]), torch.zeros(2, 3, dtype=torch.uint8)),
+    ):
+        with pytest.raises(DataError) as caught:
+            objective.build(targets, 3)
+        assert str(caught.value) == message
 
 
 def test_a_gradient_reaches_every_weight():

@@ -40,7 +40,7 @@ def finetune(
     if seed is not None:
         overrides = [*overrides, f"train.seed={seed}"]
     if resume is not None:
-        _refuse(out=out, overwrite=overwrite, repeats=repeats > 1, dry_run=dry_run)
+        _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, dry_run=dry_run, nnodes=nnodes != "1")
         report = _resume(resume, recipe, overrides, device, nproc_per_node)
     elif not recipe:
         raise UsageError("finetune needs --recipe NAME (`rift recipes ls` lists them) or --resume DIR")
@@ -48,9 +48,13 @@ def finetune(
         from riftcli import recipe as recipes
         from riftcli.dry_run import dry_run as try_out
 
+        _refuse(
+            "--dry-run", out=out, overwrite=overwrite, repeats=repeats > 1, nproc_per_node=nproc_per_node != "1", json=as_json
+        )
         try_out(recipes.load(recipe, overrides), device)
         return
     elif repeats > 1:
+        _refuse("--repeats", nnodes=nnodes != "1")
         report = _repeat(recipe, overrides, out, overwrite, repeats, device, nproc_per_node)
     else:
         report = _one(recipe, overrides, out, overwrite, device, nproc_per_node, nnodes, rdzv_endpoint)
@@ -58,13 +62,11 @@ def finetune(
         print(json.dumps(report, indent=1))
 
 
-def _refuse(**given: Any) -> None:
-    """--resume changes nothing, so options that would are errors."""
+def _refuse(option: str, **given: Any) -> None:
+    """Options that would be ignored beside another one are errors."""
     for name, value in given.items():
         if value:
-            raise UsageError(
-                f"--resume goes on in the same folder with the same recipe; --{name.replace('_', '-')} does not fit it"
-            )
+            raise UsageError(f"{option} does not go together with --{name.replace('_', '-')}")
 
 
 def _one(
@@ -85,6 +87,8 @@ def _one(
     checked = recipes.load(recipe, overrides)
     nproc = launch.processes(nproc_per_node)
     if (nproc > 1 or nnodes != "1") and not dist.launched():
+        if nnodes != "1" and out is None:
+            raise UsageError("--nnodes needs --out: all machines must name the same run folder")
         _check_in_parent(checked, device, nproc, nnodes)
         folder = out or runs.default_folder(checked.name, checked.train.seed)
         runs.check_free(folder, overwrite)
@@ -111,7 +115,8 @@ def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", en
 
     os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
     launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    report = folder / "metrics.json"  # on the machine of rank 0; the others have nothing to report
+    return json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
 
 
 def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None:
@@ -120,7 +125,7 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
 
     from riftcli.errors import EnvironmentError
     from riftcli.loader import divide_batch
-    from riftcli.splits import load_splits
+    from riftcli.splits import load_retention, load_splits
 
     if nnodes == "1":
         divide_batch(checked.train.batch_size, nproc, checked.train.micro_batch_size)
@@ -133,6 +138,8 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
             "use fewer processes or --device cpu"
         )
     load_splits(checked.data.source, checked.data.train, checked.data.val, checked.data.test)
+    for data in checked.retention:
+        load_retention(data.source, data.train, data.test)
 
 
 def _resume(resume: Path, recipe: str, overrides: list[str], device: str, nproc_per_node: str) -> dict[str, Any]:
@@ -190,6 +197,9 @@ def _repeat(
     check_parent(folder, overwrite)
     reports = []
     for seed in range(first, first + repeats):
-        again = overwrite and (folder / f"s{seed}").exists()
-        reports.append(_one(recipe, [*overrides, f"train.seed={seed}"], folder / f"s{seed}", again, device, nproc_per_node))
+        target, own = folder / f"s{seed}", [*overrides, f"train.seed={seed}"]
+        if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
+            reports.append(_resume(target, recipe, own, device, nproc_per_node))
+        else:
+            reports.append(_one(recipe, own, target, target.exists(), device, nproc_per_node))
     return summarise(folder, reports)

@@ -10,7 +10,7 @@ from riftcli.errors import DataError, nearest
 from riftcli.images import check_split, existing_root, to_rgb
 from riftcli.protocols import Split
 
-# name -> (splits, how the class wants a split, class names of sets that carry none)
+# name -> its splits
 _TRAIN_FLAG = ["train", "test"]
 _SETS: dict[str, list[str]] = {
     "FashionMNIST": _TRAIN_FLAG,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from riftcli.objectives.class_weights import ClassWeights, check_weights
+from riftcli.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, listed
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:
@@ -32,20 +32,13 @@ class BinaryCrossEntropy:
         """Count the training targets (N, C) and fix the weights."""
         import torch
 
-        from riftcli.errors import DataError
-
         weight = None
         if self.class_weights == "balanced":
             positives = targets.float().sum(0)
             weight = (targets.shape[0] - positives) / positives.clamp_min(1)
             weight = torch.where(positives > 0, weight, torch.ones_like(weight))
         elif isinstance(self.class_weights, list):
-            if len(self.class_weights) != num_classes:
-                raise DataError(
-                    f"objective.class_weights: {len(self.class_weights)} weights were given and the data has "
-                    f"{num_classes} classes; give one per class"
-                )
-            weight = torch.tensor(self.class_weights)
+            weight = listed(self.class_weights, num_classes)
         return _BinaryCrossEntropy(weight, self.reduction)
 
 
@@ -56,7 +49,8 @@ class _BinaryCrossEntropy:
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
 
-        weight = None if self.weight is None else self.weight.to(logits.device)
+        logits = at_least_fp32(logits)
+        weight = None if self.weight is None else self.weight.to(logits)
         each = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none", pos_weight=weight)  # (n, C)
         return each.sum(1) if self.reduction == "sum_classes" else each.mean(1)
 

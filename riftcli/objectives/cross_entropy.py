@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from riftcli.objectives.class_weights import ClassWeights, check_weights, resolve
+from riftcli.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, resolve
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class _CrossEntropy:
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
 
-        weight = None if self.weight is None else self.weight.to(logits.device)
-        return F.cross_entropy(logits.float(), targets, weight, reduction="none", label_smoothing=self.smoothing)
+        weight = None if self.weight is None else self.weight.to(at_least_fp32(logits))
+        return F.cross_entropy(at_least_fp32(logits), targets, weight, reduction="none", label_smoothing=self.smoothing)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         import torch

@@ -20,7 +20,7 @@ class Rift:
 
     strength: weight of the term; 0 is exactly plain finetuning.
     normalize: relative (divide by ||Sigma_0||_F^2, so a total collapse costs `strength`) | raw (the paper's formula to the
-      letter; its scale goes with the fourth power of the features', see README before using it).
+      letter; its scale goes with the fourth power of the features').
     estimator: plugin (the batch covariance, as in the paper; its noise floor is about (r + 1) / (n - 1) relative, r the
       effective rank of Sigma_0).
     q: learn (a Cayley rotation trained beside the network) | fixed (the identity: eigenvectors are kept too).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from riftcli import dist, evaluate
@@ -17,16 +18,8 @@ def final_report(session: Session) -> dict[str, Any]:
     test = parts.splits.test
     seen = parts.predict(test, "test")
     weights = session.folder.path / "model" / "model.safetensors" if session.folder else None
-    model = {
-        "path": str(weights.parent) if weights else None,
-        "architecture": parts.vit.pretrained_cfg["architecture"],
-        "method": method(recipe),
-        "sha256": sha256(weights) if weights else None,
-        "weights": "raw",
-        "epoch": epoch,
-        "params": sum(p.numel() for p in parts.vit.parameters()),
-        "trainable_params": sum(p.numel() for p in parts.vit.parameters() if p.requires_grad),
-    }
+    trainable = sum(p.numel() for p in parts.vit.parameters() if p.requires_grad)
+    model = model_entry(recipe, parts.vit, weights, epoch, trainable)
     report = evaluate.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
     report["validation"] = progress.best_metrics
     report["retention"] = _retention(session)
@@ -36,7 +29,7 @@ def final_report(session: Session) -> dict[str, Any]:
         "images_per_second": images / progress.train_seconds if progress.train_seconds else None,
         "peak_memory_bytes": evaluate.peak_memory_bytes(parts.device),
     }
-    report["env"] = evaluate.environment(parts.device, parts.precision, parts.seed)
+    report["env"] = parts.environment()
     if session.folder:
         evaluate.write_tables(session.folder.path / "eval" / eval_name(report), test, seen)
     return report
@@ -72,6 +65,20 @@ def _retention(session: Session) -> dict[str, Any]:
         key = name if name not in entries else f"{name}-{i}"
         entries[key] = evaluate.retained(query, before, after, recipe.eval.knn_k, bank, tables)
     return entries
+
+
+def model_entry(recipe: Recipe, vit: Any, weights: Path | None, epoch: int | None, trainable: int | None) -> dict[str, Any]:
+    """The `model` part of a report."""
+    return {
+        "path": str(weights.parent) if weights else None,
+        "architecture": vit.pretrained_cfg["architecture"],
+        "method": method(recipe),
+        "sha256": sha256(weights) if weights else None,
+        "weights": "raw",
+        "epoch": epoch,
+        "params": sum(p.numel() for p in vit.parameters()),
+        "trainable_params": trainable,
+    }
 
 
 def method(recipe: Recipe) -> dict[str, Any]:

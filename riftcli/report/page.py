@@ -9,6 +9,8 @@ from typing import Any
 
 import jinja2
 
+from riftcli.run import read_run
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
@@ -54,7 +56,7 @@ def write_page(run: Path, report: dict[str, Any]) -> None:
         title=run.name,
         report=report,
         curves=base64.b64encode(curves.read_bytes()).decode() if curves.is_file() else None,
-        provenance=json.dumps(json.loads((run / "run.json").read_text(encoding="utf-8")), indent=1),
+        provenance=json.dumps({k: v for k, v in read_run(run).items() if k != "status"}, indent=1),
         recipe=(run / "recipe.resolved.yaml").read_text(encoding="utf-8"),
     )
     (run / "report.html").write_text(page, encoding="utf-8")
