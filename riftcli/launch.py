@@ -93,11 +93,20 @@ def _root_cause(error: Any, log_folder: Path) -> RiftError:
     return result
 
 
+_rank_log: Path | None = None  # this process's own log, once there is a run folder
+
+
+def log_errors_to(path: Path) -> None:
+    """From now on a worker's traceback goes to this file."""
+    global _rank_log
+    _rank_log = path
+
+
 def record_worker_error(error: BaseException, message: str) -> None:
     """Inside a worker: the traceback goes to the rank's log, the message to where the elastic launcher looks for it."""
     rank = os.environ.get("RANK", "0")
     # before a run folder exists there is no better place than the temporary one
-    log = Path(os.environ.get("RIFT_RANK_LOG") or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log")
+    log = _rank_log or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log"
     trace = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not hide the error
         file.write(f"{message}\n{trace}\n")

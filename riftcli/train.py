@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from riftcli import dist, evaluate
+from riftcli import dist, evaluate, launch
 from riftcli import recipe as recipes
 from riftcli import run as runs
 from riftcli.build import set_up
@@ -77,7 +76,7 @@ def _finetune(
         folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by})
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
     log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"
-    os.environ["RIFT_RANK_LOG"] = str(log)  # where an error's traceback goes
+    launch.log_errors_to(log)
     console.log_to(log)
     console.line(f"run folder: {place}")
     if resuming:
