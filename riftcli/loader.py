@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -114,10 +114,12 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A launcher or scheduler signals the whole process group: the rank saves and ends, and needs its workers until then."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_the_group(worker: int) -> None:
+    """A launcher or scheduler signals the whole process group: the rank saves and ends, and needs its workers until then.
+
+    Ignoring the signal instead would make a worker immune to its own parent, which then waits for it forever at exit.
+    """
+    os.setpgrp()
 
 
 def _workers(workers: int) -> dict[str, Any]:
@@ -128,5 +130,5 @@ def _workers(workers: int) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),
         "generator": generator,
-        "worker_init_fn": _leave_signals_to_the_rank,
+        "worker_init_fn": _leave_the_group,
     }
