@@ -16,6 +16,6 @@ def load(run: str) -> torch.nn.Module:
     `run` is a run folder (its `model/` is used) or a model folder. Raises ModelError when the folder holds no weights.
     The same weights load without this package: `timm.create_model("local-dir:RUN/model", pretrained=True)`.
     """
-    from riftcli.model import load_saved
+    from riftcli.saved_model import load_saved
 
     return load_saved(run)

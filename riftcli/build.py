@@ -13,8 +13,9 @@ from riftcli import dist, evaluate
 from riftcli.console import Console
 from riftcli.errors import UsageError
 from riftcli.features import Table
+from riftcli.head import fit_head, reset_head, zero_head
 from riftcli.loader import ImageDataset, TensorTable, divide_batch, steps_per_epoch
-from riftcli.model import Backbone, Classifier, HeadOnly, fit_head, frozen_copy, reset_head, zero_head
+from riftcli.model import Backbone, Classifier, HeadOnly, frozen_copy
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe
@@ -70,8 +71,8 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     # data
     if not dist.is_main():
         dist.barrier()  # a source that downloads does so once, on rank 0
-    splits = load_splits(recipe.data.source, recipe.data.train, recipe.data.val, recipe.data.test)
-    retention = [load_retention(data.source, data.train, data.test) for data in recipe.retention]
+    splits = load_splits(recipe.data.source, recipe.data.train, recipe.data.val, recipe.data.test, recipe.data.rules)
+    retention = [load_retention(data.source, data.train, data.test, data.rules) for data in recipe.retention]
     if dist.is_main():
         dist.barrier()
     _check_task(recipe, splits)

@@ -27,6 +27,12 @@ CATALOG: dict[str, dict[str, str]] = {
         "torchvision": "riftcli.datasets.torchvision:Torchvision",
         "image_folder": "riftcli.datasets.image_folder:ImageFolder",
         "csv_table": "riftcli.datasets.csv_table:CsvTable",
+        "isic2018": "riftcli.datasets.isic2018:Isic2018",
+        "aptos2019": "riftcli.datasets.aptos2019:Aptos2019",
+        "medfm": "riftcli.datasets.medfm:MedFm",
+        "cub200": "riftcli.datasets.cub200:Cub200",
+        "imagenet": "riftcli.datasets.imagenet:ImageNet",
+        "captions": "riftcli.datasets.captions:Captions",
     },
     "metric": {
         "acc": "riftcli.metrics.classification:Accuracy",

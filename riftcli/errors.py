@@ -75,3 +75,25 @@ def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
 
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+SHOWN_PROBLEMS = 5
+
+
+class Problems:
+    """Everything wrong with one data source: raised together, the first five and how many more there are."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Note one problem."""
+        self.lines.append(line)
+
+    def raise_if_any(self) -> None:
+        """Raise one DataError with a line per problem."""
+        if not self.lines:
+            return
+        shown = self.lines[:SHOWN_PROBLEMS]
+        rest = len(self.lines) - len(shown)
+        raise DataError("\n".join([*shown, f"  and {rest} more ({len(self.lines)} in all)"] if rest else shown))

@@ -13,9 +13,10 @@ from riftcli import recipe as recipes
 from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import DataError, UsageError, nearest
-from riftcli.model import Backbone, Classifier, load_saved, read_config
+from riftcli.model import Backbone, Classifier
 from riftcli.protocols import Split
 from riftcli.report.final import model_entry
+from riftcli.saved_model import load_saved, read_config
 from riftcli.splits import load_split, load_splits
 from riftcli.transforms import Preprocessing
 
@@ -108,7 +109,7 @@ def _find_split(recipe: recipes.Recipe, name: str) -> Split:
     if name == "test":
         return load_split(data.source, data.test)
     if name in ("train", "val"):
-        splits = load_splits(data.source, data.train, data.val, data.test)
+        splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
         split = splits.train if name == "train" else splits.val
         if split is None:
             raise UsageError("--split val: the recipe has no validation split (data.val)")

@@ -1,14 +1,13 @@
-"""A timm backbone and its head: built, loaded, wrapped, saved. Never a silent fall back to random weights."""
+"""A timm backbone: built, loaded, wrapped. Never a silent fall back to random weights."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +17,6 @@ from torch import nn
 
 from riftcli.errors import ModelError, nearest
 from riftcli.protocols import Output
-from riftcli.transforms import Preprocessing
 
 
 class Classifier(nn.Module):
@@ -227,142 +225,3 @@ def _folder_args(name: str) -> dict[str, Any]:
 def frozen_copy(vit: nn.Module) -> nn.Module:
     """The pretrained reference: a copy that never trains, in eval mode, made before any surgery."""
     return copy.deepcopy(vit).eval().requires_grad_(False)
-
-
-def reset_head(vit: Any, num_classes: int, seed: int) -> None:
-    """Put a fresh head on the backbone: trunc-normal weights (std 0.02), zero bias, from its own random stream.
-
-    Raises ModelError for a model whose head is not one linear layer on the features: there is then no vector before it.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vit.reset_classifier(num_classes)
-        head = vit.get_classifier()
-        if not isinstance(head, nn.Linear) or head.in_features != vit.num_features:
-            raise ModelError(f"{vit.pretrained_cfg.get('architecture')}: its head is not one linear layer on its features")
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-
-
-def zero_head(vit: Any) -> None:
-    """All-zero head: every class equally likely, and no gradient reaches the backbone in the first step."""
-    head = vit.get_classifier()
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-
-
-RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-
-
-def fit_head(
-    vit: Any, features: torch.Tensor, targets: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> tuple[float, float]:
-    """Fit the head on frozen features, the start that spares the representation; return (mean loss, ridge).
-
-    features (N, D) fp32, targets (N,) or (N, C); `loss` maps logits (N, C) and targets to the mean objective. L-BFGS on
-    centred features of unit mean square; the scaling is folded back into the weights. The ridge 0.5 * r * ||W||^2 matters
-    when N is not much larger than D: r is picked on every fifth sample, held out, then the head is fitted to all.
-    """
-    head = vit.get_classifier()
-    x = features.double().cpu()
-    mean = x.mean(0)
-    scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
-    x = (x - mean) / scale
-    held = torch.arange(len(x)) % 5 == 0
-    trials = []
-    for ridge in RIDGES if len(x) >= 50 else RIDGES[2:3]:
-        weight, bias = _ridge_fit(x[~held], targets[~held], head.out_features, loss, ridge)
-        trials.append((float(loss(x[held] @ weight.T + bias, targets[held])), ridge))
-    ridge = min(trials)[1]
-    weight, bias = _ridge_fit(x, targets, head.out_features, loss, ridge)
-    with torch.no_grad():
-        head.weight.copy_(weight / scale)
-        head.bias.copy_(bias - (weight / scale) @ mean)
-    return float(loss(x @ weight.T + bias, targets)), ridge
-
-
-def _ridge_fit(
-    x: torch.Tensor, targets: torch.Tensor, outputs: int, loss: Any, ridge: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (C, D) and bias (C,) that minimise loss + 0.5 * ridge * ||W||^2, in fp64."""
-    weight = torch.zeros(outputs, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, max_eval=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        solver.zero_grad()
-        value = loss(x @ weight.T + bias, targets) + 0.5 * ridge * weight.square().sum()
-        value.backward()
-        return value
-
-    solver.step(closure)
-    return weight.detach(), bias.detach()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the folder that other tools load
-
-
-def save_folder(
-    folder: Path, vit: Any, classes: list[str], preprocessing: Preprocessing, extra: dict[str, Any] | None = None
-) -> None:
-    """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
-    the same logits, class names, image size and transform.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pool = getattr(vit, "global_pool", None)
-    config = {
-        "architecture": vit.pretrained_cfg["architecture"],
-        "num_classes": vit.num_classes,
-        "num_features": vit.num_features,
-        "global_pool": pool if isinstance(pool, str) else None,
-        "label_names": classes,
-        "model_args": vit.rift_args,
-        "pretrained_cfg": {
-            **asdict(preprocessing),
-            "num_classes": vit.num_classes,
-            "first_conv": vit.pretrained_cfg.get("first_conv"),
-            "classifier": vit.pretrained_cfg.get("classifier"),
-            "fixed_input_size": vit.pretrained_cfg.get("fixed_input_size", False),
-        },
-        **(extra or {}),
-    }
-    # Both files under other names first: a kill in between leaves the old pair or the new one.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    umask = os.umask(0)
-    os.umask(umask)
-    (folder / "model.safetensors.tmp").chmod(0o666 & ~umask)  # safetensors writes 0600
-    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
-    (folder / "config.json.tmp").replace(folder / "config.json")
-    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder; raise ModelError."""
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no config.json; expected a run folder or a timm model folder") from None
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
-
-
-def load_saved(path: str | Path) -> nn.Module:
-    """The model of a run folder or a model folder, in eval mode."""
-    folder = Path(path)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    config = read_config(folder)
-    vit: Any = Backbone(f"local-dir:{folder}").build(config["num_classes"])
-    return vit.eval()
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from PIL import Image
 
-Task = Literal["multiclass", "multilabel"]
+Task = Literal["multiclass", "multilabel", "captions"]
 
 
 class Output(NamedTuple):
@@ -29,20 +31,44 @@ class Output(NamedTuple):
 class SplitSpec:
     """One split as a recipe asks for it: a split of the source, or a part cut from another one.
 
-    name: split of the data source, e.g. `train`; limit: keep that many samples, drawn with `seed`, classes in
-    proportion; fraction: hold that share out of `name` (validation only), with `group` keeping e.g. a patient whole.
+    name: split of the data source, e.g. `train`, or several joined by `+`; limit: keep that many samples, drawn with
+    `seed`, classes in proportion; fraction: hold that share out of `name` (validation only), or folds and fold: the
+    fold-th of so many parts (from 0); `group` keeps e.g. a patient whole.
     """
 
     name: str
     limit: int | None = None
     fraction: float | None = None
+    folds: int | None = None
+    fold: int = 0
     group: str | None = None
     seed: int = 0
+
+    @property
+    def held_out(self) -> bool:
+        """True when this split is cut from the training split."""
+        return self.fraction is not None or self.folds is not None
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """What may hold between the splits of one recipe beyond the strict default.
+
+    allow_overlap: samples in two splits are counted in the report instead of refused; allow_missing_classes: a split
+    that is not trained on may lack classes.
+    """
+
+    allow_overlap: bool = False
+    allow_missing_classes: bool = False
 
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split, not decoded: ids, targets, and how to read image i."""
+    """The samples of one split, not decoded: ids, targets, and how to read image i.
+
+    paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
+    missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample.
+    """
 
     name: str
     ids: list[str]
@@ -51,6 +77,9 @@ class Split:
     read: Callable[[int], Image.Image]
     task: Task = "multiclass"
     groups: dict[str, list[str]] = field(default_factory=dict)
+    paths: list[Path] | None = None
+    missing_groups: dict[str, str] = field(default_factory=dict)
+    captions: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,6 +94,8 @@ class Split:
             targets=self.targets[chosen],
             read=_Indexed(self.read, chosen),
             groups={key: [values[i] for i in chosen] for key, values in self.groups.items()},
+            paths=None if self.paths is None else [self.paths[i] for i in chosen],
+            captions=None if self.captions is None else [self.captions[i] for i in chosen],
         )
 
 

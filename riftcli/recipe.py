@@ -9,7 +9,8 @@ import yaml
 
 from riftcli import strict_yaml
 from riftcli.errors import UsageError, nearest
-from riftcli.recipe_check import Checker, flatten
+from riftcli.recipe_check import Checker
+from riftcli.recipe_messages import flatten
 from riftcli.recipe_model import TOP_LEVEL, Data, Recipe
 
 __all__ = ["Data", "Recipe", "dump", "find", "flatten", "load", "parse", "read", "shipped_folder", "shipped_names"]

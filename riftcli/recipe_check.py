@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from riftcli import catalog, strict_yaml
 from riftcli.errors import UsageError, nearest
-from riftcli.protocols import SplitSpec
-from riftcli.recipe_model import COMPONENTS, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
+from riftcli.protocols import SplitRules, SplitSpec
+from riftcli.recipe_messages import flatten, show, wording
+from riftcli.recipe_model import COMPONENTS, RULES, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
 
 Key = tuple[str | int, ...]  # a dotted key, split
 
@@ -77,7 +78,7 @@ class Checker:
         """Validate a mapping against a pydantic model; None after errors."""
         raw = {} if raw is None else raw
         if not isinstance(raw, dict):
-            self.fail(prefix, f"expected keys below it, got {_show(raw)}", _keys(model))
+            self.fail(prefix, f"expected keys below it, got {show(raw)}", _keys(model))
             return None
         try:
             return model.model_validate(raw)
@@ -104,14 +105,14 @@ class Checker:
             elif problem["type"] == "missing":
                 self.fail(path, "missing; it has no default")
             else:
-                seen.setdefault(path, ([], value))[0].append(_wanted(problem))
+                seen.setdefault(path, ([], value))[0].append(wording(problem))
         for path, (wanted, value) in seen.items():
-            self.fail(path, f"expected {' or '.join(dict.fromkeys(wanted))}, got {_show(value)}")
+            self.fail(path, f"expected {' or '.join(dict.fromkeys(wanted))}, got {show(value)}")
 
     def named_component(self, prefix: Key, kind: str, raw: Any, key: str = "name") -> Any:
         """A mapping whose `name` picks the class and whose other keys are its fields."""
         if not isinstance(raw, dict):
-            self.fail(prefix, f"expected keys below it, e.g. {{{key}: {catalog.names(kind)[0]}}}, got {_show(raw)}")
+            self.fail(prefix, f"expected keys below it, e.g. {{{key}: {catalog.names(kind)[0]}}}, got {show(raw)}")
             return None
         name = raw.get(key, COMPONENTS.get(kind))
         if name is None:
@@ -119,7 +120,7 @@ class Checker:
             return None
         if not isinstance(name, str) or name not in catalog.CATALOG[kind]:
             close = nearest(str(name), catalog.names(kind))
-            self.fail((*prefix, key), f"unknown {kind} {_show(name)}{close}", catalog.names(kind))
+            self.fail((*prefix, key), f"unknown {kind} {show(name)}{close}", catalog.names(kind))
             return None
         cls = catalog.component(kind, name)
         values = self.section(prefix, fields_model(cls), {k: v for k, v in raw.items() if k != key})
@@ -129,7 +130,7 @@ class Checker:
             return cls(**{f.name: getattr(values, f.name) for f in dataclasses.fields(cls)})
         except ValueError as error:
             field, _, what = str(error).partition(": ")
-            self.fail((*prefix, field), f"{what}, got {_show(raw.get(field))}")
+            self.fail((*prefix, field), f"{what}, got {show(raw.get(field))}")
             return None
 
     def data(self, prefix: Key, raw: Any) -> Data | None:
@@ -137,37 +138,48 @@ class Checker:
         if not isinstance(raw, dict):
             self.fail(prefix, "missing: a recipe needs a data source", catalog.names("data"))
             return None
-        source_raw = {k: v for k, v in raw.items() if k not in ("train", "val", "test")}
+        source_raw = {k: v for k, v in raw.items() if k not in SPLIT_KEYS or k == "format"}
         source = self.named_component(prefix, "data", source_raw, key="format")
         train = self.split((*prefix, "train"), raw.get("train", "train"))
         source_split = train.name if train else "train"
         val = None if raw.get("val") is None else self.split((*prefix, "val"), raw["val"], source_split)
         test = self.split((*prefix, "test"), raw.get("test", "test"))
         for key, spec in (("train", train), ("test", test)):
-            if spec and spec.fraction is not None:
-                self.fail((*prefix, key, "fraction"), "only data.val can be a fraction of another split")
-        if val and val.fraction is not None and train and val.name != train.name:
+            if spec and spec.held_out:
+                what = "fraction" if spec.fraction is not None else "folds"
+                self.fail((*prefix, key, what), "only data.val can be a part of another split")
+        if val and val.held_out and train and val.name != train.name:
             self.fail((*prefix, "val", "from"), f"must be the training split '{train.name}', got '{val.name}'")
+        rules = {key: raw[key] for key in RULES if key in raw}
+        for key, value in rules.items():
+            if not isinstance(value, bool):
+                self.fail((*prefix, key), f"expected true or false, got {show(value)}")
         if source is None or train is None or test is None:
             return None
-        return Data(raw["format"], source, train, val, test)
+        return Data(raw["format"], source, train, val, test, SplitRules(**rules))
 
     def split(self, prefix: Key, raw: Any, held_from: str = "train") -> SplitSpec | None:
         """A split's name, or a mapping with a limit or a share."""
         if isinstance(raw, str) and raw:
             return SplitSpec(raw)
         if not isinstance(raw, dict):
-            self.fail(prefix, f"expected the name of a split or keys below it, got {_show(raw)}", _keys(SplitSection))
+            self.fail(prefix, f"expected the name of a split or keys below it, got {show(raw)}", _keys(SplitSection))
             return None
         values = self.section(prefix, SplitSection, raw)
         if values is None:
             return None
-        if values.fraction is not None and values.limit is not None:
-            self.fail((*prefix, "limit"), "give either limit or fraction")
-        if values.fraction is None and values.group is not None:
-            self.fail((*prefix, "group"), "only splits made by a fraction have groups")
-        name = values.from_ or (held_from if values.fraction is not None else str(prefix[-1]))
-        return SplitSpec(name, values.limit, values.fraction, values.group, values.seed)
+        ways = [key for key in ("limit", "fraction", "folds") if getattr(values, key) is not None]
+        if len(ways) > 1:
+            self.fail((*prefix, ways[0]), f"give only one of {', '.join(ways)}")
+        held_out = values.fraction is not None or values.folds is not None
+        if not held_out and values.group is not None:
+            self.fail((*prefix, "group"), "only splits made by a fraction or folds have groups")
+        if values.folds is None and values.fold:
+            self.fail((*prefix, "fold"), "needs folds, the number of parts")
+        elif values.folds is not None and values.fold >= values.folds:
+            self.fail((*prefix, "fold"), f"must be from 0 to {values.folds - 1}, got {values.fold}")
+        name = values.from_ or (held_from if held_out else str(prefix[-1]))
+        return SplitSpec(name, values.limit, values.fraction, values.folds, values.fold, values.group, values.seed)
 
     # -- the whole
 
@@ -183,7 +195,7 @@ class Checker:
         parts["data"] = self.data(("data",), self.raw.get("data"))
         retention = self.raw.get("retention") or []
         if not isinstance(retention, list):
-            self.fail(("retention",), f"expected a list of data sources, got {_show(retention)}")
+            self.fail(("retention",), f"expected a list of data sources, got {show(retention)}")
             retention = []
         parts["retention"] = tuple(self.data(("retention", i), raw) for i, raw in enumerate(retention))
         self._check_together(parts)
@@ -268,44 +280,6 @@ def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-_WORDS = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "list_type": "a list",
-    "dict_type": "keys below it",
-    "finite_number": "a finite number",
-    "none_required": "null",
-}
-
-
-def _wanted(problem: Any) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind in _WORDS:
-        return _WORDS[kind]
-    if kind == "literal_error":
-        return str(context["expected"])
-    limits = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
-    if kind in limits:
-        bound = context[{"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}[kind]]
-        return f"a number {limits[kind]} {bound:g}"
-    return problem["msg"][0].lower() + problem["msg"][1:]
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return f"{str(value).lower()} (true/false)"
-    if isinstance(value, str):
-        return f"'{value}' (text)"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    return "null" if value is None else str(value)
-
-
 def _resolved_data(data: Data) -> dict[str, Any]:
     def spec(split: SplitSpec | None) -> Any:
         if split is None:
@@ -313,10 +287,13 @@ def _resolved_data(data: Data) -> dict[str, Any]:
         if split == SplitSpec(split.name):
             return split.name
         named = {k: v for k, v in dataclasses.asdict(split).items() if v is not None and k != "name"}
+        if split.folds is None:
+            del named["fold"]
         return {"from": split.name, **named}
 
     fields = dataclasses.asdict(data.source)
-    return {"format": data.format, **fields, "train": spec(data.train), "val": spec(data.val), "test": spec(data.test)}
+    splits = {"train": spec(data.train), "val": spec(data.val), "test": spec(data.test)}
+    return {"format": data.format, **fields, **splits, **dataclasses.asdict(data.rules)}
 
 
 def _resolved(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
@@ -332,17 +309,3 @@ def _resolved(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
         else:
             out[key] = [_resolved_data(data) for data in parts[key]]
     return out
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested data as {dotted key: value}; empty containers are values."""
-    if isinstance(tree, dict) and tree:
-        items = list(tree.items())
-    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        items = list(enumerate(tree))
-    else:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from riftcli import catalog
-from riftcli.protocols import SplitSpec
+from riftcli.protocols import SplitRules, SplitSpec
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -49,8 +49,28 @@ class SplitSection(Section):
     from_: str | None = Field(None, alias="from", description="a split of the data source; default: the key's own name")
     limit: int | None = Field(None, gt=0, description="keep so many samples, classes in proportion")
     fraction: float | None = Field(None, gt=0, lt=1, description="hold this share out (validation only), stratified")
+    folds: int | None = Field(None, ge=2, description="hold out one of so many parts (validation only), stratified")
+    fold: int = Field(0, ge=0, description="which of the folds, from 0")
     group: str | None = Field(None, description="column that must not be split, e.g. patient")
     seed: int = Field(0, ge=0, le=MAX_SEED)
+
+
+class InputSection(Section):
+    """From files to pixels. The defaults decode every image completely, each time, as timm does."""
+
+    bit_depth: int | None = Field(
+        None, ge=9, le=16, description="significant bits of 16-bit grey images, scaled to 8; null refuses them"
+    )
+    draft: bool = Field(False, description="let the JPEG decoder shrink large images first: faster, slightly other pixels")
+    cache: str | None = Field(None, description="folder that keeps decoded, resized images; null decodes every time")
+    cache_short_side: int | None = Field(
+        None, gt=0, description="pixels of the kept training images; null keeps what the transform needs"
+    )
+    check_images: Literal["exists", "decode"] = Field("exists", description="decode: read every image before training starts")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="skip: take unreadable images out before training, count and report them"
+    )
+    max_bad: float = Field(0.01, ge=0, lt=1, description="share of a split that may be skipped")
 
 
 class AugmentSection(Section):
@@ -96,6 +116,9 @@ class TrainSection(Section):
         "linear_probe", description="linear_probe: fit the head on the pretrained features first"
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="balanced: draw with replacement so that every class is seen equally often"
+    )
     workers: int = Field(2, ge=0, description="data workers per rank")
     log_every_steps: int = Field(1, gt=0)
     save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
@@ -123,6 +146,7 @@ class Data:
     train: SplitSpec
     val: SplitSpec | None
     test: SplitSpec
+    rules: SplitRules = SplitRules()
 
     @property
     def name(self) -> str:
@@ -141,6 +165,7 @@ class Recipe:
     objective: Any
     adapter: Any
     regularizer: Any
+    input: InputSection
     augment: AugmentSection
     optim: OptimSection
     schedule: ScheduleSection
@@ -164,6 +189,7 @@ class Recipe:
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
+    "input": InputSection,
     "augment": AugmentSection,
     "optim": OptimSection,
     "schedule": ScheduleSection,
@@ -177,6 +203,7 @@ TOP_LEVEL = [
     "objective",
     "adapter",
     "regularizer",
+    "input",
     "augment",
     "optim",
     "schedule",
@@ -184,4 +211,5 @@ TOP_LEVEL = [
     "eval",
     "retention",
 ]
-SPLIT_KEYS = ["format", "train", "val", "test"]
+RULES = ["allow_overlap", "allow_missing_classes"]
+SPLIT_KEYS = ["format", "train", "val", "test", *RULES]

@@ -6,7 +6,7 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.recipe_check import fields_model
-from riftcli.recipe_model import COMPONENTS, SECTIONS, SplitSection
+from riftcli.recipe_model import COMPONENTS, RULES, SECTIONS, SplitSection
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -37,4 +37,5 @@ def _variant(kind: str, name: str, key: str, with_splits: bool = False) -> dict[
     if with_splits:
         split = {"anyOf": [{"type": "string"}, {"type": "null"}, SplitSection.model_json_schema()]}
         schema["properties"] |= {"train": split, "val": split, "test": split}
+        schema["properties"] |= {rule: {"type": "boolean", "default": False} for rule in RULES}
     return schema

@@ -1,44 +1,55 @@
-"""From a data source to the train, validation and test splits of a run: limits, hold-out, and what must hold between them."""
+"""From a data source to the train, validation and test splits of a run, and what must hold between them."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from riftcli.errors import DataError
-from riftcli.protocols import Dataset, Split, SplitSpec
+from riftcli.holdout import hold_out, limit
+from riftcli.protocols import Dataset, Split, SplitRules, SplitSpec
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits; classes and task agree, and no sample is in two of them."""
+    """The three splits; classes and task agree, and no sample is in two of them unless `overlap` counts it."""
 
     train: Split
     val: Split | None
     test: Split
+    overlap: dict[str, int] = field(default_factory=dict)  # "train/test" -> shared samples, where that was allowed
+
+    def named(self) -> dict[str, Split]:
+        """Name -> split, for those that there are."""
+        pairs = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in pairs.items() if split is not None}
 
 
-def load_splits(source: Dataset, train: SplitSpec, val: SplitSpec | None, test: SplitSpec) -> Splits:
+def load_splits(
+    source: Dataset, train: SplitSpec, val: SplitSpec | None, test: SplitSpec, rules: SplitRules = SplitRules()
+) -> Splits:
     """Load and cut all splits; raise DataError when they contradict each other."""
     whole = load_split(source, train)
     val_split = None
-    if val is not None and val.fraction is not None:
+    if val is not None and val.held_out:
         whole, val_split = hold_out(whole, val)
     elif val is not None:
         val_split = load_split(source, val)
-    splits = Splits(whole, val_split, load_split(source, test))
-    for other in (splits.val, splits.test):
-        if other is not None:
-            check_same_classes(splits.train.classes, other)
-            _check_disjoint(splits.train, other)
-    if splits.val is not None:
-        _check_disjoint(splits.val, splits.test)
-    return splits
+    test_split = load_split(source, test)
+    if val_split is not None:
+        val_split = with_classes(whole.classes, val_split, rules.allow_missing_classes)
+    splits = Splits(whole, val_split, with_classes(whole.classes, test_split, rules.allow_missing_classes))
+    shared = check_overlap(splits.named(), rules.allow_overlap)
+    return replace(splits, overlap=shared)
 
 
-def load_retention(source: Dataset, bank: SplitSpec, query: SplitSpec) -> tuple[Split, Split | None]:
+def load_retention(
+    source: Dataset, bank: SplitSpec, query: SplitSpec, rules: SplitRules = SplitRules()
+) -> tuple[Split, Split | None]:
     """(query, bank) of a set that is not trained on; the same split twice means leave-one-out, and the bank is None.
 
     Raises DataError when the two share samples (an image would vote for itself) or are not one label per image.
@@ -49,96 +60,106 @@ def load_retention(source: Dataset, bank: SplitSpec, query: SplitSpec) -> tuple[
     if bank == query:
         return queries, None
     samples = load_split(source, bank)
-    check_same_classes(samples.classes, queries)
-    _check_disjoint(samples, queries)
+    queries = with_classes(samples.classes, queries, rules.allow_missing_classes)
+    check_overlap({"bank": samples, "query": queries}, rules.allow_overlap)
     return queries, samples
 
 
 def load_split(source: Dataset, spec: SplitSpec) -> Split:
-    """One split, limited if asked."""
-    split = source.load(spec.name)
+    """One split, or several joined by `+`, limited if asked."""
+    parts = [source.load(name) for name in spec.name.split("+")]
+    split = parts[0] if len(parts) == 1 else _joined(spec.name, parts)
     if len(split) == 0:
         raise DataError(f"split '{spec.name}' is empty")
     return split if spec.limit is None else limit(split, spec.limit, spec.seed)
 
 
-def limit(split: Split, count: int, seed: int) -> Split:
-    """`count` samples in their old order, classes in proportion (multi-label: at random)."""
-    if count >= len(split):
-        return split
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(split))
-    if split.task == "multiclass":
-        # Walk the classes side by side, so that every prefix holds them in proportion.
-        position = np.empty(len(split))
-        for label in np.unique(split.targets):
-            members = order[split.targets[order] == label]
-            position[members] = (np.arange(len(members)) + 0.5) / len(members)
-        order = order[np.argsort(position[order], kind="stable")]
-    return split.take(np.sort(order[:count]))
+def _joined(name: str, parts: list[Split]) -> Split:
+    """Several splits as one, e.g. train+val as the bank of a kNN."""
+    for part in parts[1:]:
+        with_classes(parts[0].classes, part, allow_missing=False)
+    check_overlap({part.name: part for part in parts}, allow=False)
+    common = set(parts[0].groups).intersection(*(part.groups for part in parts))
+    return replace(
+        parts[0],
+        name=name,
+        ids=[i for part in parts for i in part.ids],
+        targets=np.concatenate([part.targets for part in parts]),
+        read=_Joined([part.read for part in parts], [len(part) for part in parts]),
+        groups={key: [value for part in parts for value in part.groups[key]] for key in sorted(common)},
+        paths=None if any(part.paths is None for part in parts) else [path for part in parts for path in part.paths or []],
+        captions=None if parts[0].captions is None else [texts for part in parts for texts in part.captions or []],
+    )
 
 
-def hold_out(split: Split, spec: SplitSpec) -> tuple[Split, Split]:
-    """(rest, held-out share), stratified by class, or with whole groups kept together when `spec.group` is set."""
-    assert spec.fraction is not None
-    held = _held_groups(split, spec) if spec.group else _held_stratified(split, spec.fraction, spec.seed)
-    rest = np.setdiff1d(np.arange(len(split)), held)
-    if len(held) == 0 or len(rest) == 0:
-        raise DataError(
-            f"data.val.fraction {spec.fraction}: {len(split)} samples leave {len(rest)} to train and {len(held)} to validate"
-        )
-    return split.take(rest), split.take(held, name="val")
+class _Joined:
+    """Reads image i of several splits in a row; picklable, for data workers."""
+
+    def __init__(self, readers: list[Any], lengths: list[int]) -> None:
+        self.readers, self.starts = readers, np.cumsum([0, *lengths])
+
+    def __call__(self, i: int) -> Any:
+        part = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return self.readers[part](i - int(self.starts[part]))
 
 
-def _held_stratified(split: Split, fraction: float, seed: int) -> np.ndarray:
-    if split.task == "multilabel":
-        count = round(len(split) * fraction)
-        return np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
-    return np.sort(_positions(split, limit(split, round(len(split) * fraction), seed)))
-
-
-def _positions(whole: Split, part: Split) -> np.ndarray:
-    index = {name: i for i, name in enumerate(whole.ids)}
-    return np.asarray([index[name] for name in part.ids], dtype=int)
-
-
-def _held_groups(split: Split, spec: SplitSpec) -> np.ndarray:
-    from sklearn.model_selection import GroupShuffleSplit
-
-    if spec.group not in split.groups:
-        known = ", ".join(split.groups) or "none; list the column in the data source's group_columns"
-        raise DataError(f"data.val.group '{spec.group}': split '{split.name}' has no such group; it has: {known}")
-    groups = split.groups[spec.group]
-    if len(set(groups)) < 2:
-        raise DataError(f"data.val.group '{spec.group}': all samples are in one group; there is nothing to hold out")
-    splitter = GroupShuffleSplit(n_splits=1, test_size=spec.fraction, random_state=spec.seed)
-    return np.sort(next(splitter.split(np.zeros(len(split)), groups=groups))[1])
-
-
-def check_same_classes(train_classes: list[str], other: Split) -> None:
-    """Raise DataError unless both splits have the same classes in the same order."""
-    if other.classes == train_classes:
-        return
-    missing = [c for c in train_classes if c not in other.classes]
-    extra = [c for c in other.classes if c not in train_classes]
+def with_classes(trained: list[str], other: Split, allow_missing: bool) -> Split:
+    """The split with the training classes; raise DataError when it has others, in another order, or too few."""
+    if other.classes == trained:
+        return other
+    missing = [c for c in trained if c not in other.classes]
+    extra = [c for c in other.classes if c not in trained]
     if not missing and not extra:
         raise DataError(
             f"split '{other.name}': same classes as in training but in another order "
             f"({', '.join(other.classes[:5])}...); fix the order with data.classes"
         )
-    raise DataError(
-        f"split '{other.name}': classes differ from training: missing {missing[:5] or 'none'}, unknown {extra[:5] or 'none'}; "
-        "every split needs the same classes"
-    )
-
-
-def _check_disjoint(train: Split, other: Split) -> None:
-    shared = set(train.ids) & set(other.ids)
-    if shared:
+    if extra or not allow_missing:
+        remedy = "" if extra else ", or set data.allow_missing_classes: true"
         raise DataError(
-            f"splits '{train.name}' and '{other.name}' share {len(shared)} samples (e.g. {min(shared)}): "
-            "the result would not be on unseen data"
+            f"split '{other.name}': classes differ from training: missing {missing[:5] or 'none'}, "
+            f"unknown {extra[:5] or 'none'}; every split needs the same classes{remedy}"
         )
+    position = np.asarray([trained.index(name) for name in other.classes])
+    if other.task == "multilabel":
+        targets = np.zeros((len(other), len(trained)), dtype=other.targets.dtype)
+        targets[:, position] = other.targets
+        return replace(other, classes=trained, targets=targets)
+    return replace(other, classes=trained, targets=position[other.targets])
+
+
+def shared_samples(one: Split, other: Split) -> list[str]:
+    """Ids of `one` that `other` has too: by id, or as the same file behind another name (links)."""
+    ids = set(other.ids)
+    found = [name for name in one.ids if name in ids]
+    if found or one.paths is None or other.paths is None:
+        return found
+    files = set(_file_ids(other))
+    return [name for name, file in zip(one.ids, _file_ids(one), strict=True) if file in files]
+
+
+def _file_ids(split: Split) -> Iterable[tuple[int, int]]:
+    for path in split.paths or []:
+        status = path.stat()
+        yield status.st_dev, status.st_ino
+
+
+def check_overlap(splits: dict[str, Split], allow: bool) -> dict[str, int]:
+    """Shared samples of every pair that has some; raise DataError unless that is allowed."""
+    found = {}
+    names = list(splits)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = shared_samples(splits[first], splits[second])
+            if shared and not allow:
+                raise DataError(
+                    f"splits '{splits[first].name}' and '{splits[second].name}' share {len(shared)} samples "
+                    f"(e.g. {min(shared)}): the result would not be on unseen data; take them out of one, or set "
+                    "data.allow_overlap: true, which writes the number into every report"
+                )
+            if shared:
+                found[f"{first}/{second}"] = len(shared)
+    return found
 
 
 def fingerprint(split: Split) -> str:

@@ -16,13 +16,13 @@ from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.errors import DivergedError, RiftError, Terminated
 from riftcli.loader import TensorTable, epoch_batches, train_loader
-from riftcli.model import save_folder
 from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
 from riftcli.report.final import eval_name, final_report, summary
 from riftcli.report.model_card import model_card
 from riftcli.report.page import write_page
+from riftcli.saved_model import save_folder
 from riftcli.session import Progress, Session, StopSignal, restore, save
 from riftcli.step import StepResult
 

@@ -19,7 +19,8 @@ TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A timm model folder with a tiny ViT: what tests call pretrained."""
-    from riftcli.model import Backbone, save_folder
+    from riftcli.model import Backbone
+    from riftcli.saved_model import save_folder
     from riftcli.transforms import Preprocessing
 
     torch.manual_seed(7)

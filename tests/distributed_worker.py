@@ -13,11 +13,12 @@ from torch import nn
 
 from riftcli import dist, evaluate
 from riftcli.datasets.digits import Digits
-from riftcli.model import Backbone, Classifier, reset_head
+from riftcli.head import reset_head
+from riftcli.holdout import limit
+from riftcli.model import Backbone, Classifier
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.regularizers.rift import Rift, RiftPenalty
 from riftcli.regularizers.rsc import Rsc, RscPenalty
-from riftcli.splits import limit
 from riftcli.step import Step
 from riftcli.transforms import Preprocessing
 

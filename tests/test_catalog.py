@@ -9,7 +9,8 @@ import torch
 
 from riftcli import catalog
 from riftcli.errors import UsageError
-from riftcli.model import Backbone, Classifier, reset_head
+from riftcli.head import reset_head
+from riftcli.model import Backbone, Classifier
 from riftcli.protocols import PenaltyContext
 from riftcli.step import Step
 

@@ -14,9 +14,10 @@ from riftcli.datasets.digits import Digits
 from riftcli.datasets.image_folder import ImageFolder
 from riftcli.datasets.torchvision import Torchvision
 from riftcli.errors import DataError
+from riftcli.holdout import hold_out, limit
 from riftcli.images import read_image
 from riftcli.protocols import SplitSpec
-from riftcli.splits import class_counts, fingerprint, hold_out, limit, load_retention, load_split, load_splits
+from riftcli.splits import class_counts, fingerprint, load_retention, load_split, load_splits
 
 
 def refused(call, *arguments) -> str:
@@ -140,7 +141,10 @@ def test_torchvision_sets_without_a_targets_attribute(tmp_path, monkeypatch):
     assert split.targets.tolist() == [0, 0]
     assert split.read(1).getpixel((0, 0)) == (30, 30, 30)
     (base / "jpg" / "image_00003.jpg").write_bytes(b"")
-    assert refused(split.read, 1).startswith("Flowers102 train, image 1: unreadable image (cannot identify image file")
+    assert refused(split.read, 1) == (
+        f"{base}/jpg/image_00003.jpg: unreadable image (the file is empty); replace it or take it out of the split"
+    )
+    assert split.ids == ["flowers-102/jpg/image_00001.jpg", "flowers-102/jpg/image_00003.jpg"]
 
 
 def test_retention_banks_do_not_hold_their_queries(folder):
@@ -149,7 +153,8 @@ def test_retention_banks_do_not_hold_their_queries(folder):
     assert (len(query), len(bank)) == (4, 8)
     assert load_retention(source, SplitSpec("test"), SplitSpec("test"))[1] is None, "leave-one-out"
     assert refused(load_retention, source, SplitSpec("train"), SplitSpec("train", limit=2)) == (
-        "splits 'train' and 'train' share 2 samples (e.g. train/cat/deep/train2.png): the result would not be on unseen data"
+        "splits 'train' and 'train' share 2 samples (e.g. train/cat/deep/train2.png): the result would not be on unseen data; "
+        "take them out of one, or set data.allow_overlap: true, which writes the number into every report"
     )
 
 
@@ -217,7 +222,10 @@ def test_csv_one_file_with_a_split_column(table):
         ("image,label\nx0.png,cat\n", {}, ":2: label 'cat' is a name; list all names in order in data.classes"),
         ("image,label\nx0.png,cta\n", {"classes": ["cat", "dog"]},
          ":2: unknown class 'cta' (did you mean 'cat'?); data.classes has: cat, dog"),
-        ("image,label\nx0.png,0\nx0.png,1\n", {}, ":3: id 'x0.png' is listed twice (first on line 2); remove one"),
+        ("image,label\nx0.png,0\nx0.png,1\n", {},
+         ":3: id 'x0.png' is listed twice with different labels (first on line 2); keep the right line only"),
+        ("image,label\nx0.png,0\nx0.png,0\n", {},
+         ":3: id 'x0.png' is listed twice (first on line 2); remove one, or --set data.on_duplicate=first"),
         ("image,label\n../img/x0.png,0\n", {}, ":2: image '../img/x0.png' points outside the image folders"),
         ("image,label\n,0\n", {}, ":2: column 'image' is empty"),
         ("image,a,b\nx0.png,1,2\n", {"label_column": None, "label_columns": ["a", "b"], "task": "multilabel"},
@@ -332,7 +340,8 @@ def test_class_mismatch_between_splits(folder):
 def test_overlap_between_splits(folder):
     source = ImageFolder(str(folder))
     assert refused(load_splits, source, SplitSpec("train"), SplitSpec("train", limit=2), SplitSpec("test")) == (
-        "splits 'train' and 'train' share 2 samples (e.g. train/cat/deep/train2.png): the result would not be on unseen data"
+        "splits 'train' and 'train' share 2 samples (e.g. train/cat/deep/train2.png): the result would not be on unseen data; "
+        "take them out of one, or set data.allow_overlap: true, which writes the number into every report"
     )
 
 

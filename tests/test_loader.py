@@ -10,8 +10,8 @@ from PIL import Image
 
 from riftcli.datasets.digits import Digits
 from riftcli.errors import DataError, UsageError
+from riftcli.holdout import limit
 from riftcli.loader import ImageDataset, divide_batch, epoch_batches, eval_batches, steps_per_epoch, train_loader
-from riftcli.splits import limit
 from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)

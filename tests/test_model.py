@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 import riftcli
 from riftcli.errors import ModelError
-from riftcli.model import Backbone, Classifier, fit_head, frozen_copy, reset_head, save_folder, zero_head
+from riftcli.head import fit_head, reset_head, zero_head
+from riftcli.model import Backbone, Classifier, frozen_copy
+from riftcli.saved_model import save_folder
 from riftcli.transforms import Preprocessing
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -147,7 +149,7 @@ def test_fitted_head_is_logistic_regression():
     """L-BFGS with ridge r is scikit-learn's LogisticRegression(C = 1 / (r N)) on features of unit mean square."""
     from sklearn.linear_model import LogisticRegression
 
-    from riftcli.model import RIDGES
+    from riftcli.head import RIDGES
 
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(120) % 3

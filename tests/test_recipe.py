@@ -119,7 +119,8 @@ zzz: 1
             "recipe r.yaml:10: eval.best: 'f1' must be one of eval.metrics",
             "  allowed here: acc, ckaa",
             "recipe r.yaml:11: zzz: unknown key",
-            "  allowed here: model, data, objective, adapter, regularizer, augment, optim, schedule, train, eval, retention",
+            "  allowed here: model, data, objective, adapter, regularizer, input, augment, optim, schedule, train, eval, "
+            "retention",
             "--set optim.weight_decay=-1: optim.weight_decay: expected a number >= 0, got -1",
         ]
     )
@@ -170,7 +171,8 @@ def test_missing_parts():
     assert message("model: {}\n") == (
         "recipe r.yaml:1: model.name: missing; it has no default\n"
         "recipe r.yaml:1: data: missing: a recipe needs a data source\n"
-        "  allowed here: digits, demo_fashion, torchvision, image_folder, csv_table"
+        "  allowed here: digits, demo_fashion, torchvision, image_folder, csv_table, isic2018, aptos2019, medfm, "
+        "cub200, imagenet, captions"
     )
     assert message("- 1\n").startswith("recipe r.yaml:1: a recipe is a mapping with the keys model, data, ")
 
@@ -198,7 +200,7 @@ def test_set_wins_and_another_component_forgets_the_old_keys():
         ("model.name.deep=1", "--set model.name.deep=1: model.name: expected a text, got a mapping"),
         ("eval.metrics.0=ece", "--set eval.metrics.0=ece: eval.metrics: expected a list, got a mapping"),
         ("data.test=null", "--set data.test=null: data.test: expected the name of a split or keys below it, got null"),
-        ("data.val={limit: 3, fraction: 0.1}", "--set data.val={limit: 3, fraction: 0.1}: data.val.limit: give either"),
+        ("data.val={limit: 3, fraction: 0.1}", "--set data.val={limit: 3, fraction: 0.1}: data.val.limit: give only one of"),
         ("regularizer.name=[1]", "--set regularizer.name=[1]: regularizer.name: unknown regularizer a list"),
         ("optim.lr=x", "--set optim.lr=x: optim.lr: expected a number, got 'x' (text)"),
         ("nope=1", "--set nope=1: nope: unknown key"),

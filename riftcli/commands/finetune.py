@@ -137,9 +137,9 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
             f"--nproc-per-node {nproc}: no such GPU: this machine has {count} visible to torch; "
             "use fewer processes or --device cpu"
         )
-    load_splits(checked.data.source, checked.data.train, checked.data.val, checked.data.test)
+    load_splits(checked.data.source, checked.data.train, checked.data.val, checked.data.test, checked.data.rules)
     for data in checked.retention:
-        load_retention(data.source, data.train, data.test)
+        load_retention(data.source, data.train, data.test, data.rules)
 
 
 def _resume(resume: Path, recipe: str, overrides: list[str], device: str, nproc_per_node: str) -> dict[str, Any]:

@@ -29,10 +29,21 @@ class ImageFolder:
         folder = root / split
         class_folders = [p for p in sorted(folder.iterdir()) if _visible_folder(p)]
         if not class_folders:
-            loose = sum(p.suffix.lower() in EXTENSIONS for p in folder.iterdir())
+            loose = [p.name for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS]
+            other = (
+                "imagenet, with its label file"
+                if any("ILSVRC2012_val" in name for name in loose)
+                else "csv_table with a label file"
+            )
             raise DataError(
-                f"{folder}: no class folders{f' but {loose} loose images' if loose else ''}; "
-                f"expected {folder}/<class>/<image>, or use data.format csv_table with a label file"
+                f"{folder}: no class folders{f' but {len(loose)} loose images' if loose else ''}; "
+                f"expected {folder}/<class>/<image>, or use data.format {other}"
+            )
+        if len(class_folders) == 1 and [p for p in class_folders[0].iterdir() if _visible_folder(p)]:
+            inner = class_folders[0]
+            raise DataError(
+                f"{folder}: holds one folder, {inner.name}/, with folders in it: it would be the only class; "
+                f"move its content up, so that it is {folder}/<class>/<image>"
             )
         paths, targets = [], []
         for label, class_folder in enumerate(class_folders):
@@ -51,6 +62,7 @@ class ImageFolder:
             targets=np.asarray(targets, dtype="int64"),
             classes=[p.name for p in class_folders],
             read=FileReader(paths),
+            paths=paths,
         )
 
 

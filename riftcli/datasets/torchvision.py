@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from riftcli.errors import DataError, nearest
-from riftcli.images import check_split, existing_root, to_rgb
+from riftcli.images import FileReader, check_split, existing_root, to_rgb
 from riftcli.protocols import Split
 
 # name -> its splits
@@ -24,6 +25,7 @@ _SETS: dict[str, list[str]] = {
     "StanfordCars": ["train", "test"],
     "DTD": ["train", "val", "test"],
     "Food101": ["train", "test"],
+    "ImageNet": ["train", "val"],
 }
 _BY_FLAG = ("FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
@@ -32,8 +34,8 @@ _BY_FLAG = ("FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100")
 class Torchvision:
     """A torchvision classification data set, in torchvision's own layout below `root`.
 
-    name: FashionMNIST, CIFAR10, CIFAR100, OxfordIIITPet, Flowers102, SVHN, ...; root: folder that torchvision expects.
-    args: further arguments of the torchvision class; download: fetch it first (needs a network).
+    name: FashionMNIST, CIFAR10, CIFAR100, OxfordIIITPet, Flowers102, SVHN, StanfordCars, ImageNet, ...; root: folder that
+    torchvision expects. args: further arguments of the torchvision class; download: fetch it first (needs a network).
     """
 
     name: str
@@ -44,6 +46,8 @@ class Torchvision:
     def __post_init__(self) -> None:
         if self.name not in _SETS:
             raise ValueError(f"name: unknown data set{nearest(self.name, list(_SETS))}; one of: {', '.join(_SETS)}")
+        if self.name in ("StanfordCars", "ImageNet") and self.download:
+            raise ValueError(f"download: torchvision cannot download {self.name}; fetch it yourself and set download: false")
 
     def load(self, split: str) -> Split:
         """List one split; images are decoded when they are read."""
@@ -52,27 +56,67 @@ class Torchvision:
 
         check_split(f"torchvision {self.name}", split, _SETS[self.name])
         if not self.download:
-            existing_root(self.root)
+            root = existing_root(self.root)
+            if self.name == "StanfordCars":
+                _check_cars(root / "stanford_cars", split)
         which: dict[str, Any] = {"split": split}
         if self.name in _BY_FLAG:
             which = {"train": split == "train"}
+        if self.name != "ImageNet":  # the one class without the argument
+            which["download"] = self.download
         try:
-            source = getattr(datasets, self.name)(self.root, download=self.download, **which, **self.args)
+            source = getattr(datasets, self.name)(self.root, **which, **self.args)
         except (RuntimeError, FileNotFoundError, ValueError, TypeError, OSError) as error:
+            fetch = ", or --set data.download=true on a machine with a network"
+            if self.name in ("StanfordCars", "ImageNet"):
+                fetch = "; data.format imagenet reads folders and a flat val/ without meta.bin" * (self.name == "ImageNet")
             raise DataError(
-                f"torchvision {self.name} in {self.root}: {str(error).splitlines()[0]}; "
-                "check data.root, or --set data.download=true on a machine with a network"
+                f"torchvision {self.name} in {self.root}: {str(error).splitlines()[0]}; check data.root{fetch}"
             ) from error
         targets = _targets(source)
         count = int(targets.max()) + 1
-        classes = [str(name) for name in getattr(source, "classes", range(count))]
+        classes = [name if isinstance(name, str) else str(name[0]) for name in getattr(source, "classes", map(str, range(count)))]
+        paths = _paths(source)
         return Split(
             name=split,
-            ids=[f"{self.name}-{split}-{i:06d}" for i in range(len(source))],
+            ids=[f"{self.name}-{split}-{i:06d}" for i in range(len(source))] if paths is None else _ids(paths, self.root),
             targets=np.asarray(targets, dtype="int64"),
             classes=classes if len(classes) >= count else [str(i) for i in range(count)],
-            read=_Reader(source, f"{self.name} {split}"),
+            read=_Reader(source, f"{self.name} {split}") if paths is None else FileReader(paths),
+            paths=paths,
         )
+
+
+def _paths(source: Any) -> list[Path] | None:
+    """The image files behind a torchvision set, where there are files; torchvision has no one name for them either."""
+    for name in ("_images", "_image_files"):
+        if hasattr(source, name):
+            return [Path(path) for path in getattr(source, name)]
+    for name in ("_samples", "samples"):
+        if hasattr(source, name):
+            return [Path(path) for path, _ in getattr(source, name)]
+    return None
+
+
+def _ids(paths: list[Path], root: str) -> list[str]:
+    base = Path(root).expanduser().resolve()
+    return [path.resolve().relative_to(base).as_posix() if path.resolve().is_relative_to(base) else str(path) for path in paths]
+
+
+def _check_cars(base: Path, split: str) -> None:
+    """What is usually wrong with a copy of Stanford Cars; torchvision says `not found` to all of it."""
+    annotations = "devkit/cars_train_annos.mat" if split == "train" else "cars_test_annos_withlabels.mat"
+    needed = [f"cars_{split}", annotations, "devkit/cars_meta.mat"]
+    missing = [name for name in needed if not (base / name).exists()]
+    hint = ""
+    if (base / "car_devkit" / "devkit").is_dir():
+        hint = "; move car_devkit/devkit up to devkit"
+    elif annotations in missing and split == "test":
+        hint = "; the devkit's cars_test_annos.mat has no labels: the file with labels is published separately"
+    if missing:
+        raise DataError(f"{base}: Stanford Cars needs {', '.join(needed)} there; missing: {', '.join(missing)}{hint}")
+    if (base / f"cars_{split}" / f"cars_{split}").is_dir():
+        raise DataError(f"{base / f'cars_{split}'}: holds another cars_{split}; move the images up one folder")
 
 
 def _targets(source: Any) -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from riftcli import dist, evaluate
-from riftcli.model import read_config, sha256
 from riftcli.recipe import Recipe
+from riftcli.saved_model import read_config, sha256
 from riftcli.session import Session
 
 

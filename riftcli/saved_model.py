@@ -1,0 +1,81 @@
+"""The folder of weights that timm and other tools load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from riftcli.errors import ModelError
+from riftcli.model import Backbone
+from riftcli.transforms import Preprocessing
+
+
+def save_folder(
+    folder: Path, vit: Any, classes: list[str], preprocessing: Preprocessing, extra: dict[str, Any] | None = None
+) -> None:
+    """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
+    the same logits, class names, image size and transform.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = getattr(vit, "global_pool", None)
+    config = {
+        "architecture": vit.pretrained_cfg["architecture"],
+        "num_classes": vit.num_classes,
+        "num_features": vit.num_features,
+        "global_pool": pool if isinstance(pool, str) else None,
+        "label_names": classes,
+        "model_args": vit.rift_args,
+        "pretrained_cfg": {
+            **asdict(preprocessing),
+            "num_classes": vit.num_classes,
+            "first_conv": vit.pretrained_cfg.get("first_conv"),
+            "classifier": vit.pretrained_cfg.get("classifier"),
+            "fixed_input_size": vit.pretrained_cfg.get("fixed_input_size", False),
+        },
+        **(extra or {}),
+    }
+    # Both files under other names first: a kill in between leaves the old pair or the new one.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    (folder / "model.safetensors.tmp").chmod(0o666 & ~umask)  # safetensors writes 0600
+    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
+    (folder / "config.json.tmp").replace(folder / "config.json")
+    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; raise ModelError."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json; expected a run folder or a timm model folder") from None
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+
+
+def load_saved(path: str | Path) -> nn.Module:
+    """The model of a run folder or a model folder, in eval mode."""
+    folder = Path(path)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    config = read_config(folder)
+    vit: Any = Backbone(f"local-dir:{folder}").build(config["num_classes"])
+    return vit.eval()
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
