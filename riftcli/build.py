@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist, evaluate
+from riftcli import dist, evaluate, inputs
 from riftcli.console import Console
 from riftcli.errors import UsageError
 from riftcli.features import Table
 from riftcli.head import fit_head, reset_head, zero_head
-from riftcli.loader import ImageDataset, TensorTable, divide_batch, steps_per_epoch
+from riftcli.loader import ImageDataset, TensorTable, balancing_weights, divide_batch, epoch_batches, steps_per_epoch
 from riftcli.model import Backbone, Classifier, HeadOnly, frozen_copy
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe
 from riftcli.run import environment
-from riftcli.splits import Splits, load_retention, load_splits
+from riftcli.splits import Splits, class_counts
 from riftcli.step import Step
 from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
+
+MANY_CLASSES = 30  # above, only the rarest are printed
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Parts:
     seed: int
     device: torch.device
     splits: Splits
+    skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
     preprocessing: Preprocessing
     vit: Any
     classifier: Classifier
@@ -40,12 +43,20 @@ class Parts:
     optimizer: torch.optim.Optimizer
     step: Step
     train_data: Callable[[int], Any]  # epoch -> torch Dataset
+    sampling: torch.Tensor | None  # (N,) weights of the training samples, None to shuffle them
     trace_0: float | None  # variance of the training features before training, summed over dimensions, where it is known
     references: dict[str, torch.Tensor]  # pretrained features: "val", "test", "retention/0", "retention/0/bank"
     retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
     steps_per_epoch: int
     total_steps: int
     precision: str
+
+    def batches(self, epoch: int, first_step: int = 0) -> list[list[int]]:
+        """Positions in the training split: this rank's part of every batch of an epoch."""
+        train, ranks = self.splits.train, dist.world_size()
+        return epoch_batches(
+            len(train), self.recipe.train.batch_size, self.seed, epoch, dist.rank(), ranks, first_step, self.sampling
+        )
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, precision, seed: the `env` of every report."""
@@ -69,25 +80,23 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     micro, accumulation = divide_batch(recipe.train.batch_size, ranks, recipe.train.micro_batch_size)
 
     # data
-    if not dist.is_main():
-        dist.barrier()  # a source that downloads does so once, on rank 0
-    splits = load_splits(recipe.data.source, recipe.data.train, recipe.data.val, recipe.data.test, recipe.data.rules)
-    retention = [load_retention(data.source, data.train, data.test, data.rules) for data in recipe.retention]
-    if dist.is_main():
-        dist.barrier()
-    _check_task(recipe, splits)
-    train, num_classes = splits.train, len(splits.train.classes)
+    data = inputs.load_data(recipe, console)
+    _check_task(recipe, data.splits)
+    train, num_classes = data.splits.train, len(data.splits.train.classes)
     per_epoch = steps_per_epoch(len(train), recipe.train.batch_size)
     console.line(
-        f"data: {recipe.data.name}, {len(train)} train, {len(splits.val) if splits.val else 0} validation, "
-        f"{len(splits.test)} test, {num_classes} classes"
+        f"data: {recipe.data.name}, {len(train)} train, {len(data.splits.val) if data.splits.val else 0} validation, "
+        f"{len(data.splits.test)} test, {num_classes} classes"
     )
+    _print_classes(train, console)
 
     # model, still without a head
     backbone = Backbone(**recipe.model.model_dump())
     vit: Any = backbone.build().to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    data = inputs.decoded(data, recipe, preprocessing, console)
+    splits, train, retention = data.splits, data.splits.train, data.retention
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in vit.modules()) and (ranks > 1 or accumulation > 1):
         raise UsageError(
             f"model.name {recipe.model.name}: batch normalisation sees one rank's micro-batch at a time, so several would not "
@@ -132,6 +141,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     # head
     targets = torch.from_numpy(train.targets)
     objective = recipe.objective.build(targets, num_classes)
+    _print_imbalance(recipe, train.classes, objective.class_weights, console)
     reset_head(vit, num_classes, seed)
     vit.to(device)
     if recipe.train.head_init == "zeros":
@@ -176,6 +186,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
         seed=seed,
         device=device,
         splits=splits,
+        skipped=data.skipped,
         preprocessing=preprocessing,
         vit=vit,
         classifier=classifier,
@@ -192,6 +203,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
             micro_batch_size=micro,
         ),
         train_data=train_data,
+        sampling=balancing_weights(targets) if recipe.train.sampler == "balanced" else None,
         trace_0=trace_0,
         references=references,
         retention=retention,
@@ -201,7 +213,27 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     )
 
 
+def _print_classes(train: Split, console: Console) -> None:
+    counts = class_counts(train)
+    few = len(counts) <= MANY_CLASSES
+    shown = list(counts.items()) if few else sorted(counts.items(), key=lambda pair: pair[1])[:3]
+    console.line(f"data: {'' if few else 'rarest '}classes in train: {', '.join(f'{name} {count}' for name, count in shown)}")
+    for name in [name for name, count in counts.items() if count == 0][:5]:
+        console.warn(f"class '{name}' has no training image")
+
+
+def _print_imbalance(recipe: Recipe, classes: list[str], weights: torch.Tensor | None, console: Console) -> None:
+    if weights is not None:
+        pairs = sorted(zip(classes, weights.tolist(), strict=True), key=lambda pair: -pair[1])
+        few = pairs if len(pairs) <= MANY_CLASSES else pairs[:3]
+        console.line(f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in few)}")
+    if recipe.train.sampler == "balanced":
+        console.line("sampler: balanced, drawn with replacement so that every class is equally likely")
+
+
 def _check_task(recipe: Recipe, splits: Splits) -> None:
+    if splits.train.task == "captions":
+        raise UsageError(f"data.format {recipe.data.format}: images with captions have no classes to train on")
     if recipe.objective.task != splits.train.task:
         fitting = "bce" if splits.train.task == "multilabel" else "cross_entropy"
         raise UsageError(

@@ -10,7 +10,7 @@ import traceback
 import typer
 
 from riftcli import __version__
-from riftcli.commands import doctor, eval, finetune, recipes
+from riftcli.commands import data, doctor, eval, finetune, recipes
 from riftcli.errors import ExitCode, RiftError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("finetune")(finetune.finetune)
 app.command("eval")(eval.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:

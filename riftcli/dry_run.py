@@ -5,7 +5,7 @@ from __future__ import annotations
 from riftcli import dist, evaluate
 from riftcli.build import set_up
 from riftcli.console import Console
-from riftcli.loader import epoch_batches, train_loader
+from riftcli.loader import train_loader
 from riftcli.recipe import Recipe, flatten
 
 
@@ -17,8 +17,7 @@ def dry_run(recipe: Recipe, device: str) -> None:
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
     parts = set_up(recipe, dist.init(device), Console())
-    batches = epoch_batches(len(parts.splits.train), recipe.train.batch_size, parts.seed, 0, 0, 1)
-    batch = next(iter(train_loader(parts.train_data(0), batches[:1], 0)))
+    batch = next(iter(train_loader(parts.train_data(0), parts.batches(0)[:1], 0)))
     parts.classifier.train()
     result = parts.step(*batch)
     print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")

@@ -110,6 +110,14 @@ def report(
     }
 
 
+def exceptions(overlap: dict[str, int], skipped: dict[str, list[str]]) -> dict[str, Any]:
+    """What a reader of the `data` part must know: samples that splits share, and images that were left out."""
+    found: dict[str, Any] = {"overlap": overlap} if overlap else {}
+    if skipped:
+        found["skipped"] = {name: {"n": len(ids), "ids": ids} for name, ids in skipped.items()}
+    return found
+
+
 def confusion(seen: Predictions) -> dict[str, Any]:
     """Rows are true classes, columns predicted ones; per class TP, FP, FN, TN for multi-label data."""
     count = len(seen.classes)

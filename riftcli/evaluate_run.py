@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from riftcli import catalog, dist, evaluate
+from riftcli import catalog, dist, evaluate, inputs
 from riftcli import recipe as recipes
 from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
@@ -43,6 +43,8 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
     preprocessing = Preprocessing(**{k: _tuple(config["pretrained_cfg"][k]) for k in Preprocessing.__dataclass_fields__})
     split = _find_split(recipe, split_name)
     split = match_classes(split, config.get("label_names") or split.classes)
+    split, skipped = inputs.sift(split, recipe.input, console)
+    split = inputs.with_pixels(split, recipe.input, preprocessing, console)
 
     def encoded(model: torch.nn.Module, what: str) -> Any:
         with console.progress(f"encoding with the {what} model", len(split)) as bar:
@@ -63,6 +65,7 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
     seen = evaluate.predictions(split, table, reference)
     model = model_entry(recipe, vit, weights, config.get("rift", {}).get("epoch"), None)
     report = evaluate.report("eval", model, split, seen, names, recipe.data.name)
+    report["data"] |= evaluate.exceptions(_overlap(recipe), {split.name: skipped} if skipped else {})
     report["timing"] = {
         "seconds": clock.seconds,
         "images_per_second": len(split) / clock.seconds,
@@ -81,9 +84,9 @@ def _stored_recipe(run: Path, overrides: list[str]) -> tuple[Path, recipes.Recip
     """(run folder, its recipe with other data); a bare model folder is its own run and needs its data by --set."""
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith(("data.", "eval.", "model.weights", "train.workers")):
+        if not key.startswith(("data.", "input.", "eval.", "model.weights", "train.workers")):
             raise UsageError(
-                f"--set {override}: evaluation can change data.*, eval.*, model.weights and train.workers, not the run"
+                f"--set {override}: evaluation can change data.*, input.*, eval.*, model.weights and train.workers, not the run"
             )
     for folder in (run, run.parent) if run.name == "model" else (run,):
         stored = folder / "recipe.resolved.yaml"
@@ -97,6 +100,14 @@ def _stored_recipe(run: Path, overrides: list[str]) -> tuple[Path, recipes.Recip
         )
     text = f'model: {{name: "local-dir:{run}"}}\ndata: {{}}\n'
     return run, recipes.parse(text, "model folder", overrides)
+
+
+def _overlap(recipe: recipes.Recipe) -> dict[str, int]:
+    """What the splits of the run share, where that was allowed: every report of such a run says it."""
+    data = recipe.data
+    if not data.rules.allow_overlap:
+        return {}
+    return load_splits(data.source, data.train, data.val, data.test, data.rules).overlap
 
 
 def _tuple(value: Any) -> Any:

@@ -16,27 +16,48 @@ if TYPE_CHECKING:
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str, bit_depth: int | None = None) -> Image.Image:
     """Convert to 8-bit RGB; refuse bit depths that a plain conversion would clip to white.
 
     Grey is replicated, a palette resolved, alpha dropped. Pillow clips 16-bit grey at 255: most of a 12-bit scan turns
-    white without a word, so it is an error until the user says what the range means.
+    white without a word, so it is an error until `bit_depth` says how many bits carry the picture.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise DataError(
-            f"{name}: {image.mode} pixels (16 or 32 bits): a conversion to 8 bits would clip them; "
-            "rescale the images to 8 bits first, with a window that suits them"
-        )
+        if image.mode == "F" or bit_depth is None:
+            remedy = "say how many bits are used with --set input.bit_depth=12 (up to 16), or rescale them with a window"
+            raise DataError(
+                f"{name}: {image.mode} pixels (16 or 32 bits): a conversion to 8 bits would clip them; "
+                + (remedy if image.mode != "F" else "rescale the images to 8 bits first")
+            )
+        return _scaled(image, name, bit_depth).convert("RGB")
     return image.convert("RGB")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode one file completely, as RGB; raise DataError naming it. (Pillow's verify() passes a truncated JPEG.)"""
+def _scaled(image: Image.Image, name: str, bit_depth: int) -> Image.Image:
+    """0 .. 2^bit_depth - 1 as 0 .. 255."""
+    import numpy as np
+
+    values, top = np.asarray(image).astype("int64"), 2**bit_depth - 1
+    if values.min() < 0 or values.max() > top:
+        raise DataError(
+            f"{name}: pixel values from {values.min()} to {values.max()} do not fit input.bit_depth {bit_depth} (0..{top}); "
+            "set the depth that they have"
+        )
+    return Image.fromarray(((values * 255 + top // 2) // top).astype("uint8"))
+
+
+def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = None) -> Image.Image:
+    """Decode one file completely, as RGB; raise DataError naming it. (Pillow's verify() passes a truncated JPEG.)
+
+    at_least: let a JPEG decoder shrink the image by 2, 4 or 8 while the shorter side keeps so many pixels (draft mode).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return to_rgb(image, str(path))
+                if at_least is not None:
+                    image.draft(None, (at_least, at_least))
+                return to_rgb(image, str(path), bit_depth)
     except FileNotFoundError:
         raise DataError(f"{path}: image not found") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -50,11 +71,11 @@ def read_image(path: Path) -> Image.Image:
 class FileReader:
     """Reads image i of a list of paths; picklable, for data workers."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[Path], bit_depth: int | None = None, at_least: int | None = None) -> None:
+        self.paths, self.bit_depth, self.at_least = paths, bit_depth, at_least
 
     def __call__(self, i: int) -> Image.Image:  # noqa: D102
-        return read_image(self.paths[i])
+        return read_image(self.paths[i], self.bit_depth, self.at_least)
 
 
 class ArrayReader:

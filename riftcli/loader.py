@@ -77,14 +77,40 @@ def divide_batch(batch_size: int, ranks: int, micro_batch_size: int | None) -> t
 
 
 def epoch_batches(
-    samples: int, batch_size: int, seed: int, epoch: int, rank: int, ranks: int, first_step: int = 0
+    samples: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    ranks: int,
+    first_step: int = 0,
+    weights: torch.Tensor | None = None,
 ) -> list[list[int]]:
-    """This rank's part of every global batch of an epoch, from `first_step` on."""
+    """This rank's part of every global batch of an epoch, from `first_step` on.
+
+    Without weights every sample comes at most once; with weights (N,) samples are drawn with replacement in proportion.
+    """
     generator = torch.Generator().manual_seed(sample_seed(seed, epoch, "order"))
-    order = torch.randperm(samples, generator=generator)
     steps, share = samples // batch_size, batch_size // ranks
-    table = order[: steps * batch_size].view(steps, ranks, share)[first_step:, rank]
+    if weights is None:
+        order = torch.randperm(samples, generator=generator)[: steps * batch_size]
+    else:
+        order = torch.multinomial(weights.double(), steps * batch_size, replacement=True, generator=generator)
+    table = order.view(steps, ranks, share)[first_step:, rank]
     return table.tolist()
+
+
+def balancing_weights(targets: torch.Tensor) -> torch.Tensor:
+    """Sampling weights (N,) that make every class equally likely; targets (N,) or 0/1 (N, C).
+
+    Multi-label rows weigh the mean of 1 / count over their classes; rows without any finding are one class more.
+    """
+    if targets.dim() == 1:
+        return 1.0 / targets.bincount()[targets].double()
+    rows = targets.double()
+    healthy = (rows.sum(1) == 0).double()
+    rows = torch.cat([rows, healthy[:, None]], 1)
+    return (rows / rows.sum(0).clamp_min(1)).sum(1) / rows.sum(1)
 
 
 def train_loader(dataset: Dataset, batches: list[list[int]], workers: int) -> Iterator[Batch]:

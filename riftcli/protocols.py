@@ -128,6 +128,8 @@ class Objective(Protocol):
 class ObjectiveFn(Protocol):
     """A bound objective. Both methods return (n,) fp32."""
 
+    class_weights: torch.Tensor | None  # (C,), for the report
+
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Weighted loss of each sample; (n, C), (n,) or (n, C) -> (n,)."""
 

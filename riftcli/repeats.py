@@ -1,14 +1,17 @@
-"""Several seeds of one recipe: mean, standard deviation (ddof 1) and every value."""
+"""Several seeds or folds of one recipe: mean, standard deviation (ddof 1) and every value."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from riftcli.errors import UsageError
+from riftcli.protocols import SplitSpec
 from riftcli.run import write_json
 
 
@@ -22,19 +25,42 @@ def spread(values: list[float | None]) -> dict[str, Any]:
     return entry if whole else {**entry, "reason": "undefined in at least one run"}
 
 
-def check_parent(folder: Path, overwrite: bool) -> None:
-    """Raise UsageError for a folder that holds anything but repeats; those go on, or are replaced with --overwrite."""
+@dataclass(frozen=True)
+class Series:
+    """Complete runs of one recipe that differ in one thing: the seed, or the fold that is held out."""
+
+    what: str  # "seeds" | "folds"
+    overrides: dict[str, list[str]]  # folder of a run -> what makes it this one
+
+    @classmethod
+    def of_seeds(cls, first: int, count: int) -> Series:
+        """Runs s0, s1, ..."""
+        return cls("seeds", {f"s{seed}": [f"train.seed={seed}"] for seed in range(first, first + count)})
+
+    @classmethod
+    def of_folds(cls, val: SplitSpec | None, train: SplitSpec, count: int) -> Series:
+        """Runs f0, f1, ...: each validates on one part of the training split. Group and seed of `val` are kept."""
+        held = {"from": train.name, "folds": count}
+        if val is not None and val.held_out:
+            held |= {"seed": val.seed} | ({"group": val.group} if val.group else {})
+        return cls("folds", {f"f{i}": [f"data.val={json.dumps({**held, 'fold': i})}"] for i in range(count)})
+
+
+def check_parent(folder: Path, what: str, overwrite: bool) -> None:
+    """Raise UsageError for a folder that holds anything but such runs; those go on, or are replaced with --overwrite."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if (folder / "run.json").is_file() or not list(folder.glob("s*/run.json")):
-        raise UsageError(f"--out {folder}: folder is not empty and holds no repeats; choose another --out")
+    pattern = f"{what[0]}*"
+    if (folder / "run.json").is_file() or not list(folder.glob(f"{pattern}/run.json")):
+        word = "repeats" if what == "seeds" else "folds"
+        raise UsageError(f"--out {folder}: folder is not empty and holds no {word}; choose another --out")
     if overwrite:
-        for old in folder.glob("s*"):
+        for old in folder.glob(pattern):
             if (old / "run.json").is_file():
                 shutil.rmtree(old)
 
 
-def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Write folder/metrics.json over the reports of the single runs, and print the spread."""
     first = reports[0]
     metrics = {}
@@ -50,7 +76,7 @@ def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:
     }
     combined = {
         **{key: first[key] for key in ("schema", "created", "data")},
-        "command": "finetune --repeats",
+        "command": "finetune --repeats" if what == "seeds" else "finetune --folds",
         "model": {**first["model"], "path": str(folder), "sha256": None, "epoch": None},
         "seeds": [r["env"]["seed"] for r in reports],
         "metrics": metrics,
@@ -65,9 +91,17 @@ def summarise(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "env": first["env"],
     }
+    if what == "folds":
+        names = first["validation"]
+        combined["cross_validation"] = {name: spread([r["validation"][name] for r in reports]) for name in names}
+        _print_spread(combined["cross_validation"], "folds, on the held-out fold")
     write_json(folder / "metrics.json", combined)
-    for name, entry in metrics.items():
-        if entry["mean"] is not None:
-            print(f"{name}: {entry['mean']:.4f} +- {entry['std']:.4f} over {entry['n']} seeds", file=sys.stderr)
+    _print_spread(metrics, "folds, on the test split" if what == "folds" else "seeds")
     print(f"report: {folder / 'metrics.json'}", file=sys.stderr)
     return combined
+
+
+def _print_spread(entries: dict[str, Any], what: str) -> None:
+    for name, entry in entries.items():
+        if entry["mean"] is not None:
+            print(f"{name}: {entry['mean']:.4f} +- {entry['std']:.4f} over {entry['n']} {what}", file=sys.stderr)

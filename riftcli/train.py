@@ -15,7 +15,7 @@ from riftcli import run as runs
 from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.errors import DivergedError, RiftError, Terminated
-from riftcli.loader import TensorTable, epoch_batches, train_loader
+from riftcli.loader import TensorTable, train_loader
 from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
@@ -139,9 +139,7 @@ def _terminated(session: Session) -> Terminated:
 
 def _epoch(session: Session, bar: Bar, epoch: int, first_step: int) -> None:
     parts, progress, recipe = session.parts, session.progress, session.parts.recipe
-    batches = epoch_batches(
-        len(parts.splits.train), recipe.train.batch_size, parts.seed, epoch, dist.rank(), dist.world_size(), first_step
-    )
+    batches = parts.batches(epoch, first_step)
     data = parts.train_data(epoch)
     workers = 0 if isinstance(data, TensorTable) else recipe.train.workers
     warmup_steps = math.ceil(recipe.schedule.warmup * parts.total_steps)

@@ -495,7 +495,7 @@ def test_eval_errors(rift, tiny_recipe, write_recipe, tmp_path):
         "cka_debiased\n"
     )
     assert rift("eval", "--run", "r", "--set", "optim.lr=1")[2] == (
-        "error: --set optim.lr=1: evaluation can change data.*, eval.*, model.weights and train.workers, not the run\n"
+        "error: --set optim.lr=1: evaluation can change data.*, input.*, eval.*, model.weights and train.workers, not the run\n"
     )
     code, _, err = rift("eval", "--run", "r", "--set", "data.format=demo_fashion", "--set", "data.test=test")
     assert code == 3

@@ -27,6 +27,7 @@ def finetune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     seed: Annotated[OptionalInt, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Complete runs with seeds SEED, SEED+1, ...; mean and std.")] = 1,
+    folds: Annotated[int, typer.Option(min=0, help="Cross-validation: so many complete runs, each validated on its fold.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     nproc_per_node: Annotated[str, typer.Option(metavar="N|gpu", help="Processes on this machine.")] = "1",
     nnodes: Annotated[str, typer.Option(help="Machines, N or MIN:MAX.")] = "1",
@@ -40,7 +41,7 @@ def finetune(
     if seed is not None:
         overrides = [*overrides, f"train.seed={seed}"]
     if resume is not None:
-        _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, dry_run=dry_run, nnodes=nnodes != "1")
+        _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, dry_run=dry_run, nnodes=nnodes != "1")
         report = _resume(resume, recipe, overrides, device, nproc_per_node)
     elif not recipe:
         raise UsageError("finetune needs --recipe NAME (`rift recipes ls` lists them) or --resume DIR")
@@ -48,14 +49,15 @@ def finetune(
         from riftcli import recipe as recipes
         from riftcli.dry_run import dry_run as try_out
 
-        _refuse(
-            "--dry-run", out=out, overwrite=overwrite, repeats=repeats > 1, nproc_per_node=nproc_per_node != "1", json=as_json
-        )
+        _refuse("--dry-run", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, json=as_json)
+        _refuse("--dry-run", nproc_per_node=nproc_per_node != "1")
         try_out(recipes.load(recipe, overrides), device)
         return
-    elif repeats > 1:
-        _refuse("--repeats", nnodes=nnodes != "1")
-        report = _repeat(recipe, overrides, out, overwrite, repeats, device, nproc_per_node)
+    elif repeats > 1 or folds:
+        _refuse("--folds" if folds else "--repeats", nnodes=nnodes != "1")
+        if folds:
+            _refuse("--folds", repeats=repeats > 1)
+        report = _series(recipe, overrides, out, overwrite, repeats, folds, device, nproc_per_node)
     else:
         report = _one(recipe, overrides, out, overwrite, device, nproc_per_node, nnodes, rdzv_endpoint)
     if as_json and int(os.environ.get("RANK", 0)) == 0:
@@ -174,12 +176,13 @@ def _resume(resume: Path, recipe: str, overrides: list[str], device: str, nproc_
     return _here(checked, None, resume, False, device)
 
 
-def _repeat(
+def _series(
     recipe: str,
     overrides: list[str],
     out: OptionalPath,
     overwrite: bool,
     repeats: int,
+    folds: int,
     device: str,
     nproc_per_node: str,
 ) -> dict[str, Any]:
@@ -187,19 +190,23 @@ def _repeat(
     from riftcli import dist
     from riftcli import recipe as recipes
     from riftcli import run as runs
-    from riftcli.repeats import check_parent, summarise
+    from riftcli.repeats import Series, check_parent, summarise
 
     if dist.launched():
-        raise UsageError("--repeats starts its own processes; use --nproc-per-node instead of torchrun")
+        option = "--folds" if folds else "--repeats"
+        raise UsageError(f"{option} starts its own processes; use --nproc-per-node instead of torchrun")
+    if folds == 1:
+        raise UsageError("--folds 1: a cross-validation has at least 2 folds")
     checked = recipes.load(recipe, overrides)
     first = checked.train.seed
-    folder = out or runs.default_folder(f"{checked.name}-x{repeats}", first)
-    check_parent(folder, overwrite)
+    series = Series.of_folds(checked.data.val, checked.data.train, folds) if folds else Series.of_seeds(first, repeats)
+    folder = out or runs.default_folder(f"{checked.name}-{f'k{folds}' if folds else f'x{repeats}'}", first)
+    check_parent(folder, series.what, overwrite)
     reports = []
-    for seed in range(first, first + repeats):
-        target, own = folder / f"s{seed}", [*overrides, f"train.seed={seed}"]
+    for name, own in series.overrides.items():
+        target, wanted = folder / name, [*overrides, *own]
         if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
-            reports.append(_resume(target, recipe, own, device, nproc_per_node))
+            reports.append(_resume(target, recipe, wanted, device, nproc_per_node))
         else:
-            reports.append(_one(recipe, own, target, target.exists(), device, nproc_per_node))
-    return summarise(folder, reports)
+            reports.append(_one(recipe, wanted, target, target.exists(), device, nproc_per_node))
+    return summarise(folder, series.what, reports)

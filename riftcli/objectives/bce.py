@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from riftcli.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, listed
+from riftcli.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, effective_number, listed
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:
@@ -18,25 +18,30 @@ class BinaryCrossEntropy:
 
     reduction: sum_classes (sum over classes, mean over samples: what the papers' code base does, and what a strength of 1
     was tuned against) | mean (over classes too; the regularizer is then C times stronger).
-    class_weights: weight of the positives: none | balanced (negatives / positives on the training split) | a list.
+    class_weights: weight of the positives: none | balanced (negatives / positives on the training split) | effective (the same
+    of effective numbers of samples with `beta`, Cui et al. 2019) | a list.
     """
 
     reduction: Literal["sum_classes", "mean"] = "sum_classes"
     class_weights: ClassWeights = "none"
+    beta: float = 0.999
     task: ClassVar[Task] = "multilabel"
 
     def __post_init__(self) -> None:
-        check_weights(self.class_weights)
+        check_weights(self.class_weights, self.beta)
 
     def build(self, targets: torch.Tensor, num_classes: int) -> _BinaryCrossEntropy:
         """Count the training targets (N, C) and fix the weights."""
         import torch
 
         weight = None
-        if self.class_weights == "balanced":
+        if self.class_weights in ("balanced", "effective"):
             positives = targets.float().sum(0)
-            weight = (targets.shape[0] - positives) / positives.clamp_min(1)
-            weight = torch.where(positives > 0, weight, torch.ones_like(weight))
+            negatives = targets.shape[0] - positives
+            worth = negatives / positives.clamp_min(1)
+            if self.class_weights == "effective":
+                worth = effective_number(negatives, self.beta) / effective_number(positives, self.beta).clamp_min(1e-12)
+            weight = torch.where((positives > 0) & (negatives > 0), worth, torch.ones_like(worth))
         elif isinstance(self.class_weights, list):
             weight = listed(self.class_weights, num_classes)
         return _BinaryCrossEntropy(weight, self.reduction)
@@ -44,13 +49,13 @@ class BinaryCrossEntropy:
 
 class _BinaryCrossEntropy:
     def __init__(self, weight: torch.Tensor | None, reduction: str) -> None:
-        self.weight, self.reduction = weight, reduction
+        self.class_weights, self.reduction = weight, reduction
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
 
         logits = at_least_fp32(logits)
-        weight = None if self.weight is None else self.weight.to(logits)
+        weight = None if self.class_weights is None else self.class_weights.to(logits)
         each = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none", pos_weight=weight)  # (n, C)
         return each.sum(1) if self.reduction == "sum_classes" else each.mean(1)
 

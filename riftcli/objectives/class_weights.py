@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-ClassWeights = Literal["none", "balanced"] | list[float]
+ClassWeights = Literal["none", "balanced", "effective"] | list[float]
 
 
 def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
@@ -17,8 +17,10 @@ def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def check_weights(weights: ClassWeights) -> None:
-    """Raise ValueError for a list that is not all positive."""
+def check_weights(weights: ClassWeights, beta: float) -> None:
+    """Raise ValueError for a list that is not all positive, or a beta outside (0, 1)."""
+    if not 0 < beta < 1:
+        raise ValueError("beta: must be in (0, 1)")
     if isinstance(weights, list) and (not weights or min(weights) <= 0):
         raise ValueError("class_weights: a list must hold one positive number per class")
 
@@ -37,18 +39,29 @@ def listed(weights: list[float], classes: int) -> torch.Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def resolve(weights: ClassWeights, counts: torch.Tensor) -> torch.Tensor | None:
-    """Class weights as a tensor, or None for no weighting.
+def effective_number(counts: torch.Tensor, beta: float) -> torch.Tensor:
+    """(1 - beta^n) / (1 - beta): how many different samples n samples are worth (Cui et al. 2019, Eq. 2)."""
+    import torch
 
-    balanced: N / (C * count), so that every class contributes equally and the mean weight over samples is 1. A class
-    that never occurs gets weight 1 (it is never used in the mean). counts: (C,) samples per class.
+    wide = counts.double()
+    return ((1 - torch.pow(torch.tensor(beta, dtype=torch.float64), wide)) / (1 - beta)).float()
+
+
+def resolve(weights: ClassWeights, counts: torch.Tensor, beta: float) -> torch.Tensor | None:
+    """Class weights as a tensor (C,), or None for no weighting; the mean weight over the samples is 1.
+
+    balanced: N / (C * count), so that every class contributes equally. effective: proportional to the inverse of the
+    effective number of samples. A class that never occurs gets weight 1 (it is never used in the mean).
+    counts: (C,) samples per class.
     """
     import torch
 
     if weights == "none":
         return None
-    if weights == "balanced":
-        balanced = counts.sum() / (len(counts) * counts.clamp_min(1))
-        return torch.where(counts > 0, balanced, torch.ones_like(balanced))
-    assert isinstance(weights, list)
-    return listed(weights, len(counts))
+    if isinstance(weights, list):
+        return listed(weights, len(counts))
+    present = counts > 0
+    worth = counts if weights == "balanced" else effective_number(counts, beta)
+    inverse = torch.where(present, 1 / worth.clamp_min(1e-12), torch.zeros_like(worth))
+    scaled = inverse * counts.sum() / (inverse * counts).sum()
+    return torch.where(present, scaled, torch.ones_like(scaled))

@@ -16,38 +16,40 @@ if TYPE_CHECKING:
 class CrossEntropy:
     """Softmax cross-entropy, the mean over the global batch weighted by class weight.
 
-    class_weights: none | balanced (N / (C * count) on the training split) | a list, one per class.
+    class_weights: none | balanced (N / (C * count) on the training split) | effective (inverse effective number of samples
+    with `beta`, Cui et al. 2019) | a list, one per class.
     label_smoothing: share of the target spread over all classes, in [0, 1).
     """
 
     class_weights: ClassWeights = "none"
     label_smoothing: float = 0.0
+    beta: float = 0.999
     task: ClassVar[Task] = "multiclass"
 
     def __post_init__(self) -> None:
-        check_weights(self.class_weights)
+        check_weights(self.class_weights, self.beta)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError("label_smoothing: must be in [0, 1)")
 
     def build(self, targets: torch.Tensor, num_classes: int) -> _CrossEntropy:
         """Count the training targets (N,) and fix the weights."""
         counts = targets.bincount(minlength=num_classes).float()
-        return _CrossEntropy(resolve(self.class_weights, counts), self.label_smoothing)
+        return _CrossEntropy(resolve(self.class_weights, counts, self.beta), self.label_smoothing)
 
 
 class _CrossEntropy:
     def __init__(self, weight: torch.Tensor | None, smoothing: float) -> None:
-        self.weight, self.smoothing = weight, smoothing
+        self.class_weights, self.smoothing = weight, smoothing
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
 
-        weight = None if self.weight is None else self.weight.to(at_least_fp32(logits))
+        weight = None if self.class_weights is None else self.class_weights.to(at_least_fp32(logits))
         return F.cross_entropy(at_least_fp32(logits), targets, weight, reduction="none", label_smoothing=self.smoothing)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         import torch
 
-        if self.weight is None:
+        if self.class_weights is None:
             return torch.ones(targets.shape[0], device=targets.device)
-        return self.weight.to(targets.device)[targets]
+        return self.class_weights.to(targets.device)[targets]

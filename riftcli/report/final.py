@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from riftcli import dist, evaluate
+from riftcli.build import Parts
 from riftcli.recipe import Recipe
 from riftcli.saved_model import read_config, sha256
 from riftcli.session import Session
+from riftcli.splits import class_counts, fingerprint
 
 
 def final_report(session: Session) -> dict[str, Any]:
@@ -21,6 +23,8 @@ def final_report(session: Session) -> dict[str, Any]:
     trainable = sum(p.numel() for p in parts.vit.parameters() if p.requires_grad)
     model = model_entry(recipe, parts.vit, weights, epoch, trainable)
     report = evaluate.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
+    report["data"] |= evaluate.exceptions(parts.splits.overlap, parts.skipped)
+    report["training_data"] = training_data(parts)
     report["validation"] = progress.best_metrics
     report["retention"] = _retention(session)
     images = progress.step * recipe.train.batch_size
@@ -33,6 +37,19 @@ def final_report(session: Session) -> dict[str, Any]:
     if session.folder:
         evaluate.write_tables(session.folder.path / "eval" / eval_name(report), test, seen)
     return report
+
+
+def training_data(parts: Parts) -> dict[str, Any]:
+    """What was trained on: counts per class, and what was done about their imbalance."""
+    train, weights = parts.splits.train, parts.step.objective.class_weights
+    return {
+        "split": train.name,
+        "n": len(train),
+        "class_counts": class_counts(train),
+        "class_weights": None if weights is None else dict(zip(train.classes, weights.tolist(), strict=True)),
+        "sampler": parts.recipe.train.sampler,
+        "fingerprint": fingerprint(train),
+    }
 
 
 def eval_name(report: dict[str, Any]) -> str:

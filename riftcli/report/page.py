@@ -9,18 +9,13 @@ from typing import Any
 
 import jinja2
 
+from riftcli.report.style import STYLE
 from riftcli.run import read_run
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; display: block; overflow-x: auto } td, th { padding: .25rem .8rem; text-align: left }
-tr { border-bottom: 1px solid #e3e7ee } td.n { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100% } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem }
-</style></head><body>
+<style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ report.data.name }}, split {{ report.data.split }}, {{ report.data.n }} images; {{ report.model.architecture }},
 adapter {{ report.model.method.adapter }}, regularizer {{ report.model.method.regularizer }}
@@ -53,6 +48,7 @@ def write_page(run: Path, report: dict[str, Any]) -> None:
     environment = jinja2.Environment(autoescape=True)
     environment.globals["number"] = lambda value: "undefined" if value is None else f"{value:.4f}"
     page = environment.from_string(_PAGE).render(
+        style=STYLE,
         title=run.name,
         report=report,
         curves=base64.b64encode(curves.read_bytes()).decode() if curves.is_file() else None,

@@ -1,0 +1,111 @@
+"""rift data check. Imports within: `rift --help` has no use for pydantic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from riftcli.errors import ExitCode
+
+app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+
+OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
+OptionalInt = Optional[int]  # noqa: UP045
+
+
+@app.callback()
+def _data() -> None:
+    """Look at data before training on it."""
+
+
+@app.command("check")
+def check(
+    recipe: Annotated[str, typer.Option(help="A recipe file, or the name of a shipped one.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. data.root=/data/isic2018; repeatable.")
+    ] = [],  # noqa: B006 - typer copies it
+    near: Annotated[
+        int, typer.Option(min=0, max=16, help="Near-duplicates: bits of 64 in which perceptual hashes may differ; 0 is off.")
+    ] = 4,
+    workers: Annotated[OptionalInt, typer.Option(min=1, help="Processes that decode; default: all cores.")] = None,
+    html: Annotated[OptionalPath, typer.Option(help="Also write a page with samples of every class.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
+) -> int:
+    """Decode every image, count classes, find duplicates, overlap and leakage. Exit code 3 on errors, 0 with warnings."""
+    from riftcli import recipe as recipes
+    from riftcli.console import Console
+    from riftcli.data_check import check_data
+
+    console = Console()
+    audit = check_data(recipes.load(recipe, overrides), console, near, workers)
+    report = audit.report()
+    _print_tables(console, report)
+    if html is not None:
+        from riftcli.report.data_page import write_data_page
+
+        write_data_page(html, audit)
+        console.line(f"page: {html}")
+    if as_json:
+        print(json.dumps(report, indent=1))
+    bad = report["errors"] or (strict and report["warnings"])
+    return int(ExitCode.DATA if bad else ExitCode.OK)
+
+
+MANY_CLASSES = 40  # above, the terminal shows the smallest and the largest
+
+
+def _print_tables(console: Any, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    splits = report["splits"]
+    table = Table(title=f"{report['data']} ({report['recipe']})")
+    for column in ("split", "images", "unreadable", "width", "height", "modes", "groups"):
+        table.add_column(column, justify="right" if column in ("images", "unreadable") else "left")
+    for name, entry in splits.items():
+        sides = [_span(entry["sizes"][side]) if entry["sizes"] else "-" for side in ("width", "height")]
+        modes = ", ".join(f"{mode} {count}" for mode, count in entry["modes"].items()) or "-"
+        groups = ", ".join(f"{count} {column}s" for column, count in entry["groups"].items()) or "-"
+        table.add_row(name, str(entry["n"]), str(entry["unreadable"]), *sides, modes, groups)
+    console.rich.print(table)
+    for data in dict.fromkeys(entry["data"] for entry in splits.values()):
+        _print_counts(console, data, {name: entry for name, entry in splits.items() if entry["data"] == data})
+    for finding in report["findings"]:
+        where = f"{finding['splits'][0]}: " if finding["check"] in _OF_ONE_SPLIT else ""  # the others say where
+        for line in finding["message"].splitlines():
+            console.line(line if line.startswith("  ") else f"{finding['level']}: {where}{line}", _STYLE[finding["level"]])
+        for example in finding["examples"]:
+            console.line(f"  {example}")
+    console.line(f"{report['errors']} errors, {report['warnings']} warnings")
+
+
+def _print_counts(console: Any, data: str, splits: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    classes = list(dict.fromkeys(label for entry in splits.values() for label in entry["class_counts"]))
+    if not classes:
+        return
+    counts = Table(title=f"{data}: samples per class")
+    counts.add_column("class")
+    for name in splits:
+        counts.add_column(name, justify="right")
+    order = sorted(classes, key=lambda label: -max(entry["class_counts"].get(label, 0) for entry in splits.values()))
+    shown = classes if len(classes) <= MANY_CLASSES else [*order[: MANY_CLASSES // 2], *order[-MANY_CLASSES // 2 :]]
+    for label in shown:
+        counts.add_row(label, *[str(entry["class_counts"].get(label, "-")) for entry in splits.values()])
+    console.rich.print(counts)
+    if len(shown) < len(classes):
+        console.line(f"({len(classes) - len(shown)} classes in between are left out; --json has them all)")
+
+
+_OF_ONE_SPLIT = ("unreadable", "classes", "modes", "duplicates")
+_STYLE = {"error": "bold red", "warning": "bold yellow"}
+
+
+def _span(entry: dict[str, Any]) -> str:
+    if entry["min"] == entry["max"]:
+        return str(entry["min"])
+    return f"{entry['min']} .. {entry['max']}, median {entry['median']:g}"

@@ -1,0 +1,286 @@
+"""The audit of a recipe's data before any training: every image decoded, every split counted and compared with the others."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from riftcli.audit import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
+from riftcli.console import Console
+from riftcli.errors import SHOWN_PROBLEMS, DataError
+from riftcli.holdout import hold_out
+from riftcli.parallel import in_parallel
+from riftcli.protocols import Split
+from riftcli.recipe_model import Data, Recipe
+from riftcli.run import now
+from riftcli.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
+
+SCHEMA = "rift.data_check/1"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found, with the first few examples."""
+
+    level: str  # "error" | "warning"
+    check: str  # what was looked at, e.g. "overlap"
+    splits: list[str]
+    message: str
+    count: int = 1
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Audit:
+    """The splits that could be read, what each image is, and what was found."""
+
+    recipe: Recipe
+    splits: dict[str, Split] = field(default_factory=dict)
+    images: dict[str, list[Inspected]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    data_of: dict[str, str] = field(default_factory=dict)  # split -> name of its data set
+    near: list[tuple[str, int, str, int]] = field(default_factory=list)  # (split, position, split, position)
+
+    def add(
+        self, level: str, check: str, splits: list[str], message: str, examples: list[str] | None = None, count: int = 1
+    ) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(level, check, splits, message, count, (examples or [])[:SHOWN_PROBLEMS]))
+
+    def count(self, level: str) -> int:
+        """Number of findings of a level."""
+        return sum(finding.level == level for finding in self.findings)
+
+    def report(self) -> dict[str, Any]:
+        """Everything as plain data, schema rift.data_check/1."""
+        return {
+            "schema": SCHEMA,
+            "created": now(),
+            "recipe": self.recipe.name,
+            "data": self.recipe.data.name,
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+            "findings": [asdict(finding) for finding in self.findings],
+            "splits": {name: self._split(name) for name in self.splits},
+        }
+
+    def _split(self, name: str) -> dict[str, Any]:
+        split, seen = self.splits[name], [i for i in self.images[name] if i.problem is None]
+        sizes = {}
+        if seen:
+            sizes = {side: _range([getattr(i, side) for i in seen]) for side in ("width", "height")}
+        counts = class_counts(split) if split.classes else {}
+        return {
+            "data": self.data_of[name],
+            "n": len(split),
+            "task": split.task,
+            "class_counts": counts,
+            "undefined_classes": [name for name, count in counts.items() if count == 0],
+            "unreadable": len(self.images[name]) - len(seen),
+            "modes": dict(Counter(i.mode for i in seen)),
+            "sizes": sizes,
+            "groups": {column: len(set(values)) for column, values in split.groups.items()},
+            "fingerprint": fingerprint(split),
+        }
+
+
+def _range(values: list[int]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def check_data(recipe: Recipe, console: Console, near: int = 4, workers: int | None = None) -> Audit:
+    """Read everything that a recipe names. Nothing is raised for bad data: it becomes a finding.
+
+    near: bits of the 64-bit perceptual hash in which near-duplicates may differ, 0 to leave the search out.
+    """
+    audit = Audit(recipe)
+    sources = [("", recipe.data)] + [(f"{data.name}/", data) for data in recipe.retention]
+    for prefix, data in sources:
+        own = _load(audit, prefix, data)
+        _inspect(audit, own, console, workers)
+        _check_classes(audit, own)
+        _check_modes(audit, own)
+        _check_pairs(audit, own, data)
+        _check_content(audit, own, data)
+        if near:
+            _check_near(audit, own, near)
+    return audit
+
+
+def _load(audit: Audit, prefix: str, data: Data) -> list[str]:
+    """Load what can be loaded into the audit; return the names."""
+
+    def attempt(name: str, load: Callable[[], Any]) -> Any:
+        try:
+            return load()
+        except DataError as error:
+            lines = str(error).splitlines()
+            audit.add("error", "labels", [prefix + name], "\n".join(lines), count=len(lines))
+            return None
+
+    specs = {"train": data.train, "val": data.val, "test": data.test}
+    found: dict[str, Split] = {}
+    for name, spec in specs.items():
+        if spec is None or spec.held_out or (prefix and name == "test" and spec == data.train):
+            continue  # leave-one-out retention: one split, not two
+        split = attempt(name, functools.partial(load_split, data.source, spec))
+        if split is not None:
+            found[name] = split
+    if data.val is not None and data.val.held_out and "train" in found:
+        parts = attempt("val", functools.partial(hold_out, found["train"], data.val))
+        if parts:
+            found = {"train": parts[0], "val": parts[1], **{k: v for k, v in found.items() if k == "test"}}
+    for name in ("val", "test"):
+        if name in found and "train" in found:
+            trained, allow = found["train"].classes, data.rules.allow_missing_classes
+            same = attempt(name, functools.partial(with_classes, trained, found[name], allow))
+            found[name] = same if same is not None else found[name]
+    audit.splits |= {prefix + name: split for name, split in found.items()}
+    audit.data_of |= {prefix + name: data.name for name in found}
+    return [prefix + name for name in found]
+
+
+def _inspect(audit: Audit, names: list[str], console: Console, workers: int | None) -> None:
+    """Every image once, even when splits share files."""
+    depth = audit.recipe.input.bit_depth
+    files = list({path: None for name in names for path in audit.splits[name].paths or []})
+    known: dict[Any, Inspected] = {}
+    with console.progress("decoding images", sum(len(audit.splits[name]) for name in names)) as bar:
+        for path, inspected in zip(files, in_parallel(functools.partial(inspect_file, depth), files, workers), strict=True):
+            known[path] = inspected
+            bar.advance()
+        for name in names:
+            split = audit.splits[name]
+            if split.paths is not None:
+                audit.images[name] = [known[path] for path in split.paths]
+                continue
+            audit.images[name] = []
+            for i in range(len(split)):
+                audit.images[name].append(_pixels(split, i))
+                bar.advance()
+    for name in names:
+        bad = [i.problem for i in audit.images[name] if i.problem]
+        if bad:
+            audit.add(
+                "error", "unreadable", [name], f"{len(bad)} of {len(audit.splits[name])} images are unreadable", bad, len(bad)
+            )
+
+
+def _pixels(split: Split, i: int) -> Inspected:
+    try:
+        return inspect_pixels(split.read(i))
+    except DataError as error:
+        return Inspected(str(error))
+
+
+def _check_classes(audit: Audit, names: list[str]) -> None:
+    for name in names:
+        split = audit.splits[name]
+        empty = [label for label, count in (class_counts(split) if split.classes else {}).items() if count == 0]
+        if empty:
+            what = "positives" if split.task == "multilabel" else "samples"
+            why = "it cannot be learned" if name.endswith("train") else "its metrics are undefined there"
+            message = f"{len(empty)} of {len(split.classes)} classes without {what}: {', '.join(empty[:5])}; {why}"
+            audit.add("warning", "classes", [name], message, empty, len(empty))
+
+
+LOSSY = {  # stored mode -> what a conversion to RGB loses
+    "RGBA": "an alpha channel, which is dropped",
+    "LA": "an alpha channel, which is dropped",
+    "PA": "an alpha channel, which is dropped",
+    "CMYK": "CMYK colours, converted without their profile",
+}
+
+
+def _check_modes(audit: Audit, names: list[str]) -> None:
+    for name in names:
+        split = audit.splits[name]
+        for mode, what in LOSSY.items():
+            ids = [split.ids[i] for i, seen in enumerate(audit.images[name]) if seen.mode == mode]
+            if ids:
+                audit.add("warning", "modes", [name], f"{len(ids)} images have {what} ({mode})", ids, len(ids))
+        modes = Counter(seen.mode for seen in audit.images[name] if seen.mode)
+        if 0 < modes.get("L", 0) < sum(modes.values()) and "RGB" in modes:
+            audit.add("warning", "modes", [name], f"{modes['L']} grey images among {modes['RGB']} in colour", count=modes["L"])
+
+
+def _check_pairs(audit: Audit, names: list[str], data: Data) -> None:
+    """What two splits must not share: samples, and groups such as a patient."""
+    level = "warning" if data.rules.allow_overlap else "error"
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            one, other = audit.splits[first], audit.splits[second]
+            shared = shared_samples(one, other)
+            if shared:
+                message = f"splits '{first}' and '{second}' share {len(shared)} samples; take them out of one"
+                audit.add(level, "overlap", [first, second], message, shared, len(shared))
+            for column in one.groups.keys() & other.groups.keys():
+                both = sorted(set(one.groups[column]) & set(other.groups[column]))
+                if both:
+                    images = sum(value in set(both) for value in other.groups[column])
+                    held = data.val is not None and data.val.held_out and second.endswith("val")
+                    remedy = f"; set data.val.group: {column}" if held else ""
+                    message = (
+                        f"group '{column}': {len(both)} of them have images in '{first}' and in '{second}' ({images} images of "
+                        f"'{second}'): the model has seen them{remedy}"
+                    )
+                    audit.add("warning", "groups", [first, second], message, both, len(both))
+
+
+def _check_content(audit: Audit, names: list[str], data: Data) -> None:
+    """Files with the same bytes (pixels, where there is no file) under different ids."""
+    places: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name in names:
+        for i, seen in enumerate(audit.images[name]):
+            if seen.content:
+                places[seen.content].append((name, i))
+    repeated = [where for where in places.values() if len(where) > 1]
+    for name in names:
+        inside = [[i for split, i in where if split == name] for where in repeated]
+        inside = [positions for positions in inside if len(positions) > 1]
+        targets = audit.splits[name].targets
+        torn = [p for p in inside if any(not np.array_equal(targets[i], targets[p[0]]) for i in p[1:])]
+        same = [p for p in inside if p not in torn]
+        for kind, found in (("the same label", same), ("different labels", torn)):
+            if found:
+                ids = [" = ".join(audit.splits[name].ids[i] for i in positions) for positions in found]
+                message = f"{len(found)} images are there more than once, with {kind}"
+                audit.add("warning", "duplicates", [name], message, ids, len(found))
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            already = set(shared_samples(audit.splits[first], audit.splits[second]))
+            pairs = []
+            for where in repeated:
+                left = [audit.splits[first].ids[k] for split, k in where if split == first]
+                right = [audit.splits[second].ids[k] for split, k in where if split == second]
+                if left and right and left[0] not in already:
+                    pairs.append(f"{left[0]} = {right[0]}")
+            if pairs:
+                level = "warning" if data.rules.allow_overlap else "error"
+                message = f"{len(pairs)} images of '{first}' are in '{second}' too, under other ids; take them out of one"
+                audit.add(level, "overlap", [first, second], message, pairs, len(pairs))
+
+
+def _check_near(audit: Audit, names: list[str], distance: int) -> None:
+    """Pictures that look the same though their files differ: crops, re-saved copies, neighbouring frames."""
+    spots = [(name, i) for name in names for i in range(len(audit.images[name]))]
+    seen = [audit.images[name][i] for name, i in spots]
+    if len(seen) > MOST:
+        audit.add("warning", "near", names, f"near-duplicates were not searched: more than {MOST:,} images", count=0)
+        return
+    pairs = [(a, b) for a, b in near_pairs([s.perceptual for s in seen], distance) if seen[a].content != seen[b].content]
+    by_splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for a, b in pairs:
+        by_splits[spots[a][0], spots[b][0]].append((a, b))
+    for (first, second), found in by_splits.items():
+        examples = [f"{audit.splits[first].ids[spots[a][1]]} ~ {audit.splits[second].ids[spots[b][1]]}" for a, b in found]
+        where = f"within '{first}'" if first == second else f"between '{first}' and '{second}'"
+        message = f"{len(found)} pairs of images look alike {where} (perceptual hash within {distance} of 64 bits)"
+        audit.add("warning", "near", list(dict.fromkeys([first, second])), message, examples, len(found))
+        audit.near += [(*spots[a], *spots[b]) for a, b in found[:SHOWN_PROBLEMS]]

@@ -1,0 +1,41 @@
+"""One function over many items in several processes, in order, with progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from riftcli.errors import RiftError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FEW = 64  # a process costs more to start than so few images to decode
+CHUNK = 8
+
+
+def cores() -> int:
+    """Processor cores that this process may use: what a scheduler gave it, not what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
+    """function(item) for every item, in order. `function` must be importable and its module light: workers are fresh."""
+    workers = cores() if workers is None else workers
+    if workers <= 1 or len(items) <= FEW:
+        yield from map(function, items)
+        return
+    # spawn: a fork of a process with torch's threads can hang. setpgrp: a signal to our group is ours to handle.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=os.setpgrp) as pool:
+        # a bounded window: results are as large as images, and must not pile up behind a slow consumer
+        window = workers * CHUNK * 4
+        try:
+            for start in range(0, len(items), window):
+                yield from pool.map(function, items[start : start + window], chunksize=CHUNK)
+        except BrokenProcessPool as error:
+            raise RiftError("a process that reads images was killed (out of memory?); try again with fewer workers") from error
