@@ -1,0 +1,208 @@
+"""Decoded once: the same pixels as without the store, shared, keyed by content, published whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from riftcli import decode
+from riftcli.console import Console
+from riftcli.decode import Decoding, ImageStore
+from riftcli.errors import DataError, StorageError
+from riftcli.images import FileReader, read_image
+from riftcli.inputs import needed_short_side, sift, with_pixels
+from riftcli.protocols import Split
+from riftcli.recipe_model import AugmentSection, InputSection
+from riftcli.transforms import EvalTransform, Preprocessing
+
+PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Wide, tall, square, smaller than the target; PNG and JPEG."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i, (width, height) in enumerate([(60, 40), (31, 77), (50, 50), (12, 9), (18, 18), (200, 133)]):
+        smooth = gaussian_filter(rng.normal(size=(height, width, 3)), (3, 3, 0))
+        path = tmp_path / "images" / f"{i}.{'jpg' if i % 2 else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray((127 + 100 * smooth / np.abs(smooth).max()).astype("uint8")).save(path)
+        made.append(path)
+    return made
+
+
+def make_split(paths: list[Path]) -> Split:
+    targets = np.arange(len(paths)) % 2
+    return Split("train", [p.name for p in paths], targets, ["a", "b"], FileReader(paths), paths=paths)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_network_sees_the_same_pixels_bit_for_bit(paths, tmp_path, interpolation):
+    pre = Preprocessing((3, 16, 16), interpolation, (0.5,) * 3, (0.25,) * 3, 0.875)
+    stored = ImageStore(str(tmp_path / "cache"), Decoding(18, interpolation)).reader(paths)
+    transform = EvalTransform(pre)
+    for i, path in enumerate(paths):
+        assert torch.equal(transform(stored(i)), transform(read_image(path))), path.name
+    assert stored(3).size == (12, 9), "a small image is kept as it is"
+    again = pickle.loads(pickle.dumps(stored))  # noqa: S301 - what a data worker does
+    assert torch.equal(transform(again(0)), transform(stored(0)))
+
+
+def test_nothing_is_decoded_twice_and_only_what_is_new_is(paths, tmp_path, monkeypatch):
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    decoded: list[Path] = []
+    original = decode.read_image
+    monkeypatch.setattr(decode, "read_image", lambda path, *a: decoded.append(path) or original(path, *a))
+    store.reader(paths[:4])
+    assert decoded == paths[:4]
+    store.reader(paths[:4])
+    store.reader(paths[2:])  # another split with some of the same files, e.g. another fold
+    assert decoded == paths
+    Image.new("RGB", (30, 30), (9, 8, 7)).save(paths[0])
+    fresh = store.reader(paths)
+    assert decoded == [*paths, paths[0]], "a changed file is another image"
+    assert fresh(0).getpixel((3, 3)) == (9, 8, 7)
+    other = ImageStore(str(tmp_path / "cache"), Decoding(20))
+    assert other.folder != store.folder, "another way of decoding is another folder"
+    other.reader(paths)
+    assert len(decoded) == 2 * len(paths) + 1
+
+
+def test_a_pack_that_is_not_whole_is_decoded_again_and_a_flipped_byte_is_named(paths, tmp_path):
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    store.reader(paths)
+    (pack,) = store.folder.glob("*.bin")
+    data = bytearray(pack.read_bytes())
+    pack.write_bytes(data[:-1])
+    assert store.reader(paths)(5).size == (27, 18)
+    assert pack.stat().st_size == len(data)
+    data[10] ^= 1
+    pack.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        store.reader(paths)(0)
+    assert str(caught.value) == f"{pack}: damaged (the pixels of {paths[0]}); delete {pack.parent} and run again"
+    next(iter(store.folder.glob("*.npy"))).write_bytes(b"\x93NUMPY broken")
+    assert store.reader(paths)(0).size == (27, 18)
+
+
+def test_unreadable_images_are_all_named_and_leave_nothing_half_written(paths, tmp_path):
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(paths[2].read_bytes()[:200])
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    with pytest.raises(DataError) as caught:
+        store.reader(paths)
+    first, second = str(caught.value).splitlines()
+    assert first == f"{paths[1]}: unreadable image (the file is empty); replace it or take it out of the split"
+    assert second.startswith(f"{paths[2]}: unreadable image (")
+    assert [p.name for p in store.folder.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_is_exit_8_and_leaves_nothing(paths, tmp_path, monkeypatch):
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError) as caught:
+        store.reader(paths)
+    assert str(caught.value) == f"{store.folder}: cannot keep decoded images (No space left on device); free some space"
+    assert [p.name for p in store.folder.iterdir()] == ["lock"]
+
+
+def _fill(cache: str, paths: list[Path], queue) -> None:
+    reader = ImageStore(cache, Decoding(18)).reader(paths)
+    queue.put([np.asarray(reader(i)).sum() for i in range(len(paths))])
+
+
+def test_two_processes_at_once_share_one_pack(paths, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    cache = str(tmp_path / "cache")
+    started = [context.Process(target=_fill, args=(cache, paths, queue)) for _ in range(2)]
+    for process in started:
+        process.start()
+    sums = [queue.get(timeout=60) for _ in started]
+    for process in started:
+        process.join()
+    assert sums[0] == sums[1]
+    assert len(list(Path(cache).glob("*/*.bin"))) == 1
+
+
+def test_many_images_go_through_several_processes(tmp_path):
+    made = []
+    for i in range(70):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (24, 20), (i, 2 * i, 255 - i)).save(path)
+        made.append(path)
+    reader = ImageStore(str(tmp_path / "cache"), Decoding(10)).reader(made)
+    assert [reader(i).getpixel((1, 1)) for i in range(70)] == [(i, 2 * i, 255 - i) for i in range(70)]
+
+
+def test_draft_mode_never_goes_below_what_the_transform_needs(paths, tmp_path):
+    large = tmp_path / "large.jpg"
+    smooth = gaussian_filter(np.random.default_rng(1).normal(size=(480, 720, 3)), (20, 20, 0))
+    Image.fromarray((127 + 100 * smooth / np.abs(smooth).max()).astype("uint8")).save(large, quality=95)
+    assert read_image(large).size == (720, 480)
+    assert read_image(large, at_least=100).size == (180, 120)
+    assert read_image(large, at_least=300).size == (720, 480)
+    full, draft = Decoding(100).resized(large), Decoding(100, draft=True).resized(large)
+    assert full.size == draft.size == (150, 100)
+    assert np.abs(np.asarray(full).astype(int) - np.asarray(draft)).mean() < 1.5, "the same picture, not the same bits"
+    assert read_image(paths[0], at_least=10).size == (60, 40), "PNG has no draft mode"
+
+
+def test_what_size_is_kept():
+    assert needed_short_side(PRE) == 18
+    assert needed_short_side(PRE, AugmentSection(flip=0.5)) == 18
+    assert needed_short_side(PRE, AugmentSection(crop_min_area=0.25)) == 32
+
+
+def test_recipe_options_reach_the_reader(paths, tmp_path):
+    split = make_split(paths)
+    assert with_pixels(split, InputSection(), PRE, Console(quiet=True)) is split
+    settings, quiet = InputSection(cache=str(tmp_path / "c"), cache_short_side=30), Console(quiet=True)
+    assert min(with_pixels(split, settings, PRE, quiet, AugmentSection()).read(5).size) == 30
+    assert min(with_pixels(split, settings, PRE, quiet).read(5).size) == 18, "evaluation is exact"
+    assert with_pixels(split, InputSection(draft=True), PRE, quiet).read(5).size == (50, 34), "133 / 4 is above 18"
+
+
+def test_16_bit_grey_by_its_depth(tmp_path):
+    ramp = np.linspace(0, 4095, 64).round().astype("uint16").reshape(8, 8)
+    path = tmp_path / "ramp.png"
+    Image.fromarray(ramp).save(path)
+    grey = np.asarray(read_image(path, bit_depth=12))[..., 0]
+    assert np.abs(grey - ramp / 4095 * 255).max() <= 0.5
+    with pytest.raises(DataError) as caught:
+        read_image(path, bit_depth=10)
+    assert str(caught.value) == (
+        f"{path}: pixel values from 0 to 4095 do not fit input.bit_depth 10 (0..1023); set the depth that they have"
+    )
+
+
+def test_unreadable_images_are_skipped_only_when_asked_counted_and_capped(paths, capsys):
+    split = make_split(paths)
+    assert sift(split, InputSection(check_images="decode"), Console()) == (split, [])
+    paths[4].write_bytes(b"")
+    assert sift(split, InputSection(), Console())[0] is split, "found when it is read"
+    with pytest.raises(DataError) as caught:
+        sift(split, InputSection(check_images="decode"), Console())
+    line = f"{paths[4]}: unreadable image (the file is empty); replace it or take it out of the split"
+    assert str(caught.value) == line
+    with pytest.raises(DataError) as caught:
+        sift(split, InputSection(on_bad_image="skip"), Console())
+    assert str(caught.value) == (
+        f"1 of 6 images of split 'train' are unreadable, more than input.max_bad 0.01: mend them or raise it\n{line}"
+    )
+    kept, bad = sift(split, InputSection(on_bad_image="skip", max_bad=0.2), Console())
+    assert (len(kept), bad) == (5, ["4.png"])
+    assert "warning: split 'train': 1 unreadable images are left out: 4.png" in capsys.readouterr().err
