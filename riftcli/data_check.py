@@ -187,7 +187,7 @@ def _check_classes(audit: Audit, names: list[str]) -> None:
             what = "positives" if split.task == "multilabel" else "samples"
             why = "it cannot be learned" if name.endswith("train") else "its metrics are undefined there"
             message = f"{len(empty)} of {len(split.classes)} classes without {what}: {', '.join(empty[:5])}; {why}"
-            audit.add("warning", "classes", [name], message, empty, len(empty))
+            audit.add("warning", "classes", [name], message, count=len(empty))
 
 
 LOSSY = {  # stored mode -> what a conversion to RGB loses

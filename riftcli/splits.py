@@ -78,7 +78,14 @@ def _joined(name: str, parts: list[Split]) -> Split:
     """Several splits as one, e.g. train+val as the bank of a kNN."""
     for part in parts[1:]:
         with_classes(parts[0].classes, part, allow_missing=False)
-    check_overlap({part.name: part for part in parts}, allow=False)
+    for i, part in enumerate(parts):
+        for other in parts[i + 1 :]:
+            shared = shared_samples(part, other)
+            if shared:
+                why = "a split cannot be joined with itself" if part.name == other.name else "leave one of them out"
+                raise DataError(
+                    f"splits '{part.name}' and '{other.name}' share {len(shared)} samples (e.g. {min(shared)}): {why}"
+                )
     common = set(parts[0].groups).intersection(*(part.groups for part in parts))
     return replace(
         parts[0],

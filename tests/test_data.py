@@ -16,7 +16,7 @@ from riftcli.datasets.torchvision import Torchvision
 from riftcli.errors import DataError
 from riftcli.holdout import hold_out, limit
 from riftcli.images import read_image
-from riftcli.protocols import SplitSpec
+from riftcli.protocols import SplitRules, SplitSpec
 from riftcli.splits import class_counts, fingerprint, load_retention, load_split, load_splits
 
 
@@ -352,3 +352,130 @@ def test_too_small_a_validation_share(folder):
         "data.val.fraction 0.01: 8 samples leave 8 to train and 0 to validate"
     )
     assert len(load_split(source, SplitSpec("train", limit=4))) == 4
+
+
+# ---- more than one split, more than one label
+
+
+def test_splits_joined_by_a_plus(folder):
+    picture(folder / "val" / "cat" / "v.png", 200)
+    picture(folder / "val" / "dog" / "v.png", 210)
+    split = load_split(ImageFolder(str(folder)), SplitSpec("train+val"))
+    assert len(split) == 10
+    assert split.targets.tolist() == [0] * 4 + [1] * 4 + [0, 1]
+    assert split.read(9).getpixel((0, 0)) == (210, 210, 210)
+    assert split.take([8]).read(0).getpixel((0, 0)) == (200, 200, 200)
+    assert split.paths[8].name == "v.png"
+    assert refused(load_split, ImageFolder(str(folder)), SplitSpec("train+train")) == (
+        "splits 'train' and 'train' share 8 samples (e.g. train/cat/deep/train0.png): a split cannot be joined with itself"
+    )
+
+
+def test_a_split_may_lack_classes_only_when_told(folder):
+    picture(folder / "train" / "emu" / "e.png")
+    source = ImageFolder(str(folder))
+    assert refused(load_splits, source, SplitSpec("train"), None, SplitSpec("test")) == (
+        "split 'test': classes differ from training: missing ['emu'], unknown none; every split needs the same classes, or set "
+        "data.allow_missing_classes: true"
+    )
+    for name in ("cat", "dog"):
+        (folder / "train" / name).rename(folder / "train" / f"z{name}")
+        (folder / "test" / name).rename(folder / "test" / f"z{name}")
+    test = load_splits(source, SplitSpec("train"), None, SplitSpec("test"), SplitRules(allow_missing_classes=True)).test
+    assert test.classes == ["emu", "zcat", "zdog"]
+    assert test.targets.tolist() == [1, 1, 2, 2]
+
+
+def test_csv_tags_and_duplicates(table):
+    keys = {"task": "multilabel", "label_separator": "|", "classes": ["a", "b", "c"]}
+    split = csv(table, "image,label\nx0.png,a|c\nx1.png,\n", **keys).load("train")
+    assert split.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert refused(csv(table, "image,label\nx0.png,a|d\n", **keys).load, "train") == (
+        f"{table}/labels.csv:2: unknown class 'd'; data.classes has: a, b, c"
+    )
+    text = "image,label\nx0.png,0\nx1.png,1\nx0.png,0\n"
+    assert csv(table, text, on_duplicate="first").load("train").ids == ["x0.png", "x1.png"]
+    kept = csv(table, text, on_duplicate="keep")
+    assert kept.load("train").ids == ["x0.png", "x1.png", "x0.png#2"]
+    with pytest.raises(ValueError, match="^label_separator: needs task multilabel"):
+        CsvTable(root=".", labels={}, label_column="x", label_separator="|")
+
+
+def test_a_kept_duplicate_cannot_cross_the_cut(table):
+    text = "image,label\n" + "x0.png,0\nx1.png,0\n" * 4
+    source = csv(table, text, labels={"train": "labels.csv", "test": "test.csv"}, on_duplicate="keep")
+    (table / "test.csv").write_text("image,label\nx2.png,0\n")
+    held = SplitSpec("train", fraction=0.5)
+    assert refused(load_splits, source, SplitSpec("train"), held, SplitSpec("test")).startswith(
+        "splits 'train' and 'val' share 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"image,label\nx\xff.png,0\n", ": not a UTF-8 text file (byte 13); export it again as UTF-8"),
+        (b"image,label\nx0.png,0\n\0\0\n", ":3: NUL byte: a spreadsheet or a damaged file, not text; export it again as UTF-8"),
+        (b"\n", ": empty file; expected a header line"),
+        (b"image\tlabel\nx0.png\t0\n", ":1: no column 'image'; it has: image\tlabel; is data.delimiter '\\t'?"),
+    ],
+)
+def test_label_files_that_are_not_text(table, data, expected):
+    source = csv(table, "")
+    (table / "labels.csv").write_bytes(data)
+    assert refused(source.load, "train") == f"{table}/labels.csv{expected}"
+
+
+def test_the_first_five_problems_and_how_many_more(table):
+    lines = refused(csv(table, "image,label\n" + "".join(f"y{i}.png,0\n" for i in range(9))).load, "train").splitlines()
+    assert lines[0] == f"{table}/labels.csv:2: image 'y0.png' not found in {table}/img, {table}/other"
+    assert len(lines) == 6
+    assert lines[-1] == "  and 4 more (9 in all)"
+
+
+def test_what_is_there_instead_of_a_missing_image(table):
+    picture(table / "img" / "img" / "deep.png")
+    picture(table / "img" / "Wrong.JPG")
+    where = f"not found in {table}/img, {table}/other"
+    assert refused(csv(table, "image,label\ndeep.png,0\n").load, "train") == (
+        f"{table}/labels.csv:2: image 'deep.png' {where}; it lies in {table}/img/img: move the images up one folder, or point "
+        "data.images there"
+    )
+    assert refused(csv(table, "image,label\nwrong.png,0\n").load, "train") == (
+        f"{table}/labels.csv:2: image 'wrong.png' {where}; there is Wrong.JPG"
+    )
+
+
+def test_image_folder_wrapped_or_flat(tmp_path):
+    picture(tmp_path / "train" / "wrapper" / "cat" / "a.png")
+    assert refused(ImageFolder(str(tmp_path)).load, "train") == (
+        f"{tmp_path}/train: holds one folder, wrapper/, with folders in it: it would be the only class; move its content up, so "
+        f"that it is {tmp_path}/train/<class>/<image>"
+    )
+    picture(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
+    assert refused(ImageFolder(str(tmp_path)).load, "val") == (
+        f"{tmp_path}/val: no class folders but 1 loose images; expected {tmp_path}/val/<class>/<image>, or use data.format "
+        "imagenet, with its label file"
+    )
+
+
+def test_torchvision_checksum_and_split_names(tmp_path):
+    base = tmp_path / "flowers-102"
+    picture(base / "jpg" / "image_00001.jpg")
+    for name in ("imagelabels.mat", "setid.mat"):
+        (base / name).write_bytes(b"half a download")
+    assert refused(Torchvision("Flowers102", root=str(tmp_path)).load, "train") == (
+        f"torchvision Flowers102 in {tmp_path}: Dataset not found or corrupted. You can use download=True to download it; check "
+        "data.root, or --set data.download=true on a machine with a network"
+    )
+    assert refused(Torchvision("Flowers102", root=str(tmp_path)).load, "trainval") == (
+        "torchvision Flowers102: no split 'trainval' (did you mean 'train'?); it has: train, val, test"
+    )
+
+
+def test_float_pixels_are_refused(tmp_path):
+    path = tmp_path / "f.tif"
+    Image.fromarray(np.zeros((4, 4), dtype="float32")).save(path)
+    assert refused(read_image, path, 12) == (
+        f"{path}: F pixels (16 or 32 bits): a conversion to 8 bits would clip them; rescale the images to 8 bits first"
+    )
