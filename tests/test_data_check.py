@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dataset_copies import aptos_mirror, isic, medfm_downloaded, picture
+from jsonschema import Draft202012Validator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from riftcli.audit import inspect_file, near_pairs, perceptual_hash
+
+SCHEMA = Draft202012Validator(json.loads((files("riftcli") / "assets" / "data_check.schema.json").read_text()))
 
 
 @pytest.fixture
@@ -24,7 +28,9 @@ def check(rift):
         code, out, err = rift(
             "data", "check", "--recipe", name, "--set", f"data.root={root}", "--json", "--workers", 1, *arguments
         )
-        return code, json.loads(out), err
+        report = json.loads(out)
+        SCHEMA.validate(report)
+        return code, report, err
 
     return run
 
