@@ -13,13 +13,15 @@ from riftcli.errors import DataError
 from riftcli.images import read_image
 
 FLAT = 2.0  # standard deviation of grey levels below which a picture has no structure to compare
+TINY = 32  # pixels of the shorter side below which all pictures look alike
 MOST = 60_000  # images; the pairs of more take minutes
+MANY_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
 class Inspected:
     """mode, width and height as stored, before the conversion to RGB; content: digest of the file or of the pixels;
-    perceptual: 64-bit hash, None for a flat picture; problem: why it cannot be read.
+    perceptual: 64-bit hash, None for a flat or tiny picture; problem: why it cannot be read.
     """
 
     problem: str | None
@@ -55,6 +57,8 @@ def perceptual_hash(image: Image.Image) -> int | None:
     """
     from scipy.fft import dctn
 
+    if min(image.size) < TINY:
+        return None
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64)
     if grey.std() < FLAT:
         return None
@@ -63,15 +67,26 @@ def perceptual_hash(image: Image.Image) -> int | None:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def near_pairs(hashes: list[int | None], distance: int) -> list[tuple[int, int]]:
-    """Positions (i < j) whose hashes differ in at most `distance` of 64 bits."""
+def near_pairs(hashes: list[int | None], distance: int) -> tuple[list[tuple[int, int]], bool]:
+    """(positions i < j whose hashes differ in at most `distance` of 64 bits, the most alike first; whether that is all).
+
+    The search ends after MANY_PAIRS: a folder of one picture a thousand times would fill the memory.
+    """
     known = np.array([i for i, value in enumerate(hashes) if value is not None], dtype=np.int64)
     values = np.array([value for value in hashes if value is not None], dtype=np.uint64)
-    pairs: list[tuple[int, int]] = []
-    rows = max(1, 8_000_000 // max(1, len(values)))  # a block of distances at a time
+    found: list[np.ndarray] = []
+    count, complete = 0, True
+    rows = max(1, 4_000_000 // max(1, len(values)))  # a block of distances at a time
     for start in range(0, len(values), rows):
-        block = np.bitwise_count(values[start : start + rows, None] ^ values[None, start:])
-        first, second = np.nonzero(block <= distance)
-        later = second > first
-        pairs += zip(known[first[later] + start].tolist(), known[second[later] + start].tolist(), strict=True)
-    return pairs
+        bits = np.bitwise_count(values[start : start + rows, None] ^ values[None, start:])
+        first, second = np.nonzero(bits <= distance)
+        later = np.flatnonzero(second > first)[: MANY_PAIRS - count]
+        first, second = first[later], second[later]
+        found.append(np.stack([bits[first, second], known[first + start], known[second + start]], 1).astype(np.int64))
+        count += len(later)
+        if count >= MANY_PAIRS:
+            complete = False
+            break
+    pairs = np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int64)
+    order = np.lexsort((pairs[:, 2], pairs[:, 1], pairs[:, 0]))
+    return [(int(i), int(j)) for _, i, j in pairs[order]], complete

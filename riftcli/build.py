@@ -228,7 +228,8 @@ def _print_imbalance(recipe: Recipe, classes: list[str], weights: torch.Tensor |
         few = pairs if len(pairs) <= MANY_CLASSES else pairs[:3]
         console.line(f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in few)}")
     if recipe.train.sampler == "balanced":
-        console.line("sampler: balanced, drawn with replacement so that every class is equally likely")
+        goal = "every class is equally likely" if recipe.objective.task == "multiclass" else "rare classes come more often"
+        console.line(f"sampler: balanced, drawn with replacement so that {goal}")
 
 
 def _check_task(recipe: Recipe, splits: Splits) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from riftcli.audit import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
 from riftcli.console import Console
-from riftcli.errors import SHOWN_PROBLEMS, DataError
+from riftcli.errors import DataError
 from riftcli.holdout import hold_out
 from riftcli.parallel import in_parallel
 from riftcli.protocols import Split
@@ -22,11 +22,13 @@ from riftcli.run import now
 from riftcli.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
 
 SCHEMA = "rift.data_check/1"
+MOST_EXAMPLES = 10_000  # in the report; the terminal shows a few
+SHOWN_PAIRS = 6  # on the page, per pair of splits
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found, with the first few examples."""
+    """One thing that was found, and where."""
 
     level: str  # "error" | "warning"
     check: str  # what was looked at, e.g. "overlap"
@@ -51,7 +53,7 @@ class Audit:
         self, level: str, check: str, splits: list[str], message: str, examples: list[str] | None = None, count: int = 1
     ) -> None:
         """Note a finding."""
-        self.findings.append(Finding(level, check, splits, message, count, (examples or [])[:SHOWN_PROBLEMS]))
+        self.findings.append(Finding(level, check, splits, message, count, (examples or [])[:MOST_EXAMPLES]))
 
     def count(self, level: str) -> int:
         """Number of findings of a level."""
@@ -100,7 +102,10 @@ def check_data(recipe: Recipe, console: Console, near: int = 4, workers: int | N
     near: bits of the 64-bit perceptual hash in which near-duplicates may differ, 0 to leave the search out.
     """
     audit = Audit(recipe)
-    sources = [("", recipe.data)] + [(f"{data.name}/", data) for data in recipe.retention]
+    sources = [("", recipe.data)]
+    for i, data in enumerate(recipe.retention):
+        taken = f"{data.name}/" in dict(sources)
+        sources.append((f"{data.name}-{i}/" if taken else f"{data.name}/", data))
     for prefix, data in sources:
         own = _load(audit, prefix, data)
         _inspect(audit, own, console, workers)
@@ -120,8 +125,8 @@ def _load(audit: Audit, prefix: str, data: Data) -> list[str]:
         try:
             return load()
         except DataError as error:
-            lines = str(error).splitlines()
-            audit.add("error", "labels", [prefix + name], "\n".join(lines), count=len(lines))
+            problems = error.problems or [str(error)]
+            audit.add("error", "labels", [prefix + name], str(error), problems if error.problems else None, len(problems))
             return None
 
     specs = {"train": data.train, "val": data.val, "test": data.test}
@@ -142,7 +147,12 @@ def _load(audit: Audit, prefix: str, data: Data) -> list[str]:
             same = attempt(name, functools.partial(with_classes, trained, found[name], allow))
             found[name] = same if same is not None else found[name]
     audit.splits |= {prefix + name: split for name, split in found.items()}
-    audit.data_of |= {prefix + name: data.name for name in found}
+    audit.data_of |= {prefix + name: prefix.removesuffix("/") or data.name for name in found}
+    for name, split in found.items():
+        if split.left_out:
+            audit.add(
+                "warning", "missing", [prefix + name], f"{split.left_out} listed images are not there", count=split.left_out
+            )
     return [prefix + name for name in found]
 
 
@@ -183,9 +193,14 @@ def _check_classes(audit: Audit, names: list[str]) -> None:
     for name in names:
         split = audit.splits[name]
         empty = [label for label, count in (class_counts(split) if split.classes else {}).items() if count == 0]
+        if split.task == "multilabel":
+            full = [label for label, count in class_counts(split).items() if count == len(split)]
+            if full:
+                message = f"{len(full)} classes without negatives: {', '.join(full[:5])}; their AUROC is undefined there"
+                audit.add("warning", "classes", [name], message, count=len(full))
         if empty:
             what = "positives" if split.task == "multilabel" else "samples"
-            why = "it cannot be learned" if name.endswith("train") else "its metrics are undefined there"
+            why = "they cannot be learned" if name == "train" else "their metrics are undefined there"
             message = f"{len(empty)} of {len(split.classes)} classes without {what}: {', '.join(empty[:5])}; {why}"
             audit.add("warning", "classes", [name], message, count=len(empty))
 
@@ -221,16 +236,16 @@ def _check_pairs(audit: Audit, names: list[str], data: Data) -> None:
                 message = f"splits '{first}' and '{second}' share {len(shared)} samples; take them out of one"
                 audit.add(level, "overlap", [first, second], message, shared, len(shared))
             for column in one.groups.keys() & other.groups.keys():
-                both = sorted(set(one.groups[column]) & set(other.groups[column]))
+                both = set(one.groups[column]) & set(other.groups[column])
                 if both:
-                    images = sum(value in set(both) for value in other.groups[column])
+                    images = sum(value in both for value in other.groups[column])
                     held = data.val is not None and data.val.held_out and second.endswith("val")
                     remedy = f"; set data.val.group: {column}" if held else ""
                     message = (
                         f"group '{column}': {len(both)} of them have images in '{first}' and in '{second}' ({images} images of "
                         f"'{second}'): the model has seen them{remedy}"
                     )
-                    audit.add("warning", "groups", [first, second], message, both, len(both))
+                    audit.add("warning", "groups", [first, second], message, sorted(both), len(both))
 
 
 def _check_content(audit: Audit, names: list[str], data: Data) -> None:
@@ -274,13 +289,20 @@ def _check_near(audit: Audit, names: list[str], distance: int) -> None:
     if len(seen) > MOST:
         audit.add("warning", "near", names, f"near-duplicates were not searched: more than {MOST:,} images", count=0)
         return
-    pairs = [(a, b) for a, b in near_pairs([s.perceptual for s in seen], distance) if seen[a].content != seen[b].content]
+    once: set[tuple[str, str]] = set()  # copies of one file are reported as such
+    hashes: list[int | None] = []
+    for (name, _), image in zip(spots, seen, strict=True):
+        hashes.append(None if (name, image.content) in once else image.perceptual)
+        once.add((name, image.content))
+    pairs, complete = near_pairs(hashes, distance)
+    pairs = [(a, b) for a, b in pairs if seen[a].content != seen[b].content]
     by_splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for a, b in pairs:
         by_splits[spots[a][0], spots[b][0]].append((a, b))
     for (first, second), found in by_splits.items():
         examples = [f"{audit.splits[first].ids[spots[a][1]]} ~ {audit.splits[second].ids[spots[b][1]]}" for a, b in found]
         where = f"within '{first}'" if first == second else f"between '{first}' and '{second}'"
-        message = f"{len(found)} pairs of images look alike {where} (perceptual hash within {distance} of 64 bits)"
+        count = f"{len(found)}" if complete else f"more than {len(found)}"
+        message = f"{count} pairs of images look alike {where} (perceptual hash within {distance} of 64 bits)"
         audit.add("warning", "near", list(dict.fromkeys([first, second])), message, examples, len(found))
-        audit.near += [(*spots[a], *spots[b]) for a, b in found[:SHOWN_PROBLEMS]]
+        audit.near += [(*spots[a], *spots[b]) for a, b in found[:SHOWN_PAIRS]]

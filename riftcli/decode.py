@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -23,7 +24,9 @@ from riftcli.images import read_image
 from riftcli.parallel import in_parallel
 
 VERSION = 1  # of the files below; another version is another folder
-ROW = np.dtype([("key", "S16"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])
+ROW = np.dtype([("content", "S32"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])
+SEEN = np.dtype([("state", "S16"), ("content", "S32")])
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Decoding:
 class ImageStore:
     """Packs of decoded images in one folder per way of decoding: `<name>.bin` (pixels) and `<name>.npy` (where each lies).
 
-    An image is known by its path, size and time of change, so that a changed file is a new one. A pack is written under
-    another name and published by its index; a pack that is not whole is ignored and its images are decoded again.
+    An image is known by the content of its file. So as not to read every file again, `<name>.seen.npy` says which content a
+    file had in which state (path, size, times, inode). A pack is written under another name and published by its index; one
+    that is not whole is ignored, and its images are decoded again.
     """
 
     def __init__(self, cache: str, decoding: Decoding) -> None:
@@ -67,65 +71,88 @@ class ImageStore:
 
         Other processes that ask at the same time wait, and then find them there.
         """
-        keys = [_key(path) for path in paths]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / "lock"):
-                known = self._known()
-                missing = list({key: path for key, path in zip(keys, paths, strict=True) if key not in known}.items())
-                tick(len(paths) - len(missing))
-                if missing:
-                    self._add(missing, tick)
-                    known = self._known()
-        except OSError as error:
-            raise StorageError(f"{self.folder}: cannot keep decoded images ({error.strerror}); free some space") from error
-        rows = [known[key] for key in keys]
-        return StoredReader(paths, [pack for pack, _ in rows], np.array([row for _, row in rows], dtype=ROW))
+        states = [file_state(path) for path in paths]
+        found = self._lookup(states)  # a store that is complete may be read-only
+        if found is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with _locked(self.folder / "lock"):
+                    self._complete(dict(zip(states, paths, strict=True)), tick)
+                    found = self._lookup(states)
+            except OSError as error:
+                remedy = "free some space" if error.errno in NO_SPACE else "choose another input.cache"
+                raise StorageError(f"{self.folder}: cannot keep decoded images ({error.strerror}); {remedy}") from error
+            assert found is not None
+        else:
+            tick(len(paths))
+        return StoredReader(paths, [pack for pack, _ in found], np.array([row for _, row in found], dtype=ROW))
 
-    def _known(self) -> dict[bytes, tuple[Path, Any]]:
+    def _lookup(self, states: list[bytes]) -> list[tuple[Path, Any]] | None:
+        """Where each image lies, or None when one of them is not there."""
+        seen, rows = _seen(self.folder), self._packed()
+        found = [rows.get(seen.get(state, b"")) for state in states]
+        return None if any(entry is None for entry in found) else found  # type: ignore[return-value]
+
+    def _packed(self) -> dict[bytes, tuple[Path, Any]]:
         found: dict[bytes, tuple[Path, Any]] = {}
         for index in sorted(self.folder.glob("*.npy")):
-            pack = index.with_suffix(".bin")
-            try:
-                rows = np.load(index, allow_pickle=False)
-                last = rows[-1]
-                whole = rows.dtype == ROW and pack.stat().st_size == last["offset"] + 3 * int(last["height"]) * int(last["width"])
-            except (OSError, ValueError, EOFError, IndexError):
+            pack, rows = index.with_suffix(".bin"), _table(index, ROW)
+            if rows is None or not pack.is_file():
                 continue
-            if whole:
-                found |= {row["key"]: (pack, row) for row in rows}
+            last = rows[-1]
+            if pack.stat().st_size == last["offset"] + 3 * int(last["height"]) * int(last["width"]):
+                found |= {row["content"]: (pack, row) for row in rows}
         return found
 
-    def _add(self, missing: list[tuple[bytes, Path]], tick: Callable[[int], None]) -> None:
+    def _complete(self, paths: dict[bytes, Path], tick: Callable[[int], None]) -> None:
+        """Under the lock: whatever is not known yet is read, and decoded unless the same content is there."""
+        for left in self.folder.glob("*.tmp"):
+            left.unlink()  # of a process that was killed: whoever holds the lock is the only writer
+        seen, packed = _seen(self.folder), self._packed()
+        unknown = {state: path for state, path in paths.items() if seen.get(state, b"") not in packed}
+        tick(len(paths) - len(unknown))
+        if not unknown:
+            return  # another process was faster
+        contents = dict(zip(unknown, in_parallel(_content, list(unknown.values())), strict=True))
+        missing = {content: unknown[state] for state, content in contents.items() if content not in packed}
+        tick(len(unknown) - len(missing))
+        name = hashlib.sha256(b"".join(unknown)).hexdigest()[:16]
+        if missing:
+            self._add(name, missing, tick)
+        self._publish(f"{name}.seen", np.array(list(contents.items()), dtype=SEEN))
+        (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
+
+    def _add(self, name: str, missing: dict[bytes, Path], tick: Callable[[int], None]) -> None:
         """Decode into a new pack; nothing is left behind when that fails."""
-        name = hashlib.sha256(b"".join(key for key, _ in missing)).hexdigest()[:16]
-        pack, index = self.folder / f"{name}.bin", self.folder / f"{name}.npy"
         partial, rows, offset, problems = self.folder / f"{name}.bin.tmp", [], 0, Problems()
-        images = in_parallel(functools.partial(_decoded, self.decoding), [path for _, path in missing])
+        images = in_parallel(functools.partial(_decoded, self.decoding), list(missing.values()))
         try:
             with partial.open("wb") as file:
-                for (key, _), image in zip(missing, images, strict=True):
+                for content, image in zip(missing, images, strict=True):
                     if isinstance(image, str):
                         problems.add(image)
                     else:
                         file.write(image.data)
                         height, width, _ = image.shape
-                        rows.append((key, offset, height, width, zlib.crc32(image.data)))
+                        rows.append((content, offset, height, width, zlib.crc32(image.data)))
                         offset += image.nbytes
                     tick(1)
                 problems.raise_if_any()
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(pack)
-            with index.with_suffix(".npy.tmp").open("wb") as file:
-                np.save(file, np.array(rows, dtype=ROW))
-                file.flush()
-                os.fsync(file.fileno())
-            index.with_suffix(".npy.tmp").replace(index)
-            (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
+            partial.replace(self.folder / f"{name}.bin")
+            self._publish(name, np.array(rows, dtype=ROW))
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+    def _publish(self, name: str, table: np.ndarray) -> None:
+        partial = self.folder / f"{name}.npy.tmp"
+        with partial.open("wb") as file:
+            np.save(file, table)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / f"{name}.npy")
 
 
 class StoredReader:
@@ -157,16 +184,47 @@ def _decoded(decoding: Decoding, path: Path) -> np.ndarray | str:
         return str(error)
 
 
-def _key(path: Path) -> bytes:
-    status = path.stat()
-    text = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest().encode()
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
 
 
-def unreadable(paths: list[Path], bit_depth: int | None, tick: Callable[[int], None] = lambda n: None) -> dict[int, str]:
+def file_state(path: Path) -> bytes:
+    """What changes when a file is replaced, even by one of the same size and date; raise DataError when it is gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: image not found ({error.strerror})") from None
+    facts = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest().encode()
+
+
+def stored_files(cache: str) -> set[bytes]:
+    """States of files that were decoded into any store below `cache`, so that they are known to be readable."""
+    return {state for folder in Path(cache).expanduser().glob("*/") for state in _seen(folder)}
+
+
+def _seen(folder: Path) -> dict[bytes, bytes]:
+    """State of a file -> its content."""
+    tables = [_table(path, SEEN) for path in sorted(folder.glob("*.seen.npy"))]
+    return {row["state"]: row["content"] for table in tables if table is not None for row in table}
+
+
+def _table(path: Path, kind: np.dtype) -> np.ndarray | None:
+    """A table, or None for one that is empty, damaged or of another kind."""
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if table.dtype == kind and len(table) else None
+
+
+def unreadable(
+    paths: list[Path], bit_depth: int | None, workers: int | None = None, tick: Callable[[int], None] = lambda n: None
+) -> dict[int, str]:
     """Position -> what is wrong, for every file that does not decode completely."""
     problems = {}
-    for i, problem in enumerate(in_parallel(functools.partial(_problem, bit_depth), paths)):
+    for i, problem in enumerate(in_parallel(functools.partial(_problem, bit_depth), paths, workers)):
         if problem:
             problems[i] = problem
         tick(1)

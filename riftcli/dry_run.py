@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from riftcli import dist, evaluate
 from riftcli.build import set_up
 from riftcli.console import Console
@@ -16,7 +18,8 @@ def dry_run(recipe: Recipe, device: str) -> None:
     for key, value in values.items():
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
-    parts = set_up(recipe, dist.init(device), Console())
+    plain = dataclasses.replace(recipe, input=recipe.input.model_copy(update={"cache": None, "cache_short_side": None}))
+    parts = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
     batch = next(iter(train_loader(parts.train_data(0), parts.batches(0)[:1], 0)))
     parts.classifier.train()
     result = parts.step(*batch)

@@ -34,9 +34,10 @@ class UsageError(RiftError):
 
 
 class DataError(RiftError):
-    """Data that is missing, unreadable or contradicts itself."""
+    """Data that is missing, unreadable or contradicts itself. `problems` are all of them where the text shows a few."""
 
     exit_code = ExitCode.DATA
+    problems: list[str] | None = None
 
 
 class ModelError(RiftError):
@@ -96,4 +97,6 @@ class Problems:
             return
         shown = self.lines[:SHOWN_PROBLEMS]
         rest = len(self.lines) - len(shown)
-        raise DataError("\n".join([*shown, f"  and {rest} more ({len(self.lines)} in all)"] if rest else shown))
+        error = DataError("\n".join([*shown, f"  and {rest} more ({len(self.lines)} in all)"] if rest else shown))
+        error.problems = self.lines
+        raise error

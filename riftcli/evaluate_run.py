@@ -17,7 +17,7 @@ from riftcli.model import Backbone, Classifier
 from riftcli.protocols import Split
 from riftcli.report.final import model_entry
 from riftcli.saved_model import load_saved, read_config
-from riftcli.splits import load_split, load_splits
+from riftcli.splits import load_split, load_splits, with_classes
 from riftcli.transforms import Preprocessing
 
 
@@ -42,7 +42,7 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
     config = read_config(weights.parent)
     preprocessing = Preprocessing(**{k: _tuple(config["pretrained_cfg"][k]) for k in Preprocessing.__dataclass_fields__})
     split = _find_split(recipe, split_name)
-    split = match_classes(split, config.get("label_names") or split.classes)
+    split = match_classes(split, config.get("label_names") or split.classes, recipe.data.rules.allow_missing_classes)
     split, skipped = inputs.sift(split, recipe.input, console)
     split = inputs.with_pixels(split, recipe.input, preprocessing, console)
 
@@ -128,10 +128,12 @@ def _find_split(recipe: recipes.Recipe, name: str) -> Split:
     return load_split(data.source, replace(data.test, name=name, limit=None))
 
 
-def match_classes(split: Split, trained: list[str]) -> Split:
+def match_classes(split: Split, trained: list[str], allow_missing: bool = False) -> Split:
     """The split with targets in the order of the trained classes, matched by name; raise DataError when they differ."""
     if split.classes == trained:
         return split
+    if allow_missing and set(split.classes) < set(trained):
+        return with_classes(trained, split, allow_missing)
     if sorted(split.classes) != sorted(trained):
         missing = [c for c in trained if c not in split.classes]
         extra = [c for c in split.classes if c not in trained]

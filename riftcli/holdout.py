@@ -31,23 +31,25 @@ def hold_out(split: Split, spec: SplitSpec) -> tuple[Split, Split]:
     """
     if spec.group:
         _check_group(split, spec)
-    if spec.folds is not None:
-        held, what = _fold(split, spec), f"folds {spec.folds}"
-    else:
-        assert spec.fraction is not None
-        held = _group_share(split, spec) if spec.group else _share(split, spec.fraction, spec.seed)
-        what = f"fraction {spec.fraction}"
+    what = f"folds {spec.folds}" if spec.folds is not None else f"fraction {spec.fraction}"
+    try:
+        held = _fold(split, spec) if spec.folds is not None else _share(split, spec)
+    except ValueError as error:  # scikit-learn's own checks
+        raise DataError(f"data.val.{what}: {str(error).splitlines()[0]}") from error
     rest = np.setdiff1d(np.arange(len(split)), held)
     if len(held) == 0 or len(rest) == 0:
         raise DataError(f"data.val.{what}: {len(split)} samples leave {len(rest)} to train and {len(held)} to validate")
     return split.take(rest), split.take(held, name="val")
 
 
-def _share(split: Split, fraction: float, seed: int) -> np.ndarray:
+def _share(split: Split, spec: SplitSpec) -> np.ndarray:
+    assert spec.fraction is not None
+    if spec.group:
+        return _group_share(split, spec)
+    count = round(len(split) * spec.fraction)
     if split.task != "multiclass":
-        count = round(len(split) * fraction)
-        return np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
-    return np.sort(_positions(split, limit(split, round(len(split) * fraction), seed)))
+        return np.sort(np.random.default_rng(spec.seed).permutation(len(split))[:count])
+    return np.sort(_positions(split, limit(split, count, spec.seed)))
 
 
 def _positions(whole: Split, part: Split) -> np.ndarray:

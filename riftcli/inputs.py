@@ -8,9 +8,10 @@ from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.decode import Decoding, ImageStore, unreadable
+from riftcli.decode import Decoding, ImageStore, file_state, stored_files, unreadable
 from riftcli.errors import DataError, Problems
 from riftcli.images import FileReader
+from riftcli.parallel import cores
 from riftcli.protocols import Split
 from riftcli.recipe_model import AugmentSection, InputSection, Recipe
 from riftcli.splits import Splits, load_retention, load_splits
@@ -37,10 +38,21 @@ def load_data(recipe: Recipe, console: Console) -> Data:
         dist.barrier()
     for pair, count in splits.overlap.items():
         console.warn(f"data.allow_overlap: {pair.replace('/', ' and ')} share {count} samples; the report says so")
-    sifted = {name: sift(split, recipe.input, console) for name, split in splits.named().items()}
-    val = sifted["val"][0] if "val" in sifted else None
-    kept = replace(splits, train=sifted["train"][0], val=val, test=sifted["test"][0])
-    return Data(kept, retention, {name: bad for name, (_, bad) in sifted.items() if bad})
+    skipped: dict[str, list[str]] = {}
+
+    def sifted(name: str, split: Split) -> Split:
+        kept, bad = sift(split, recipe.input, console)
+        if bad:
+            skipped[name] = bad
+        return kept
+
+    val = None if splits.val is None else sifted("val", splits.val)
+    kept = replace(splits, train=sifted("train", splits.train), val=val, test=sifted("test", splits.test))
+    beside = []
+    for i, (query, bank) in enumerate(retention):
+        name = f"retention/{i}"
+        beside.append((sifted(name, query), None if bank is None else sifted(f"{name}/bank", bank)))
+    return Data(kept, beside, skipped)
 
 
 def decoded(data: Data, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> Data:
@@ -61,15 +73,18 @@ def decoded(data: Data, recipe: Recipe, preprocessing: Preprocessing, console: C
 def sift(split: Split, settings: InputSection, console: Console) -> tuple[Split, list[str]]:
     """(split without unreadable images, their ids); raise DataError where they are not to be skipped, or too many.
 
-    Collective: rank 0 reads, and all ranks train on the same samples.
+    Collective: every rank reads its share, and all train on the same samples. Images that the store of decoded ones knows
+    have been read before.
     """
     if split.paths is None or (settings.check_images == "exists" and settings.on_bad_image == "fail"):
         return split, []
-    found: dict[int, str] = {}
-    if dist.is_main():
-        with console.progress(f"reading {split.name}", len(split)) as bar:
-            found = unreadable(split.paths, settings.bit_depth, bar.advance)
-    found = dist.broadcast_object(found)
+    known = stored_files(settings.cache) if settings.cache else set()
+    mine = [i for i in range(dist.rank(), len(split), dist.world_size()) if file_state(split.paths[i]) not in known]
+    with console.progress(f"reading {split.name}", len(mine)) as bar:
+        workers = max(1, cores() // dist.world_size())
+        bad = unreadable([split.paths[i] for i in mine], settings.bit_depth, workers, bar.advance)
+    parts = dist.gather_objects({mine[k]: text for k, text in bad.items()})
+    found = dict(sorted(pair for part in parts for pair in part.items()))
     if not found:
         return split, []
     if settings.on_bad_image == "fail" or len(found) > settings.max_bad * len(split):
@@ -80,12 +95,12 @@ def sift(split: Split, settings: InputSection, console: Console) -> tuple[Split,
             share = f"{len(found)} of {len(split)} images of split '{split.name}' are unreadable"
             problems.lines.insert(0, f"{share}, more than input.max_bad {settings.max_bad}: mend them or raise it")
         problems.raise_if_any()
-    bad = [split.ids[i] for i in found]
-    console.warn(f"split '{split.name}': {len(bad)} unreadable images are left out: {', '.join(bad[:5])}")
+    ids = [split.ids[i] for i in found]
+    console.warn(f"split '{split.name}': {len(ids)} unreadable images are left out: {', '.join(ids[:5])}")
     kept = split.take(i for i in range(len(split)) if i not in found)
     if len(kept) == 0:
         raise DataError(f"split '{split.name}': no readable image is left")
-    return kept, bad
+    return kept, ids
 
 
 def with_pixels(

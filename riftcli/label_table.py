@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from riftcli.sample_list import LabelRow
 
 MAX_CLASSES = 100_000
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?$")  # 2 and, after a round trip through a data frame, 2.0
-_NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?$|nan$")
+_NUMBER = re.compile(r"[-+]?([0-9.]+([eE][-+]?[0-9]+)?|nan|inf(inity)?)$", re.IGNORECASE)
 
 Cells = tuple[int, dict[str, str]]  # line number, column -> cell
 
@@ -60,6 +61,9 @@ class LabelTable:
             try:
                 name = self._id(row)
                 target = self._target(row)
+                blank = next((column for column in self.group_columns if not row[column].strip()), None)
+                if blank:
+                    raise ValueError(f"id '{name}': group column '{blank}' is empty; give unknown ones a value of their own")
             except ValueError as error:
                 problems.add(f"{path}:{line}: {error}")
                 continue
@@ -168,14 +172,22 @@ def read_text(path: Path) -> str:
     return text
 
 
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """[(number from 1, line)] without blank lines. Only a newline ends a line: a caption may hold U+2028."""
+    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def read_csv(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """(header, [(line, cells)]); rows of blank cells, the tail of many exports, are left out."""
-    lines = read_text(path).splitlines(keepends=True)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [cell.strip() for cell in next(reader, [])]
-        if not header:
-            raise DataError(f"{path}: empty file; expected a header line")
+        header: list[str] = []
+        while not any(header):  # blank lines may come first
+            row = next(reader, None)
+            if row is None:
+                raise DataError(f"{path}: empty file; expected a header line")
+            header = [cell.strip() for cell in row]
         return header, [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not a CSV line ({error})") from error

@@ -17,7 +17,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H
 
 
 class ImageDataset(Dataset):
-    """A split through a transform; item i is (image, target, i)."""
+    """A split through a transform; item i is (image, target, i). i + k * N is sample i once more, augmented in another way."""
 
     def __init__(self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, epoch: int) -> None:
         self.split, self.transform, self.seed, self.epoch = split, transform, seed, epoch
@@ -26,8 +26,9 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        seed = sample_seed(self.seed, self.epoch, self.split.ids[i])
+    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        again, i = divmod(code, len(self.split))
+        seed = sample_seed(self.seed, self.epoch, self.split.ids[i] + f"#{again}" * bool(again))
         try:
             return self.transform(self.split.read(i), seed), self.targets[i], i
         except DataError as error:
@@ -43,7 +44,8 @@ class TensorTable(Dataset):
     def __len__(self) -> int:
         return self.features.shape[0]
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        i = code % len(self)
         return self.features[i], self.targets[i], i
 
 
@@ -88,7 +90,8 @@ def epoch_batches(
 ) -> list[list[int]]:
     """This rank's part of every global batch of an epoch, from `first_step` on.
 
-    Without weights every sample comes at most once; with weights (N,) samples are drawn with replacement in proportion.
+    Without weights every sample comes at most once. With weights (N,) samples are drawn with replacement in proportion, and
+    the k-th repetition of sample i in an epoch (k from 1) is i + k * N.
     """
     generator = torch.Generator().manual_seed(sample_seed(seed, epoch, "order"))
     steps, share = samples // batch_size, batch_size // ranks
@@ -96,8 +99,21 @@ def epoch_batches(
         order = torch.randperm(samples, generator=generator)[: steps * batch_size]
     else:
         order = torch.multinomial(weights.double(), steps * batch_size, replacement=True, generator=generator)
+        order = order + samples * _repetition(order)
     table = order.view(steps, ranks, share)[first_step:, rank]
     return table.tolist()
+
+
+def _repetition(order: torch.Tensor) -> torch.Tensor:
+    """How often each entry of (n,) came before: 7 3 7 7 -> 0 0 1 2."""
+    by_value = order.argsort(stable=True)
+    ordered = order[by_value]
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    positions = torch.arange(len(order))
+    first = torch.where(starts, positions, torch.zeros_like(positions)).cummax(0).values
+    result = torch.empty_like(order)
+    result[by_value] = positions - first
+    return result
 
 
 def balancing_weights(targets: torch.Tensor) -> torch.Tensor:

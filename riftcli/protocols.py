@@ -67,7 +67,8 @@ class Split:
     """The samples of one split, not decoded: ids, targets, and how to read image i.
 
     paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
-    missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample.
+    missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample;
+    left_out: listed samples without an image, where the source was told to go on without them.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Split:
     paths: list[Path] | None = None
     missing_groups: dict[str, str] = field(default_factory=dict)
     captions: list[list[str]] | None = None
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

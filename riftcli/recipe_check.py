@@ -239,6 +239,9 @@ class Checker:
                 ("train", "micro_batch_size"),
                 f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
             )
+        reading = parts["input"]
+        if reading and reading.cache_short_side and not reading.cache:
+            self.fail(("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in")
         rsc = parts["regularizer"]
         if train and train.batch_size < 4 and getattr(rsc, "estimator", "") == "debiased":
             self.fail(("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}")

@@ -92,8 +92,8 @@ def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[st
         "env": first["env"],
     }
     if what == "folds":
-        names = first["validation"]
-        combined["cross_validation"] = {name: spread([r["validation"][name] for r in reports]) for name in names}
+        names = dict.fromkeys(name for report in reports for name in report["validation"])
+        combined["cross_validation"] = {name: spread([r["validation"].get(name) for r in reports]) for name in names}
         _print_spread(combined["cross_validation"], "folds, on the held-out fold")
     write_json(folder / "metrics.json", combined)
     _print_spread(metrics, "folds, on the test split" if what == "folds" else "seeds")
@@ -104,4 +104,4 @@ def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[st
 def _print_spread(entries: dict[str, Any], what: str) -> None:
     for name, entry in entries.items():
         if entry["mean"] is not None:
-            print(f"{name}: {entry['mean']:.4f} +- {entry['std']:.4f} over {entry['n']} {what}", file=sys.stderr)
+            print(f"{name}: {entry['mean']:.4f} +- {entry['std'] or 0:.4f} over {entry['n']} {what}", file=sys.stderr)

@@ -43,9 +43,12 @@ class ImageFinder:
         file = Path(name if has_suffix else name + self.suffix)
         if file.is_absolute() or ".." in file.parts:
             raise ValueError(f"image '{name}' points outside the image folders")
-        for folder in self.folders:
-            if (folder / file).is_file():
-                return folder / file
+        try:
+            for folder in self.folders:
+                if (folder / file).is_file():
+                    return folder / file
+        except OSError as error:
+            raise ValueError(f"'{name[:60]}...' is no file name ({error.strerror}); is this the image column?") from None
         raise ValueError(f"image '{file}' not found in {', '.join(map(str, self.folders))}{self._hint(file)}")
 
     def _hint(self, file: Path) -> str:
@@ -72,7 +75,7 @@ def _stem(name: str) -> str:
 class SampleList:
     """Collects rows of one split, and everything wrong with them."""
 
-    def __init__(self, finder: ImageFinder, on_duplicate: OnDuplicate, problems: Problems) -> None:
+    def __init__(self, finder: ImageFinder, on_duplicate: OnDuplicate | None, problems: Problems) -> None:
         self.finder, self.on_duplicate, self.problems = finder, on_duplicate, problems
         self.rows: list[LabelRow] = []
         self.paths: list[Path] = []
@@ -101,10 +104,9 @@ class SampleList:
             self.problems.add(
                 f"{row.where}: id '{row.id}' is listed twice with different labels ({seen}); keep the right line only"
             )
-        elif self.on_duplicate == "error":
-            self.problems.add(
-                f"{row.where}: id '{row.id}' is listed twice ({seen}); remove one, or --set data.on_duplicate=first"
-            )
+        elif self.on_duplicate in ("error", None):
+            remedy = ", or --set data.on_duplicate=first" if self.on_duplicate else ""  # None: the format has no such key
+            self.problems.add(f"{row.where}: id '{row.id}' is listed twice ({seen}); remove one{remedy}")
         return self.on_duplicate == "keep" and first.target == row.target
 
     def split(self, name: str, classes: list[str], task: Task, source: str) -> Split:

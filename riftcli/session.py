@@ -12,7 +12,8 @@ from riftcli import checkpoint, dist
 from riftcli import run as runs
 from riftcli.build import Parts
 from riftcli.console import Console
-from riftcli.errors import UsageError
+from riftcli.errors import DataError, RiftError, UsageError
+from riftcli.splits import fingerprint
 
 
 @dataclass
@@ -87,12 +88,32 @@ def save(session: Session) -> None:
     checkpoint.save(session.folder.path / "last", session.progress.step, tensors, state)
 
 
+def _check_samples(session: Session) -> None:
+    """Raise DataError when the splits are not what the run started with: it could not go on bitwise."""
+    assert session.folder is not None
+    started = runs.read_run(session.folder.path).get("samples", {})
+    for name, split in session.parts.splits.named().items():
+        if name in started and started[name] != fingerprint(split):
+            raise DataError(
+                f"--resume {session.folder.path}: split '{name}' has other samples or labels than when the run started "
+                f"({len(split)} now); put the data back as it was, or start a new run"
+            )
+
+
 def restore(session: Session) -> None:
     """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes."""
-    parts, loaded = session.parts, None
+    parts: Parts = session.parts
+    loaded: Any = None
     if session.folder:
-        loaded = checkpoint.load_newest(session.folder.path / "last", session.console.warn)
-    tensors, state = dist.broadcast_object(loaded)
+        try:
+            _check_samples(session)
+            loaded = checkpoint.load_newest(session.folder.path / "last", session.console.warn)
+        except RiftError as error:  # the others wait for what we found
+            loaded = error
+    loaded = dist.broadcast_object(loaded)
+    if isinstance(loaded, RiftError):
+        raise loaded
+    tensors, state = loaded
     if state["world_size"] != dist.world_size():
         raise UsageError(
             f"--resume: the run was made with {state['world_size']} processes and this is {dist.world_size()}; "

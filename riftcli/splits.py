@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,6 +72,9 @@ def load_split(source: Dataset, spec: SplitSpec) -> Split:
     split = parts[0] if len(parts) == 1 else _joined(spec.name, parts)
     if len(split) == 0:
         raise DataError(f"split '{spec.name}' is empty")
+    twice = [name for name, count in Counter(split.classes).items() if count > 1]
+    if twice:
+        raise DataError(f"split '{spec.name}': {len(twice)} class names stand for two classes (e.g. '{twice[0]}')")
     return split if spec.limit is None else limit(split, spec.limit, spec.seed)
 
 
@@ -147,8 +151,12 @@ def shared_samples(one: Split, other: Split) -> list[str]:
 
 def _file_ids(split: Split) -> Iterable[tuple[int, int]]:
     for path in split.paths or []:
-        status = path.stat()
-        yield status.st_dev, status.st_ino
+        try:
+            status = path.stat()
+        except OSError:
+            yield (-1, hash(path))  # gone since it was listed: reading it will say so
+        else:
+            yield status.st_dev, status.st_ino
 
 
 def check_overlap(splits: dict[str, Split], allow: bool) -> dict[str, int]:

@@ -24,6 +24,7 @@ from riftcli.report.model_card import model_card
 from riftcli.report.page import write_page
 from riftcli.saved_model import save_folder
 from riftcli.session import Progress, Session, StopSignal, restore, save
+from riftcli.splits import fingerprint
 from riftcli.step import StepResult
 
 TRACE_BOUNDS = (1 / 3, 3)  # variance of the features relative to the pretrained ones; outside, something broke
@@ -73,7 +74,8 @@ def _finetune(
     session = Session(parts, Progress(), folder, console, stop)
     if folder and not resuming:
         made_by = runs.provenance(parts.environment())
-        folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by})
+        samples = {name: fingerprint(split) for name, split in parts.splits.named().items()}
+        folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by, "samples": samples})
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
     log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"
     launch.log_errors_to(log)
@@ -270,6 +272,8 @@ def _select(session: Session, epoch: int, seconds: float) -> None:
         keep_model(session, epoch)
     else:
         progress.worse_evals += 1
+        if progress.best_value is None:  # nothing usable yet: if it stays so, the last weights are kept, with these scores
+            progress.best_metrics = {name: score["value"] for name, score in scores.items()}
     _log_eval(session, epoch, scores, seconds)
 
 

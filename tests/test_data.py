@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_copies import pets
 from PIL import Image
 
 from riftcli.datasets.csv_table import CsvTable
@@ -478,4 +480,59 @@ def test_float_pixels_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype="float32")).save(path)
     assert refused(read_image, path, 12) == (
         f"{path}: F pixels (16 or 32 bits): a conversion to 8 bits would clip them; rescale the images to 8 bits first"
+    )
+
+
+# ---- what a reviewer of the first version found
+
+
+def test_files_that_are_listed_and_not_there(folder, tmp_path):
+    (folder / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert refused(ImageFolder(str(folder)).load, "train") == (
+        f"{folder}/train/cat/gone.png: a link to nowhere; fetch it again or take it out of the list"
+    )
+    source = Torchvision("OxfordIIITPet", str(pets(tmp_path / "p")))
+    image = tmp_path / "p" / "oxford-iiit-pet" / "images" / "Abyssinian_1.jpg"
+    image.unlink()
+    assert refused(source.load, "trainval") == f"{image}: image not found; fetch it again or take it out of the list"
+
+
+def test_loose_images_are_not_ignored(folder):
+    picture(folder / "train" / "loose.png")
+    assert refused(ImageFolder(str(folder)).load, "train") == (
+        f"{folder}/train: 1 images lie beside the class folders (e.g. loose.png); move each into the folder of its class, or away"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "expected"),
+    [
+        ("image,label\n" + "a" * 300 + ",0\n", {}, ":2: '" + "a" * 60 + "...' is no file name (File name too long); is this the "
+         "image column?"),
+        ("image,label\nx0.png,NaN\n", {}, ":2: label NaN is out of range; expected a whole number from 0 to 99999"),
+        ("image,label\nx0.png,inf\n", {}, ":2: label inf is out of range; expected a whole number from 0 to 99999"),
+        ("image,label,patient\nx0.png,0,\n", {"group_columns": ["patient"]}, ":2: id 'x0.png': group column 'patient' is empty; "
+         "give unknown ones a value of their own"),
+    ],
+)  # fmt: skip
+def test_csv_cells_that_are_not_what_they_should_be(table, text, keys, expected):
+    assert refused(csv(table, text, **keys).load, "train") == f"{table}/labels.csv{expected}"
+
+
+def test_csv_lines_end_at_newlines_only(table):
+    text = 'image,label,note\r\n\r\nx0.png,0,"a\u2028b"\r\nx1.png,1,c\u0085d\r\n'
+    assert csv(table, "\n\n" + text).load("train").ids == ["x0.png", "x1.png"]
+    source = csv(table, "image,label,fold\nx0.png,0,train \n", labels="labels.csv", split_column="fold")
+    assert source.load("train").ids == ["x0.png"]
+
+
+def test_two_classes_of_one_name(folder):
+    split = ImageFolder(str(folder)).load("train")
+
+    class Cranes:
+        def load(self, name):
+            return replace(split, classes=["crane", "crane"])
+
+    assert refused(load_split, Cranes(), SplitSpec("train")) == (
+        "split 'train': 1 class names stand for two classes (e.g. 'crane')"
     )

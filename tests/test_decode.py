@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +80,54 @@ def test_nothing_is_decoded_twice_and_only_what_is_new_is(paths, tmp_path, monke
     assert len(decoded) == 2 * len(paths) + 1
 
 
+def test_images_are_known_by_their_content(paths, tmp_path, monkeypatch):
+    """A file replaced by one of the same size and date is another image; a data set that was moved is the same one."""
+    bitmap = tmp_path / "images" / "x.bmp"
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(bitmap)
+    before = bitmap.stat()
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    store.reader([*paths, bitmap])
+    Image.new("RGB", (20, 20), (4, 5, 6)).save(tmp_path / "y.bmp")
+    os.replace(tmp_path / "y.bmp", bitmap)
+    os.utime(bitmap, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (bitmap.stat().st_size, bitmap.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert store.reader([bitmap])(0).getpixel((0, 0)) == (4, 5, 6)
+    monkeypatch.setattr(decode, "read_image", lambda *a: pytest.fail("decoded again"))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = [tmp_path / "moved" / path.name for path in paths]
+    assert store.reader(moved)(0).size == (27, 18)
+    assert decode.file_state(moved[0]) in decode.stored_files(str(tmp_path / "cache"))
+
+
+def test_what_a_killed_writer_left_is_cleaned_up(paths, tmp_path):
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    store.folder.mkdir(parents=True)
+    (store.folder / "abc.bin.tmp").write_bytes(b"half")
+    store.reader(paths)
+    assert not list(store.folder.glob("*.tmp"))
+
+
+def test_a_complete_store_may_be_read_only_and_a_file_is_no_store(paths, tmp_path, monkeypatch):
+    store = ImageStore(str(tmp_path / "cache"), Decoding(18))
+    store.reader(paths)
+    monkeypatch.setattr(decode, "_locked", lambda path: pytest.fail("no lock is needed to read"))
+    assert store.reader(paths[1:3])(0).size == (18, 44)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught:
+        ImageStore(str(tmp_path / "file"), Decoding(18)).reader(paths)
+    folder = ImageStore(str(tmp_path / "file"), Decoding(18)).folder
+    assert str(caught.value) == f"{folder}: cannot keep decoded images (Not a directory); choose another input.cache"
+    paths[0].unlink()
+    with pytest.raises(DataError) as gone:
+        store.reader(paths)
+    assert str(gone.value) == f"{paths[0]}: image not found (No such file or directory)"
+
+
 def test_a_pack_that_is_not_whole_is_decoded_again_and_a_flipped_byte_is_named(paths, tmp_path):
     store = ImageStore(str(tmp_path / "cache"), Decoding(18))
     store.reader(paths)
     (pack,) = store.folder.glob("*.bin")
+    index = pack.with_suffix(".npy")
     data = bytearray(pack.read_bytes())
     pack.write_bytes(data[:-1])
     assert store.reader(paths)(5).size == (27, 18)
@@ -90,7 +137,7 @@ def test_a_pack_that_is_not_whole_is_decoded_again_and_a_flipped_byte_is_named(p
     with pytest.raises(DataError) as caught:
         store.reader(paths)(0)
     assert str(caught.value) == f"{pack}: damaged (the pixels of {paths[0]}); delete {pack.parent} and run again"
-    next(iter(store.folder.glob("*.npy"))).write_bytes(b"\x93NUMPY broken")
+    index.write_bytes(b"\x93NUMPY broken")
     assert store.reader(paths)(0).size == (27, 18)
 
 
@@ -189,7 +236,7 @@ def test_16_bit_grey_by_its_depth(tmp_path):
     )
 
 
-def test_unreadable_images_are_skipped_only_when_asked_counted_and_capped(paths, capsys):
+def test_unreadable_images_are_skipped_only_when_asked_counted_and_capped(paths, capsys, tmp_path, monkeypatch):
     split = make_split(paths)
     assert sift(split, InputSection(check_images="decode"), Console()) == (split, [])
     paths[4].write_bytes(b"")
@@ -205,4 +252,38 @@ def test_unreadable_images_are_skipped_only_when_asked_counted_and_capped(paths,
     )
     kept, bad = sift(split, InputSection(on_bad_image="skip", max_bad=0.2), Console())
     assert (len(kept), bad) == (5, ["4.png"])
+    ImageStore(str(tmp_path / "cache"), Decoding(18)).reader(kept.paths)
+    monkeypatch.setattr(decode, "read_image", lambda path, *a: (_ for _ in ()).throw(DataError(f"{path}: read")))
+    stored = InputSection(check_images="decode", cache=str(tmp_path / "cache"))
+    assert sift(kept, stored, Console()) == (kept, []), "what the store holds has been read before"
     assert "warning: split 'train': 1 unreadable images are left out: 4.png" in capsys.readouterr().err
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed():
+    script = "import time; from riftcli.parallel import in_parallel; list(in_parallel(time.sleep, [30] * 100, 2))"
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    children: set[int] = set()
+    deadline = time.monotonic() + 30
+    while len(children) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = {pid for pid in descendants(parent.pid) if "spawn_main" in command(pid)}
+    assert len(children) == 2
+    time.sleep(1.5)  # they have started to watch
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any("spawn_main" in command(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in children if "spawn_main" in command(pid)]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    text = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in text.split()]

@@ -492,7 +492,7 @@ def test_torchvision_s_imagenet(tmp_path):
 
 def test_captions(tmp_path):
     flickr(tmp_path)
-    keys = {"images": ["Flicker8k_Dataset"], "style": "token"}
+    keys = {"images": "Flicker8k_Dataset", "style": "token"}
     split = Captions(str(tmp_path), {"train": "Flickr8k.token.txt"}, lists={"train": "Flickr_8k.trainImages.txt"}, **keys).load(
         "train"
     )
@@ -502,7 +502,7 @@ def test_captions(tmp_path):
         ["Caption 0 of image 2 .", "Caption 1 of image 2 ."],
     ]
     assert split.task == "captions"
-    table = Captions(str(tmp_path), {"train": "captions.txt"}, images=["Flicker8k_Dataset"]).load("train")
+    table = Captions(str(tmp_path), {"train": "captions.txt"}, images="Flicker8k_Dataset").load("train")
     assert table.captions == [["A dog , running", "Another dog"], ["A cat"]]
     assert table.take([1]).captions == [["A cat"]]
 
@@ -510,21 +510,38 @@ def test_captions(tmp_path):
 def test_captions_cc3m_and_rotten_links(tmp_path):
     labels = {"train": "Train_GCC-training.tsv"}
     path = cc3m(tmp_path) / labels["train"]
-    strict = Captions(str(tmp_path), labels, style="cc3m", images=["images"])
+    strict = Captions(str(tmp_path), labels, style="cc3m", images="images")
     assert refused(strict.load, "train") == (
-        f"{path}:3: image 'c.jpg' not found in {tmp_path}/images; 1 of 3 images are missing; set data.max_missing: 0.34 to go on "
-        "without them"
+        f"{path}:3: image 'http://x.org/c.jpg' not found in {tmp_path}/images; 1 of 3 images are missing; "
+        "set data.max_missing: 0.34 to go on without them"
     )
-    split = Captions(str(tmp_path), labels, style="cc3m", images=["images"], max_missing=0.34).load("train")
+    split = Captions(str(tmp_path), labels, style="cc3m", images="images", max_missing=0.34).load("train")
     assert split.ids == ["dog.jpg", "00000/000000001.jpg"]
     assert split.captions == [["a dog"], ["a cat"]]
     path.write_text("caption\turl\n" + path.read_text())
-    assert Captions(str(tmp_path), labels, style="cc3m", images=["images"], max_missing=0.34).load("train").ids == split.ids
+    assert Captions(str(tmp_path), labels, style="cc3m", images="images", max_missing=0.34).load("train").ids == split.ids
+
+
+def test_cc3m_splits_do_not_borrow_images_from_each_other(tmp_path):
+    for split, seed in (("train", 1), ("val", 2)):
+        write(tmp_path / f"{split}.tsv", f"a {split} dog\thttp://x.org/dog?{seed}\nagain\thttp://[y.org/dog\n")
+        picture(tmp_path / split / "00000" / "000000000.jpg", seed)
+    labels = {"train": "train.tsv", "val": "val.tsv"}
+    source = Captions(str(tmp_path), labels, style="cc3m", images={"train": "train", "val": "val"}, max_missing=0.5)
+    val = source.load("val")
+    assert (val.captions, val.left_out) == ([["a val dog"]], 1)
+    assert val.paths == [tmp_path / "val" / "00000" / "000000000.jpg"]
+    with pytest.raises(ValueError, match="^images: each split of style cc3m has rows of its own"):
+        Captions(str(tmp_path), labels, style="cc3m", images="train")
+    picture(tmp_path / "val" / "00001" / "000000000.jpg", 5)
+    assert refused(source.load, "val") == (
+        f"{tmp_path}/val: 00000/000000000.jpg and 00001/000000000.jpg both claim row 0; keep one download"
+    )
 
 
 def test_captions_broken(tmp_path):
     flickr(tmp_path)
-    keys = {"images": ["Flicker8k_Dataset"]}
+    keys = {"images": "Flicker8k_Dataset"}
     path = write(tmp_path / "t.txt", "0.jpg#0 no tab\n1.jpg#0\t \n")
     assert refused(Captions(str(tmp_path), {"train": "t.txt"}, style="token", **keys).load, "train") == (
         f"{path}:1: expected name.jpg#0, a tab and a caption, got '0.jpg#0 no tab'\n"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dataset_copies import picture
 
 from riftcli.errors import DataError
 from riftcli.holdout import hold_out
-from riftcli.loader import balancing_weights, epoch_batches
+from riftcli.loader import ImageDataset, balancing_weights, epoch_batches
 from riftcli.objectives.bce import BinaryCrossEntropy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import Split, SplitSpec
+from riftcli.transforms import sample_seed
 
 
 def test_effective_weights_are_the_paper_s():
@@ -50,9 +53,23 @@ def test_balanced_sampling_is_seeded_and_the_same_on_any_number_of_ranks():
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
     assert epoch_batches(200, 20, 1, 2, 0, 1, first_step=4, weights=weights) == whole[4:]
     assert epoch_batches(200, 20, 1, 3, 0, 1, weights=weights) != whole
-    drawn = [i for epoch in range(50) for batch in epoch_batches(200, 20, 1, epoch, 0, 1, weights=weights) for i in batch]
+    drawn = [i % 200 for epoch in range(50) for batch in epoch_batches(200, 20, 1, epoch, 0, 1, weights=weights) for i in batch]
     share = targets[drawn].bincount() / len(drawn)
     assert (share - 1 / 3).abs().max() < 0.02
+
+
+def test_a_repeated_sample_is_augmented_anew():
+    split = sample(20)
+    weights = torch.tensor([1.0] * 18 + [50.0, 50.0])
+    codes = [i for batch in epoch_batches(20, 10, seed=0, epoch=0, rank=0, ranks=1, weights=weights) for i in batch]
+    often = [code for code in codes if code % 20 == 19]
+    assert often == [19 + 20 * k for k in range(len(often))] and len(often) > 3, "repetitions are numbered in order"
+    data = ImageDataset(replace(split, read=lambda i: i), lambda image, seed: torch.tensor([image, seed]), seed=1, epoch=0)
+    items = [data[code] for code in often]
+    assert {int(pixels[0]) for pixels, _, _ in items} == {19} == {index for _, _, index in items}
+    assert len({int(pixels[1]) for pixels, _, _ in items}) == len(often), "each with a seed of its own"
+    plain = data[19][0][1]
+    assert int(plain) == sample_seed(1, 0, "i19"), "the first time it depends on (seed, epoch, id) alone"
 
 
 def test_balanced_sampling_of_multilabel_rows():
@@ -97,6 +114,8 @@ def test_folds_are_a_partition(task, group):
          "use fewer folds"),
         (12, SplitSpec("train", folds=5, group="patient"), "data.val.folds 5: there are only 3 groups of 'patient'; "
          "use fewer folds"),
+        (12, SplitSpec("train", fraction=0.95, group="patient"), "data.val.fraction 0.95: With n_samples=3, test_size=0.95 and "
+         "train_size=None, the resulting train set will be empty. Adjust any of the aforementioned parameters."),
     ],
 )  # fmt: skip
 def test_too_many_folds(count, spec, message):
@@ -138,3 +157,34 @@ def test_cross_validation(rift, tiny_recipe, write_recipe, read_json):
     assert rift("finetune", "--recipe", recipe, "--folds", 2, "--repeats", 2)[2] == (
         "error: --folds does not go together with --repeats\n"
     )
+
+
+def test_folds_in_which_a_metric_is_undefined_lose_nothing(rift, tiny_weights, write_recipe, tmp_path, read_json):
+    """The folds are patients, and some patients have one class only: AUROC is undefined there."""
+    rows = ["image,label,patient"]
+    for i in range(48):
+        patient = i // 8
+        picture(tmp_path / "data" / f"{i}.png", i)
+        rows.append(f"{i}.png,{i % 2 if patient < 2 else 0},p{patient}")
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / "data" / name).write_text("\n".join(rows).replace(".png", ".png") + "\n")
+    recipe = {
+        "model": {"name": f"local-dir:{tiny_weights}"},
+        "data": {
+            "format": "csv_table",
+            "root": str(tmp_path / "data"),
+            "labels": {"train": "train.csv", "test": "test.csv"},
+            "label_column": "label",
+            "classes": ["a", "b"],
+            "group_columns": ["patient"],
+            "allow_overlap": True,
+            "val": {"fraction": 0.2, "from": "train", "group": "patient"},
+        },
+        "train": {"epochs": 1, "batch_size": 8, "workers": 0},
+        "eval": {"metrics": ["acc", "auroc"], "best": "auroc"},
+    }
+    code, _, err = rift("finetune", "--recipe", write_recipe(recipe), "--folds", 4, "--out", "cv")
+    assert code == 0, err
+    report = read_json("cv/metrics.json")["cross_validation"]
+    assert None not in report["acc"]["values"], "accuracy was measured in every fold"
+    assert None in report["auroc"]["values"] and report["auroc"]["value"] is None and report["auroc"]["reason"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataset_copies import aptos_mirror, isic, medfm_downloaded
+from dataset_copies import aptos_mirror, isic, medfm_downloaded, picture
 
 from riftcli import recipe
 
@@ -91,6 +91,47 @@ def test_skipped_images_are_in_every_report(rift, small, tmp_path, read_json):
     assert report["data"]["skipped"] == {"test": {"n": 1, "ids": [f"{17:012x}"]}}
     _, out, _ = rift("eval", "--run", "run", "--metrics", "acc", "--json")
     assert json.loads(out)["data"]["skipped"] == report["data"]["skipped"]
+
+
+def test_a_dry_run_keeps_no_images(rift, small, tmp_path):
+    root = aptos_mirror(tmp_path / "aptos")
+    settings = ["--set", f"data.root={root}", "--set", "train.batch_size=8", "--set", "input.cache=kept"]
+    code, out, err = rift("finetune", "--recipe", "aptos_full", *small, *settings, "--dry-run")
+    assert code == 0, err
+    assert out.splitlines()[-1].endswith("nothing was written")
+    assert not Path("kept").exists()
+
+
+def test_resume_refuses_changed_data(rift, small, tmp_path):
+    root = aptos_mirror(tmp_path / "aptos")
+    settings = ["--set", f"data.root={root}", "--set", "train.batch_size=8", "--set", "train.epochs=2"]
+    code, _, err = rift("finetune", "--recipe", "aptos_full", *small, *settings, "--out", "run")
+    assert code == 0, err
+    state = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({**state, "status": "interrupted"}))
+    table = root / "train_1.csv"
+    table.write_text(table.read_text().replace(",4", ",3", 1))
+    code, _, err = rift("finetune", "--resume", "run")
+    assert (code, err.splitlines()[-1]) == (
+        3,
+        "error: --resume run: split 'train' has other samples or labels than when the run started (10 now); put the data back as "
+        "it was, or start a new run",
+    )
+
+
+def test_a_run_that_may_lack_classes_can_be_evaluated(rift, small, tmp_path):
+    for split, labels in (("train", "abc"), ("test", "bc")):
+        for label in labels:
+            for i in range(6):
+                picture(tmp_path / "d" / split / label / f"{i}.png", ord(label) * 10 + i + 100 * (split == "test"))
+    values = [f"data.root={tmp_path / 'd'}", "data.format=image_folder", "data.val=null", "train.batch_size=8"]
+    settings = [word for value in values for word in ("--set", value)]
+    arguments = ["--recipe", "aptos_full", *small, *settings, "--set", "data.allow_missing_classes=true", "--out", "run"]
+    code, _, err = rift("finetune", *arguments)
+    assert code == 0, err
+    code, out, err = rift("eval", "--run", "run", "--metrics", "acc", "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"] == {"acc": json.loads(Path("run/metrics.json").read_text())["metrics"]["acc"]}
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from riftcli.errors import ExitCode
+from riftcli.errors import SHOWN_PROBLEMS, ExitCode, UsageError
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -40,6 +41,8 @@ def check(
     from riftcli.console import Console
     from riftcli.data_check import check_data
 
+    if html is not None and (html.is_dir() or not os.access(_existing(html.absolute().parent), os.W_OK)):
+        raise UsageError(f"--html {html}: not a file that can be written")  # before the work, not after it
     console = Console()
     audit = check_data(recipes.load(recipe, overrides), console, near, workers)
     report = audit.report()
@@ -55,21 +58,27 @@ def check(
     return int(ExitCode.DATA if bad else ExitCode.OK)
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return folder if folder.exists() else _existing(folder.parent)
+
+
 MANY_CLASSES = 40  # above, the terminal shows the smallest and the largest
 
 
 def _print_tables(console: Any, report: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     splits = report["splits"]
-    table = Table(title=f"{report['data']} ({report['recipe']})")
+    table = Table(title=escape(f"{report['data']} ({report['recipe']})"))
     for column in ("split", "images", "unreadable", "width", "height", "modes", "groups"):
         table.add_column(column, justify="right" if column in ("images", "unreadable") else "left")
     for name, entry in splits.items():
         sides = [_span(entry["sizes"][side]) if entry["sizes"] else "-" for side in ("width", "height")]
         modes = ", ".join(f"{mode} {count}" for mode, count in entry["modes"].items()) or "-"
         groups = ", ".join(f"{count} {column}s" for column, count in entry["groups"].items()) or "-"
-        table.add_row(name, str(entry["n"]), str(entry["unreadable"]), *sides, modes, groups)
+        table.add_row(escape(name), str(entry["n"]), str(entry["unreadable"]), *sides, escape(modes), escape(groups))
     console.rich.print(table)
     for data in dict.fromkeys(entry["data"] for entry in splits.values()):
         _print_counts(console, data, {name: entry for name, entry in splits.items() if entry["data"] == data})
@@ -77,31 +86,35 @@ def _print_tables(console: Any, report: dict[str, Any]) -> None:
         where = f"{finding['splits'][0]}: " if finding["check"] in _OF_ONE_SPLIT else ""  # the others say where
         for line in finding["message"].splitlines():
             console.line(line if line.startswith("  ") else f"{finding['level']}: {where}{line}", _STYLE[finding["level"]])
-        for example in finding["examples"]:
+        shown = [] if finding["check"] == "labels" else finding["examples"][:SHOWN_PROBLEMS]  # labels: they are the message
+        for example in shown:
             console.line(f"  {example}")
+        if shown and finding["count"] > len(shown):
+            console.line(f"  and {finding['count'] - len(shown)} more (--json lists them)")
     console.line(f"{report['errors']} errors, {report['warnings']} warnings")
 
 
 def _print_counts(console: Any, data: str, splits: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     classes = list(dict.fromkeys(label for entry in splits.values() for label in entry["class_counts"]))
     if not classes:
         return
-    counts = Table(title=f"{data}: samples per class")
+    counts = Table(title=escape(f"{data}: samples per class"))
     counts.add_column("class")
     for name in splits:
-        counts.add_column(name, justify="right")
+        counts.add_column(escape(name), justify="right")
     order = sorted(classes, key=lambda label: -max(entry["class_counts"].get(label, 0) for entry in splits.values()))
     shown = classes if len(classes) <= MANY_CLASSES else [*order[: MANY_CLASSES // 2], *order[-MANY_CLASSES // 2 :]]
     for label in shown:
-        counts.add_row(label, *[str(entry["class_counts"].get(label, "-")) for entry in splits.values()])
+        counts.add_row(escape(label), *[str(entry["class_counts"].get(label, "-")) for entry in splits.values()])
     console.rich.print(counts)
     if len(shown) < len(classes):
         console.line(f"({len(classes) - len(shown)} classes in between are left out; --json has them all)")
 
 
-_OF_ONE_SPLIT = ("unreadable", "classes", "modes", "duplicates")
+_OF_ONE_SPLIT = ("missing", "unreadable", "classes", "modes", "duplicates")
 _STYLE = {"error": "bold red", "warning": "bold yellow"}
 
 

@@ -198,15 +198,20 @@ def _series(
     if folds == 1:
         raise UsageError("--folds 1: a cross-validation has at least 2 folds")
     checked = recipes.load(recipe, overrides)
-    first = checked.train.seed
-    series = Series.of_folds(checked.data.val, checked.data.train, folds) if folds else Series.of_seeds(first, repeats)
+    first, val = checked.train.seed, checked.data.val
+    if folds and val is not None and not val.held_out:
+        print(f"note: --folds validates on parts of '{checked.data.train.name}'; split '{val.name}' is not used", file=sys.stderr)
+    series = Series.of_folds(val, checked.data.train, folds) if folds else Series.of_seeds(first, repeats)
     folder = out or runs.default_folder(f"{checked.name}-{f'k{folds}' if folds else f'x{repeats}'}", first)
     check_parent(folder, series.what, overwrite)
     reports = []
-    for name, own in series.overrides.items():
-        target, wanted = folder / name, [*overrides, *own]
-        if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
-            reports.append(_resume(target, recipe, wanted, device, nproc_per_node))
-        else:
-            reports.append(_one(recipe, wanted, target, target.exists(), device, nproc_per_node))
+    with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
+        copy = Path(scratch) / f"{checked.name}.yaml"  # every run is of one text, whatever happens to the file meanwhile
+        copy.write_text(checked.text, encoding="utf-8")
+        for name, own in series.overrides.items():
+            target, wanted = folder / name, [*overrides, *own]
+            if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
+                reports.append(_resume(target, str(copy), wanted, device, nproc_per_node))
+            else:
+                reports.append(_one(str(copy), wanted, target, target.exists(), device, nproc_per_node))
     return summarise(folder, series.what, reports)

@@ -27,7 +27,8 @@ class Aptos2019:
     split_rule: auto | mirror (train_1.csv, valid.csv, test.csv with labels) | contiguous (the competition's train.csv of 3,662
     rows, sorted by id and cut 366 val, 2,930 train, 366 test; its own test.csv has no labels). auto takes the mirror where
     a valid.csv is there.
-    labels: {split: file} and images: folders, both below root, for other arrangements.
+    labels: {split: file} and images: folders, both below root, for other arrangements; image_suffix:
+    of the files, for copies that were saved again.
     on_duplicate: error | first | keep, for an id listed twice with one grade.
     """
 
@@ -35,6 +36,7 @@ class Aptos2019:
     split_rule: Literal["auto", "mirror", "contiguous"] = "auto"
     labels: dict[str, str] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
+    image_suffix: str = ".png"
     on_duplicate: OnDuplicate = "error"
 
     def load(self, split: str) -> Split:
@@ -54,7 +56,7 @@ class Aptos2019:
         cells = self._cells(table, path, split, problems)
         if official:
             cells = _cut(path, cells, split)
-        finder = ImageFinder(self._image_folders(root, source), ".png")
+        finder = ImageFinder(self._image_folders(root, source), self.image_suffix)
         samples = SampleList(finder, self.on_duplicate, problems)
         samples.extend(table.rows(path, cells, problems))
         return samples.split(split, CLASSES, "multiclass", str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 from riftcli.errors import DataError, Problems
 from riftcli.images import EXTENSIONS, check_split, existing_root
-from riftcli.label_table import read_csv, read_text
+from riftcli.label_table import numbered_lines, read_csv
 from riftcli.protocols import Split
 from riftcli.sample_list import ImageFinder, LabelRow, SampleList
 
@@ -22,8 +22,8 @@ class Captions:
     labels: {split: caption file} below root; style: token (Flickr8k: `name.jpg#0<TAB>caption`) | csv (a header; image_column,
     caption_column, delimiter) | cc3m (`caption<TAB>url`, with or without a header; the image is the url's file name, or what
     img2dataset makes of row i: 00000/000000012.jpg).
-    images: folders below root; lists: {split: file} with the image names of a split (Flickr_8k.trainImages.txt).
-    max_missing: share of images that may be absent (links rot); they are left out.
+    images: {split: folder below root}, or one folder for all splits; lists: {split: file} with the image names of a split
+    (Flickr_8k.trainImages.txt). max_missing: share of images that may be absent (links rot); they are left out and counted.
     """
 
     root: str
@@ -32,13 +32,17 @@ class Captions:
     image_column: str = "image"
     caption_column: str = "caption"
     delimiter: str = ","
-    images: list[str] = field(default_factory=lambda: ["."])
+    images: dict[str, str] | str = "."
     lists: dict[str, str] = field(default_factory=dict)
     max_missing: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_missing < 1:
             raise ValueError("max_missing: must be in [0, 1)")
+        if isinstance(self.images, str) and self.style == "cc3m" and len(self.labels) > 1:
+            raise ValueError("images: each split of style cc3m has rows of its own, so give {split: folder}")
+        if isinstance(self.images, dict) and set(self.labels) - set(self.images):
+            raise ValueError(f"images: no folder for split '{min(set(self.labels) - set(self.images))}'")
 
     def load(self, split: str) -> Split:
         """Group captions by image, in the order of their first appearance."""
@@ -47,8 +51,9 @@ class Captions:
         root = existing_root(self.root)
         check_split(f"captions {self.root}", split, list(self.labels))
         path, problems = root / self.labels[split], Problems()
-        rows = {"token": self._token, "csv": self._csv, "cc3m": self._cc3m}[self.style](path, problems)
-        wanted = _names(root / self.lists[split]) if split in self.lists else None
+        folder = root / (self.images if isinstance(self.images, str) else self.images[split])
+        rows = {"token": _token, "csv": self._csv, "cc3m": _cc3m}[self.style](path, problems)
+        wanted = {line.strip() for _, line in numbered_lines(root / self.lists[split])} if split in self.lists else None
         captions: dict[str, list[str]] = defaultdict(list)
         first: dict[str, int] = {}
         for line, image, caption in rows:
@@ -59,55 +64,23 @@ class Captions:
             captions[image].append(caption.strip())
             first.setdefault(image, line)
         problems.raise_if_any()
-        found, missing = self._present(root, path, first)
+        named = _downloaded_names(path, folder, first) if self.style == "cc3m" else {image: image for image in first}
+        samples = SampleList(ImageFinder([folder]), None, problems)
+        missing = [(line, image) for image, line in first.items() if not _there(folder, named[image])]
         if len(missing) > self.max_missing * len(first):
-            line, name = missing[0]
+            line, image = missing[0]
+            share = len(missing) / len(first)
+            remedy = f"set data.max_missing: {share + 0.01:.2f} to go on without them" if share < 0.9 else "check data.images"
             raise DataError(
-                f"{path}:{line}: image '{name}' not found in {', '.join(str(root / f) for f in self.images)}; {len(missing)} of "
-                f"{len(first)} images are missing; set data.max_missing: {min(0.99, len(missing) / len(first) + 0.01):.2f} to go "
-                "on without them"
+                f"{path}:{line}: image '{image}' not found in {folder}; {len(missing)} of {len(first)} images are missing; "
+                + remedy
             )
-        finder = ImageFinder([root / folder for folder in self.images])
-        samples = SampleList(finder, "error", problems)
-        samples.extend(LabelRow(path, first[image], file, 0) for image, file in found.items())
+        absent = {image for _, image in missing}
+        present = [image for image in first if image not in absent]
+        samples.extend(LabelRow(path, first[image], named[image], 0) for image in present)
         whole = samples.split(split, [], "captions", str(path))
-        return replace(whole, targets=np.zeros(len(found), dtype="int64"), captions=[captions[image] for image in found])
-
-    def _present(self, root: Path, path: Path, first: dict[str, int]) -> tuple[dict[str, str], list[tuple[int, str]]]:
-        """({image as named in the file: its file below an image folder}, [(line, name)] of those that are not there)."""
-        found, missing = {}, []
-        downloaded = self._downloaded(root) if self.style == "cc3m" else {}
-        for image, line in first.items():
-            names = [image] if self.style != "cc3m" else [Path(urlparse(image).path).name, downloaded.get(line, "")]
-            there = [n for n in names if n and any((root / folder / n).is_file() for folder in self.images)]
-            if there:
-                found[image] = there[0]
-            else:
-                missing.append((line, names[0]))
-        return found, missing
-
-    def _downloaded(self, root: Path) -> dict[int, str]:
-        """Line (from 1) -> what img2dataset stored: a shard's folder and a running number, with gaps where a link was dead."""
-        header = 1 if _has_header(root / next(iter(self.labels.values()))) else 0
-        files: dict[int, str] = {}
-        for folder in self.images:
-            for path in sorted((root / folder).glob("[0-9]*/[0-9]*")):
-                if path.suffix.lower() in EXTENSIONS and path.stem.isdecimal():
-                    files[int(path.stem) + 1 + header] = path.relative_to(root / folder).as_posix()
-        return files
-
-    def _token(self, path: Path, problems: Problems) -> list[tuple[int, str, str]]:
-        rows = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            if not line.strip():
-                continue
-            name, tab, caption = line.partition("\t")
-            image, mark, order = name.rpartition("#")
-            if not tab or not mark or not order.isdecimal():
-                problems.add(f"{path}:{number}: expected name.jpg#0, a tab and a caption, got '{line[:40]}'")
-            else:
-                rows.append((number, image, caption))
-        return rows
+        texts = [captions[image] for image in present]
+        return replace(whole, targets=np.zeros(len(texts), dtype="int64"), captions=texts, left_out=len(missing))
 
     def _csv(self, path: Path, problems: Problems) -> list[tuple[int, str, str]]:
         header, lines = read_csv(path, self.delimiter)
@@ -123,27 +96,66 @@ class Captions:
                 problems.add(f"{path}:{number}: {len(cells)} cells, the header has {len(header)}")
         return [(n, cells[image].strip(), cells[caption]) for n, cells in lines if len(cells) == len(header)]
 
-    def _cc3m(self, path: Path, problems: Problems) -> list[tuple[int, str, str]]:
-        rows = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            caption, tab, url = line.partition("\t")
-            if not line.strip() or (number == 1 and _is_header(line)):
-                continue
-            if not tab or not url.strip():
-                problems.add(f"{path}:{number}: expected a caption, a tab and a url, got '{line[:40]}'")
-            else:
-                rows.append((number, url.strip(), caption))
-        return rows
+
+def _there(folder: Path, name: str) -> bool:
+    try:
+        return bool(name) and (folder / name).is_file()
+    except OSError:  # a url of a thousand letters is no file name
+        return False
 
 
-def _is_header(line: str) -> bool:
-    return line.strip().lower() == "caption\turl"
+def _downloaded_names(path: Path, folder: Path, first: dict[str, int]) -> dict[str, str]:
+    """url -> file below the folder: the url's own file name, else the running number that img2dataset gave its row.
+
+    A number has gaps where a link was dead, and a shard's folder in front.
+    """
+    header = 1 if numbered_lines(path)[0][1].strip().lower() == _HEADER else 0
+    numbered: dict[int, str] = {}
+    for file in sorted(folder.glob("[0-9]*/[0-9]*")):
+        if file.suffix.lower() in EXTENSIONS and file.stem.isdecimal():
+            name = file.relative_to(folder).as_posix()
+            if int(file.stem) in numbered:
+                row = int(file.stem)
+                raise DataError(f"{folder}: {numbered[row]} and {name} both claim row {row}; keep one download")
+            numbered[int(file.stem)] = name
+    own = {url: _file_name(url) for url in first}
+    taken = Counter(own.values())
+    return {
+        url: own[url] if taken[own[url]] == 1 and _there(folder, own[url]) else numbered.get(line - 1 - header, "")
+        for url, line in first.items()
+    }
 
 
-def _has_header(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return _is_header(file.readline())
+def _file_name(url: str) -> str:
+    try:
+        return Path(urlparse(url).path).name
+    except ValueError:
+        return ""
 
 
-def _names(path: Path) -> set[str]:
-    return {line.strip() for line in read_text(path).splitlines() if line.strip()}
+_HEADER = "caption\turl"
+
+
+def _token(path: Path, problems: Problems) -> list[tuple[int, str, str]]:
+    rows = []
+    for number, line in numbered_lines(path):
+        name, tab, caption = line.partition("\t")
+        image, mark, order = name.rpartition("#")
+        if not tab or not mark or not order.isdecimal():
+            problems.add(f"{path}:{number}: expected name.jpg#0, a tab and a caption, got '{line[:40]}'")
+        else:
+            rows.append((number, image, caption))
+    return rows
+
+
+def _cc3m(path: Path, problems: Problems) -> list[tuple[int, str, str]]:
+    rows = []
+    for number, line in numbered_lines(path):
+        caption, tab, url = line.partition("\t")
+        if number == 1 and line.strip().lower() == _HEADER:
+            continue
+        if not tab or not url.strip():
+            problems.add(f"{path}:{number}: expected a caption, a tab and a url, got '{line[:40]}'")
+        else:
+            rows.append((number, url.strip(), caption))
+    return rows

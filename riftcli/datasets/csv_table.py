@@ -75,9 +75,9 @@ class CsvTable:
         problems = Problems()
         cells = table.cells(path, problems)
         if self.split_column:
-            valid = list(dict.fromkeys(row[self.split_column] for _, row in cells))
+            valid = list(dict.fromkeys(row[self.split_column].strip() for _, row in cells))
             check_split(f"{path}, column '{self.split_column}'", split, valid)
-            cells = [(line, row) for line, row in cells if row[self.split_column] == split]
+            cells = [(line, row) for line, row in cells if row[self.split_column].strip() == split]
         samples = SampleList(
             ImageFinder([root / folder for folder in self.images], self.image_suffix), self.on_duplicate, problems
         )

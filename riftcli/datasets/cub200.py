@@ -8,7 +8,7 @@ from pathlib import Path
 
 from riftcli.errors import DataError, Problems
 from riftcli.images import check_split, existing_root
-from riftcli.label_table import read_text
+from riftcli.label_table import numbered_lines
 from riftcli.protocols import Split
 from riftcli.sample_list import ImageFinder, LabelRow, SampleList
 
@@ -51,7 +51,7 @@ class Cub200:
                 problems.add(f"{base / _FILES[2]}:{flag_line}: image id {key}: flag {flag} is not 1 (train) or 0 (test)")
             elif (flag == "1") == (split == "train"):
                 rows.append(LabelRow(base / "images.txt", images[key][0], images[key][1], int(label) - 1))
-        samples = SampleList(ImageFinder([base / "images"]), "error", problems)
+        samples = SampleList(ImageFinder([base / "images"]), None, problems)
         samples.extend(rows)
         return samples.split(split, [re.sub(r"^[0-9]+\.", "", name) for name in names], "multiclass", str(base / _FILES[2]))
 
@@ -59,9 +59,7 @@ class Cub200:
 def _pairs(path: Path, problems: Problems) -> dict[str, tuple[int, str]]:
     """`id value` lines as id -> (line number, value)."""
     found: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         key, space, value = line.strip().partition(" ")
         if not space or not key.isdecimal():
             problems.add(f"{path}:{number}: expected an id and a value with a space between, got '{line.strip()[:60]}'")

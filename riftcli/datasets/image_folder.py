@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riftcli.errors import DataError
-from riftcli.images import EXTENSIONS, FileReader, check_split, existing_root
+from riftcli.images import EXTENSIONS, FileReader, check_exist, check_no_loose_images, check_split, existing_root
 from riftcli.protocols import Split
 
 
@@ -45,6 +45,7 @@ class ImageFolder:
                 f"{folder}: holds one folder, {inner.name}/, with folders in it: it would be the only class; "
                 f"move its content up, so that it is {folder}/<class>/<image>"
             )
+        check_no_loose_images(folder, "move each into the folder of its class, or away")
         paths, targets = [], []
         for label, class_folder in enumerate(class_folders):
             images = sorted(
@@ -56,6 +57,7 @@ class ImageFolder:
                 raise DataError(f"{class_folder}: class folder without images ({', '.join(EXTENSIONS)}); fill it or remove it")
             paths += images
             targets += [label] * len(images)
+        check_exist(paths)
         return Split(
             name=split,
             ids=[p.relative_to(root).as_posix() for p in paths],

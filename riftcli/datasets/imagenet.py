@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import DataError, Problems
-from riftcli.images import EXTENSIONS, check_split, existing_root
-from riftcli.label_table import LabelTable, first_existing, read_text
+from riftcli.images import EXTENSIONS, check_no_loose_images, check_split, existing_root
+from riftcli.label_table import LabelTable, first_existing, numbered_lines
 from riftcli.protocols import Split
 from riftcli.sample_list import ImageFinder, LabelRow, SampleList
 
@@ -40,8 +40,9 @@ class ImageNet:
         folder = base / split
         wnids = sorted(p.name for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"n[0-9]{8}", p.name))
         problems = Problems()
-        samples = SampleList(ImageFinder([folder], ".JPEG" if not wnids else ""), "error", problems)
+        samples = SampleList(ImageFinder([folder], ".JPEG" if not wnids else ""), None, problems)
         if wnids:
+            check_no_loose_images(folder, "move each into the folder of its class")
             classes = wnids
             samples.extend(_folder_rows(folder, wnids, problems))
         else:
@@ -102,9 +103,9 @@ def _ground_truth(path: Path, root: Path, folder: Path) -> list[tuple[int, str, 
     synsets: Any = loadmat(meta, squeeze_me=True)["synsets"]
     wnids = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets if int(entry["num_children"]) == 0}
     images = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    problems = Problems()
-    for number, line in enumerate(lines, 1):
+    numbered = [(number, line.strip()) for number, line in numbered_lines(path)]
+    lines, problems = [line for _, line in numbered], Problems()
+    for number, line in numbered:
         if not line.isdecimal() or int(line) not in wnids:
             problems.add(f"{path}:{number}: expected a class number from 1 to {max(wnids)}, got '{line[:40]}'")
     problems.raise_if_any()

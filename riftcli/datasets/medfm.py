@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from riftcli.errors import DataError, Problems
 from riftcli.images import check_split, existing_root
-from riftcli.label_table import LabelTable, read_text
+from riftcli.label_table import LabelTable, numbered_lines
 from riftcli.protocols import Split
 from riftcli.protocols import Task as TaskKind
 from riftcli.sample_list import ImageFinder, LabelRow, OnDuplicate, SampleList
@@ -107,6 +107,9 @@ class MedFm:
                 f"{root}: no image folder for task '{self.task}'; expected MedFMC_train/{self.task}/images and "
                 f"MedFMC_val/{self.task}/images, or {self.task}/images; or set data.images"
             )
+        hidden = root / "MedFMC_val" / self.task
+        if (root / "MedFMC_train" / self.task).is_dir() and not hidden.is_dir():
+            found.append(hidden / "images")  # a missing image then names the archive that was not unpacked
         return found
 
     def _sources(self, root: Path, split: str) -> list[tuple[Path, set[str] | None, bool]]:
@@ -188,9 +191,7 @@ def _rows(path: Path, kind: _Kind, problems: Problems, unlabelled_ok: bool = Fal
 
 def _list_rows(path: Path, kind: _Kind, problems: Problems, unlabelled_ok: bool) -> Iterator[LabelRow]:
     """`name labels`: a name may hold spaces (every colon name does) and dots, so a line is read from the right."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         name, labels = _divided(line.strip(), kind)
         if labels is None and unlabelled_ok and _looks_like_image(line.strip()):
             yield LabelRow(path, number, line.strip(), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import DataError, nearest
-from riftcli.images import FileReader, check_split, existing_root, to_rgb
+from riftcli.images import FileReader, check_exist, check_split, existing_root, to_rgb
 from riftcli.protocols import Split
 
 # name -> its splits
@@ -75,8 +75,11 @@ class Torchvision:
             ) from error
         targets = _targets(source)
         count = int(targets.max()) + 1
-        classes = [name if isinstance(name, str) else str(name[0]) for name in getattr(source, "classes", map(str, range(count)))]
+        # ImageNet has several names a class, and two cranes: its wnids are what tells them apart
+        classes = [str(name) for name in getattr(source, "wnids", getattr(source, "classes", range(count)))]
         paths = _paths(source)
+        if paths is not None:
+            check_exist(paths)
         return Split(
             name=split,
             ids=[f"{self.name}-{split}-{i:06d}" for i in range(len(source))] if paths is None else _ids(paths, self.root),

@@ -12,6 +12,7 @@ import numpy as np
 
 from riftcli.data_check import Audit
 from riftcli.errors import DataError
+from riftcli.images import read_image
 from riftcli.protocols import Split
 from riftcli.report.style import STYLE
 
@@ -28,7 +29,7 @@ h3 { font-size: .95rem; margin: 0 }
 <p>Recipe {{ report.recipe }}, checked {{ report.created }}.</p>
 <h2>Findings</h2>
 {% for f in report.findings %}<p class="{{ f.level }}"><b>{{ f.level }}</b> {{ f.splits | join(" and ") }}: {{ f.message }}
-{% if f.examples %}<br><small>{{ f.examples | join("<br>" | safe) }}</small>{% endif %}</p>
+{% if f.examples %}<br><small>{{ f.examples[:20] | join("<br>" | safe) }}</small>{% endif %}</p>
 {% else %}<p>Nothing to complain about.</p>{% endfor %}
 <h2>Splits</h2><table><tr><th>split</th><th>images</th><th>unreadable</th><th>width</th><th>height</th><th>modes</th></tr>
 {% for name, s in report.splits.items() %}<tr><td>{{ name }}</td><td class="n">{{ s.n }}</td><td class="n">{{ s.unreadable }}</td>
@@ -59,9 +60,10 @@ def write_data_page(path: Path, audit: Audit) -> None:
         table = tables.setdefault(entry["data"], {"splits": {}, "classes": []})
         table["splits"][name] = entry
         table["classes"] = list(dict.fromkeys([*table["classes"], *entry["class_counts"]]))
-    samples = {name: _samples(split) for name, split in audit.splits.items()}
+    depth = audit.recipe.input.bit_depth
+    samples = {name: _samples(split, depth) for name, split in audit.splits.items()}
     pairs = [
-        [image for image in (_thumbnail(audit.splits[a], i, a), _thumbnail(audit.splits[b], j, b)) if image]
+        [image for image in (_thumbnail(audit.splits[a], i, a, depth), _thumbnail(audit.splits[b], j, b, depth)) if image]
         for a, i, b, j in audit.near
     ]
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
@@ -71,18 +73,18 @@ def write_data_page(path: Path, audit: Audit) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _samples(split: Split) -> dict[str, list[dict[str, Any]]]:
+def _samples(split: Split, depth: int | None) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for label, name in list(enumerate(split.classes))[:CLASSES]:
         members = np.flatnonzero(split.targets[:, label] if split.task == "multilabel" else split.targets == label)
         chosen = members[np.linspace(0, len(members) - 1, min(SAMPLES, len(members))).astype(int)] if len(members) else []
-        found[name] = [image for image in (_thumbnail(split, int(i), split.name) for i in chosen) if image]
+        found[name] = [image for image in (_thumbnail(split, int(i), split.name, depth) for i in chosen) if image]
     return found
 
 
-def _thumbnail(split: Split, i: int, name: str) -> dict[str, str] | None:
+def _thumbnail(split: Split, i: int, name: str, depth: int | None) -> dict[str, str] | None:
     try:
-        image = split.read(i)
+        image = split.read(i) if split.paths is None else read_image(split.paths[i], depth, SIDE)
     except DataError:
         return None  # it stands among the findings
     image.thumbnail((SIDE, SIDE))
