@@ -14,7 +14,7 @@ from riftcli.model import Classifier, frozen_copy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer, set_lr
 from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc, RscPenalty
+from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 
 BATCH, CLASSES = 16, 10
@@ -36,7 +36,7 @@ def ours(kind: str, cached: bool = False):
     if kind == "rift":
         penalty = RiftPenalty(Rift(), torch.cov(torch.randn(192, 400)))
     elif kind == "rsc":
-        penalty = RscPenalty(Rsc())
+        penalty = Rsc().penalty()
         teacher = Classifier(frozen_copy(model))
 
         def reference(index, x):

@@ -14,8 +14,10 @@ def load(run: str) -> torch.nn.Module:
     """Return the finetuned timm model of a finished run, in eval mode.
 
     `run` is a run folder (its `model/` is used) or a model folder. Raises ModelError when the folder holds no weights.
-    The same weights load without this package: `timm.create_model("local-dir:RUN/model", pretrained=True)`.
+    The same weights load without this package: `timm.create_model("local-dir:RUN/model", pretrained=True)`, unless they are of
+    an adapter that is not a timm layer (adaptformer, vpt).
     """
+    from riftcli.catalog import adapt
     from riftcli.saved_model import load_saved
 
-    return load_saved(run)
+    return load_saved(run, adapt)

@@ -153,6 +153,11 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
 
     # what trains
     adapter.prepare(vit)
+    vit.to(device)
+    if penalty is not None and penalty.on_weights:
+        penalty.attach(vit)
+        if recipe.optim.weight_decay:
+            console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
     classifier = Classifier(vit, frozen_backbone=not adapter.trains_backbone)
     cached = not adapter.trains_backbone and recipe.augment.off
     trained: nn.Module = HeadOnly(vit.get_classifier()) if cached else classifier
@@ -168,6 +173,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
         vit,
         penalty.parameters() if penalty else [],
         extra_lr_scale=penalty.lr_scale if penalty else 1.0,
+        no_weight_decay=adapter.no_weight_decay,
         **{k: v for k, v in recipe.optim.model_dump().items() if k != "clip_grad"},
     )
     bf16 = _use_bf16(recipe.train.precision, device)

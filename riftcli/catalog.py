@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from typing import Any
 
 from riftcli.errors import UsageError, nearest
 
@@ -15,11 +16,23 @@ CATALOG: dict[str, dict[str, str]] = {
     "adapter": {
         "full": "riftcli.adapters.full:Full",
         "linear": "riftcli.adapters.linear:Linear",
+        "partial": "riftcli.adapters.partial:Partial",
+        "bitfit": "riftcli.adapters.bitfit:BitFit",
+        "norm_tune": "riftcli.adapters.norm_tune:NormTune",
+        "lora": "riftcli.adapters.lora:Lora",
+        "adaptformer": "riftcli.adapters.adaptformer:AdaptFormer",
+        "vpt": "riftcli.adapters.vpt:Vpt",
+        "ssf": "riftcli.adapters.ssf:Ssf",
+        "oft": "riftcli.adapters.oft:Oft",
+        "boft": "riftcli.adapters.boft:Boft",
     },
     "regularizer": {
         "none": "riftcli.regularizers.none:NoRegularizer",
         "rift": "riftcli.regularizers.rift:Rift",
         "rsc": "riftcli.regularizers.rsc:Rsc",
+        "l2sp": "riftcli.regularizers.l2sp:L2sp",
+        "feature_distill": "riftcli.regularizers.feature_distill:FeatureDistill",
+        "cosine_gram": "riftcli.regularizers.cosine_gram:CosineGram",
     },
     "data": {
         "digits": "riftcli.datasets.digits:Digits",
@@ -61,3 +74,9 @@ def component(kind: str, name: str) -> type:
         raise UsageError(f"unknown {kind} '{name}'{nearest(name, list(table))}; choose one of: {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def adapt(vit: Any, spec: dict[str, Any]) -> None:
+    """Do an adapter's surgery again on a built model: `spec` is `adapter` as a resolved recipe holds it."""
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    component("adapter", spec["name"])(**fields).prepare(vit)

@@ -10,7 +10,7 @@ import traceback
 import typer
 
 from riftcli import __version__
-from riftcli.commands import data, doctor, eval, finetune, recipes
+from riftcli.commands import data, doctor, eval, finetune, merge, recipes, wise
 from riftcli.errors import ExitCode, RiftError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("eval")(eval.evaluate)
+app.command("wise")(wise.wise)
+app.command("merge")(merge.merge)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")

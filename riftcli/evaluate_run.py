@@ -36,7 +36,7 @@ def evaluate_run(run: Path, metrics: list[str], split_name: str, overrides: list
             known = catalog.names("metric")
             raise UsageError(f"--metrics {name}: unknown metric{nearest(name, known)}; one of: {', '.join(known)}")
 
-    vit: Any = load_saved(folder)
+    vit: Any = load_saved(folder, catalog.adapt)
     vit.to(torch_device)
     weights = (folder / "model" if (folder / "model").is_dir() else folder) / "model.safetensors"
     config = read_config(weights.parent)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatch
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -21,8 +23,11 @@ def build_optimizer(
     betas: list[float] | None = None,
     momentum: float | None = None,
     extra_lr_scale: float = 1.0,
+    no_weight_decay: tuple[str, ...] = (),
 ) -> torch.optim.Optimizer:
     """Groups of the bare timm model (so that its no_weight_decay names match) plus one for `extra`, never decayed.
+
+    no_weight_decay: patterns of further parameter names that are not decayed either.
 
     Each group keeps its peak rate in `peak_lr`. timm's layer decay only sets `lr_scale`, which torch's schedulers ignore:
     it is multiplied in here.
@@ -37,8 +42,12 @@ def build_optimizer(
         options["betas"] = tuple(betas)
     if momentum is not None:
         options["momentum"] = momentum
+    model: Any = vit
+    spared = {name for name, _ in vit.named_parameters() if any(fnmatch(name, pattern) for pattern in no_weight_decay)}
+    spared |= set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     try:
-        optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
+        with patch.object(model, "no_weight_decay", lambda: spared, create=True):
+            optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise UsageError(f"optim.name '{name}' cannot be built with these options: {error}") from error
     for group in optimizer.param_groups:

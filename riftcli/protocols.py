@@ -143,6 +143,8 @@ class Adapter(Protocol):
     """What trains: surgery and freezing on a built timm ViT, from outside."""
 
     trains_backbone: bool
+    saved: Literal["plain", "merged", "unmerged"]  # plain: nothing is inserted; merged: it can be folded back; or it cannot
+    no_weight_decay: tuple[str, ...]  # patterns of parameter names
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Set requires_grad (and insert modules) in place, before DDP wraps the model."""
@@ -168,9 +170,16 @@ class Penalty(Protocol):
     """A bound regularizer. It sees the features of the whole global batch, so it may be non-linear in the batch."""
 
     needs_reference: bool  # True: `reference` is the frozen pretrained model's features of the same samples
+    on_weights: bool  # True: it is a function of the weights; it then has attach(vit) and pull() instead of a loss
 
     def loss(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
         """The term to add, strength included; (n, D), (n, D) -> ()."""
+
+    def attach(self, vit: torch.nn.Module) -> None:
+        """Of a term on the weights: bind to those that train, after surgery."""
+
+    def pull(self) -> torch.Tensor:
+        """Of a term on the weights: add its gradient to theirs and return its value ()."""
 
     def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None) -> dict[str, float]:
         """Named numbers for the log; never part of the graph."""

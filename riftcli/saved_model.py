@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from riftcli.errors import ModelError
@@ -22,8 +24,6 @@ def save_folder(
     """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
     the same logits, class names, image size and transform.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     pool = getattr(vit, "global_pool", None)
     config = {
@@ -43,14 +43,21 @@ def save_folder(
         **(extra or {}),
     }
     # Both files under other names first: a kill in between leaves the old pair or the new one.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    umask = os.umask(0)
-    os.umask(umask)
-    (folder / "model.safetensors.tmp").chmod(0o666 & ~umask)  # safetensors writes 0600
+    write_tensors(folder / "model.safetensors.tmp", vit.state_dict())
     (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
     (folder / "config.json.tmp").replace(folder / "config.json")
     (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file with the mode that the umask asks for (the library writes 0600)."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -63,12 +70,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
 
 
-def load_saved(path: str | Path) -> nn.Module:
-    """The model of a run folder or a model folder, in eval mode."""
+def load_saved(path: str | Path, adapt: Callable[[Any, dict[str, Any]], None]) -> nn.Module:
+    """The model of a run folder or a model folder, in eval mode.
+
+    adapt: catalog.adapt, for weights of an adapter that could not be folded into timm's own layers.
+    """
+    from safetensors.torch import load_file
+
     folder = Path(path)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = read_config(folder)
-    vit: Any = Backbone(f"local-dir:{folder}").build(config["num_classes"])
+    spec = config.get("rift", {}).get("adapter")
+    if spec is None:
+        return Backbone(f"local-dir:{folder}").build(config["num_classes"]).eval()
+    vit = Backbone(f"local-dir:{folder}", pretrained=False).build(config["num_classes"])
+    adapt(vit, spec)
+    vit.load_state_dict(load_file(folder / "model.safetensors"))
     return vit.eval()
 
 

@@ -51,9 +51,11 @@ class Step:
         if self.penalty is not None and self.penalty.needs_reference:
             assert self.reference is not None
             reference = dist.gather_rows(self.reference(index, inputs))
-        if inputs.shape[0] == self.micro_batch_size:
-            return self._whole(inputs, targets, scale, reference)
-        return self._accumulated(inputs, targets, scale, reference)
+        whole = inputs.shape[0] == self.micro_batch_size
+        result = (self._whole if whole else self._accumulated)(inputs, targets, scale, reference)
+        if self.penalty is not None and self.penalty.on_weights:
+            result.penalty_loss = self.penalty.pull()
+        return result
 
     def _forward(self, inputs: torch.Tensor) -> Output:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -64,7 +66,7 @@ class Step:
         task = self.objective.losses(output.logits, targets).sum() * scale
         features = output.features.float()
         added = task.new_zeros(())
-        if self.penalty is not None:
+        if self.penalty is not None and not self.penalty.on_weights:
             features = dist.gather_rows(features)
             added = self.penalty.loss(features, reference)
         (task + added).backward()
@@ -77,7 +79,7 @@ class Step:
         """
         chunks = list(zip(inputs.split(self.micro_batch_size), targets.split(self.micro_batch_size), strict=True))
         added, pull, features = scale.new_zeros(()), None, None
-        if self.penalty is not None:
+        if self.penalty is not None and not self.penalty.on_weights:
             state = _random_state(self.device)
             with torch.no_grad():
                 local = torch.cat([self._forward(x).features.float() for x, _ in chunks])

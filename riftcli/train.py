@@ -15,14 +15,13 @@ from riftcli import run as runs
 from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.errors import DivergedError, RiftError, Terminated
+from riftcli.kept_model import keep_model
 from riftcli.loader import TensorTable, train_loader
 from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
 from riftcli.report.final import eval_name, final_report, summary
-from riftcli.report.model_card import model_card
 from riftcli.report.page import write_page
-from riftcli.saved_model import save_folder
 from riftcli.session import Progress, Session, StopSignal, restore, save
 from riftcli.splits import fingerprint
 from riftcli.step import StepResult
@@ -286,15 +285,6 @@ def _log_eval(session: Session, epoch: int, scores: dict[str, dict[str, Any]], s
     best = " (best)" if epoch and session.progress.best_epoch == epoch else ""
     took = f", {seconds:.1f} s" if seconds else ""
     session.console.line(f"epoch {epoch}/{session.parts.recipe.train.epochs}: validation {shown}{best}{took}")
-
-
-def keep_model(session: Session, epoch: int) -> None:
-    """Write the weights as they are now to model/."""
-    if session.folder is None:
-        return
-    parts, folder = session.parts, session.folder.path / "model"
-    save_folder(folder, parts.vit, parts.splits.train.classes, parts.preprocessing, {"rift": {"epoch": epoch}})
-    (folder / "README.md").write_text(model_card(parts.recipe.resolved, epoch), encoding="utf-8")
 
 
 # =====================================================================================================================

@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from riftcli import dist, evaluate
+from riftcli import catalog, dist, evaluate
 from riftcli.datasets.digits import Digits
 from riftcli.head import reset_head
 from riftcli.holdout import limit
 from riftcli.model import Backbone, Classifier
 from riftcli.objectives.cross_entropy import CrossEntropy
+from riftcli.protocols import PenaltyContext
 from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc, RscPenalty
+from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 from riftcli.transforms import Preprocessing
 
-ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 BATCH = 12
 
 
@@ -32,7 +33,7 @@ def penalty(name: str):
         bound = RiftPenalty(Rift(), torch.cov(torch.randn(32, 100, generator=generator)))
         bound.rotation.weight.data.copy_(0.1 * torch.randn(32, 32, generator=generator))
         return bound
-    return RscPenalty(Rsc()) if name == "rsc" else None
+    return Rsc().penalty() if name == "rsc" else None
 
 
 def gradients(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
@@ -66,6 +67,49 @@ def gradients(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in found.items()}
 
 
+def product() -> dict[str, torch.Tensor]:
+    """Gradients of every adapter with every regularizer, both as the catalog has them."""
+    found = {}
+    generator = torch.Generator().manual_seed(3)
+    images, targets = torch.randn(BATCH, 3, 16, 16, generator=generator), torch.arange(BATCH) % 4
+    reference = torch.randn(BATCH, 32, generator=generator)
+    share = BATCH // dist.world_size()
+    own = slice(dist.rank() * share, (dist.rank() + 1) * share)
+    for adapter in catalog.names("adapter"):
+        for regularizer in catalog.names("regularizer"):
+            torch.manual_seed(0)
+            vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+            reset_head(vit, 4, seed=0)
+            options = {"dropout": 0.0} if adapter == "adaptformer" else {}  # each rank would drop others
+            method = catalog.component("adapter", adapter)(**options)
+            if not method.trains_backbone and regularizer != "none":
+                continue
+            context = PenaltyContext(32, torch.device("cpu"), lambda: reference)
+            bound = catalog.component("regularizer", regularizer)().build(context)
+            method.prepare(vit)
+            for name, parameter in vit.named_parameters():
+                if parameter.requires_grad and not parameter.any():  # zero factors hide their partners' gradients
+                    parameter.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(len(name)))
+            if bound is not None and bound.on_weights:
+                bound.attach(vit)
+            model: nn.Module = Classifier(vit, frozen_backbone=not method.trains_backbone).train()
+            step = Step(
+                module=nn.parallel.DistributedDataParallel(model) if dist.world_size() > 1 else model,
+                objective=CrossEntropy().build(targets, 4),
+                penalty=bound,
+                prepare=lambda x: x,
+                reference=lambda index, x: reference[index],
+                device=torch.device("cpu"),
+                bf16=False,
+                micro_batch_size=share,
+            )
+            result = step(images[own], targets[own], torch.arange(BATCH)[own])
+            place = f"product/{adapter}/{regularizer}"
+            found |= {f"{place}/{n}": p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+            found[f"{place}/penalty_loss"] = result.penalty_loss.clone()
+    return found
+
+
 def predictions() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
@@ -87,6 +131,7 @@ def main(out: str) -> None:
         for name in ("none", "rift", "rsc"):
             for micro_batches in (1, 2):
                 found |= gradients(name, micro_batches)
+        found |= product()
         if dist.world_size() > 1:  # what a plain all_gather in the graph would give: no sum over ranks in the backward
             real = dist._GatherRows.backward
             dist._GatherRows.backward = staticmethod(

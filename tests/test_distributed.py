@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from riftcli import catalog
+
 WORKER = Path(__file__).parent / "distributed_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
@@ -43,6 +45,16 @@ def test_two_ranks_give_the_gradients_of_one_for_the_network_and_for_q(found, na
     assert (f"{name}/{micro_batches}/Q" in keys) == (name == "rift")
     for key in keys:
         torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("regularizer", catalog.names("regularizer"))
+@pytest.mark.parametrize("adapter", catalog.names("adapter"))
+def test_every_adapter_with_every_regularizer_on_two_ranks(found, adapter, regularizer):
+    one, two = found[1], found[2]
+    keys = [key for key in one if key.startswith(f"product/{adapter}/{regularizer}/")]
+    assert bool(keys) == (adapter != "linear" or regularizer == "none")
+    for key in keys:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_the_comparison_notices_a_missing_factor_of_the_world_size(found):

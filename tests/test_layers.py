@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent.parent / "riftcli"
 
 LAYERS = {
     5: "cli __main__ commands/*",
-    4: "train build inputs session evaluate evaluate_run dry_run launch repeats data_check report/*",
+    4: "train build inputs session evaluate evaluate_run dry_run launch repeats data_check "
+    "kept_model merge_run wise_run report/*",
     3: "recipe recipe_model recipe_check recipe_messages recipe_schema catalog",
     2: "objectives/* adapters/* regularizers/* datasets/* metrics/*",
     1: "model head saved_model features optim loader transforms checkpoint run console splits holdout step "
-    "images parallel decode label_table sample_list audit",
-    0: "similarity/* dist errors protocols strict_yaml __init__",
+    "surgery layers/* peft_format paired_penalty images parallel decode label_table sample_list audit",
+    0: "similarity/* targets dist errors protocols strict_yaml __init__",
 }
 SHARED = {"riftcli/objectives/class_weights.py"}  # one table of weights for both objectives
 

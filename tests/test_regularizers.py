@@ -9,7 +9,7 @@ import torch
 
 from riftcli.protocols import PenaltyContext
 from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc, RscPenalty
+from riftcli.regularizers.rsc import Rsc
 from riftcli.similarity.cka import linear_cka
 from riftcli.similarity.covariance import covariance
 
@@ -178,9 +178,9 @@ def test_rsc_is_one_minus_cka():
     x, y = features(30, 8, 1).float(), features(30, 8, 2).float()
     for estimator in ("biased", "debiased"):
         expected = 0.5 * (1 - linear_cka(x, y, debiased=estimator == "debiased"))
-        assert float(RscPenalty(Rsc(strength=0.5, estimator=estimator)).loss(y, x)) == pytest.approx(float(expected), abs=1e-6)
-    assert RscPenalty(Rsc()).diagnostics(x, x)["batch_cka"] == pytest.approx(1, abs=1e-6)
-    assert float(RscPenalty(Rsc()).loss(x, x)) == pytest.approx(0, abs=1e-6)
+        assert float(Rsc(strength=0.5, estimator=estimator).penalty().loss(y, x)) == pytest.approx(float(expected), abs=1e-6)
+    assert Rsc().penalty().diagnostics(x, x)["batch_cka"] == pytest.approx(1, abs=1e-6)
+    assert float(Rsc().penalty().loss(x, x)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("hcs", "rsc"), [(0.2, 4.0), (0.4, 1.5), (0.5, 1.0), (0.6, 2 / 3), (0.8, 0.25), (0.9, 1 / 9)])

@@ -13,7 +13,7 @@ from riftcli.model import Backbone, Classifier
 from riftcli.objectives.bce import BinaryCrossEntropy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc, RscPenalty
+from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -32,7 +32,7 @@ def penalty(name: str):
         bound = RiftPenalty(Rift(), torch.cov(torch.randn(32, 100, generator=generator)))
         bound.rotation.weight.data.copy_(0.1 * torch.randn(32, 32, generator=generator))
         return bound
-    return RscPenalty(Rsc(estimator="debiased")) if name == "rsc" else None
+    return Rsc(estimator="debiased").penalty() if name == "rsc" else None
 
 
 def gradients(model: Classifier, name: str, micro: int, class_weights="none", bf16: bool = False):

@@ -14,6 +14,8 @@ class Full:
     """Every parameter trains."""
 
     trains_backbone: ClassVar[bool] = True
+    saved: ClassVar[str] = "plain"
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Unfreeze everything."""

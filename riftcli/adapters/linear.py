@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +17,11 @@ class Linear:
     """
 
     trains_backbone: ClassVar[bool] = False
+    saved: ClassVar[str] = "plain"
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze all but the classifier."""
-        vit.requires_grad_(False)
-        model: Any = vit
-        model.get_classifier().requires_grad_(True)
+        from riftcli import surgery
+
+        surgery.freeze_backbone(vit)

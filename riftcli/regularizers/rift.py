@@ -52,6 +52,7 @@ class RiftPenalty:
     """The term bound to Sigma_0 (D, D) fp32. Everything is fp32, outside autocast."""
 
     needs_reference = False
+    on_weights = False
 
     def __init__(self, config: Rift, sigma_0: torch.Tensor) -> None:
         from riftcli.similarity.orthogonal import CayleyRotation

@@ -10,6 +10,8 @@ from riftcli.protocols import PenaltyContext
 if TYPE_CHECKING:
     import torch
 
+    from riftcli.paired_penalty import PairedPenalty
+
 
 @dataclass(frozen=True)
 class Rsc:
@@ -39,60 +41,18 @@ class Rsc:
         """lambda_RSC, whichever way it was given."""
         return self.strength if self.hcs_lambda is None else (1 - self.hcs_lambda) / self.hcs_lambda
 
-    def build(self, context: PenaltyContext) -> RscPenalty | None:
+    def build(self, context: PenaltyContext) -> PairedPenalty | None:
         """None when the weight is 0, so that nothing at all is computed."""
-        return None if self.weight == 0 else RscPenalty(self)
+        return None if self.weight == 0 else self.penalty()
 
+    def penalty(self) -> PairedPenalty:
+        """The bound term."""
+        from riftcli.paired_penalty import PairedPenalty
 
-class RscPenalty:
-    """The bound term; stateless."""
+        return PairedPenalty(self.weight, self.dissimilarity, debiased_cka=self.estimator == "debiased")
 
-    needs_reference = True
-    lr_scale = 1.0
-
-    def __init__(self, config: Rsc) -> None:
-        self.config = config
-
-    def dissimilarity(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """1 - CKA in fp32; (n, D), (n, D) -> ()."""
-        import torch
-
+    def dissimilarity(self, features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """1 - CKA; (n, D), (n, D) -> ()."""
         from riftcli.similarity.cka import linear_cka
 
-        assert reference is not None, "RSC needs the pretrained features of the batch"
-        with torch.autocast(features.device.type, enabled=False):
-            return 1 - linear_cka(reference.float(), features.float(), debiased=self.config.estimator == "debiased")
-
-    def loss(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """The weighted term; (n, D), (n, D) -> ()."""
-        return self.config.weight * self.dissimilarity(features, reference)
-
-    def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None) -> dict[str, float]:
-        """CKA of the batch, and what became of the spectrum against the same samples' pretrained features."""
-        import torch
-
-        from riftcli.similarity.covariance import centre, effective_rank, eigenvalues
-
-        assert reference is not None
-        with torch.no_grad():
-            spectrum = eigenvalues(centre(features.float()))
-            spectrum_0 = eigenvalues(centre(reference.float()))
-            values = torch.stack(
-                [
-                    1 - self.dissimilarity(features, reference),
-                    spectrum.sum() / spectrum_0.sum().clamp_min(1e-30),
-                    effective_rank(spectrum),
-                ]
-            ).tolist()
-            return dict(zip(["batch_cka", "trace_ratio", "effective_rank"], values, strict=True))
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """None of its own."""
-        return []
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Nothing to save."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Nothing to restore."""
+        return 1 - linear_cka(reference, features, debiased=self.estimator == "debiased")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riftcli import dist, evaluate
+from riftcli import evaluate
 from riftcli.build import Parts
+from riftcli.kept_model import load_kept
 from riftcli.recipe import Recipe
-from riftcli.saved_model import read_config, sha256
+from riftcli.saved_model import sha256
 from riftcli.session import Session
 from riftcli.splits import class_counts, fingerprint
 
@@ -16,11 +17,11 @@ from riftcli.splits import class_counts, fingerprint
 def final_report(session: Session) -> dict[str, Any]:
     """metrics.json of a run; collective. Also writes eval/<dataset>-<split>/."""
     parts, progress, recipe = session.parts, session.progress, session.parts.recipe
-    epoch = _load_kept(session)
+    trainable = sum(p.numel() for p in parts.vit.parameters() if p.requires_grad)  # before adapters are folded in
+    epoch = load_kept(session)
     test = parts.splits.test
     seen = parts.predict(test, "test")
     weights = session.folder.path / "model" / "model.safetensors" if session.folder else None
-    trainable = sum(p.numel() for p in parts.vit.parameters() if p.requires_grad)
     model = model_entry(recipe, parts.vit, weights, epoch, trainable)
     report = evaluate.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
     report["data"] |= evaluate.exceptions(parts.splits.overlap, parts.skipped)
@@ -55,18 +56,6 @@ def training_data(parts: Parts) -> dict[str, Any]:
 def eval_name(report: dict[str, Any]) -> str:
     """Folder of a report below eval/: <dataset>-<split>."""
     return f"{report['data']['name']}-{report['data']['split']}"
-
-
-def _load_kept(session: Session) -> int | None:
-    """The best weights, from rank 0's disk to every rank; returns the epoch they are of, as stored with them."""
-    from safetensors.torch import load_file
-
-    vit, epoch = session.parts.vit, None
-    if session.folder:
-        vit.load_state_dict(load_file(session.folder.path / "model" / "model.safetensors"))
-        epoch = read_config(session.folder.path / "model")["rift"]["epoch"]
-    dist.broadcast_tensors(list(vit.state_dict().values()))
-    return epoch
 
 
 def _retention(session: Session) -> dict[str, Any]:

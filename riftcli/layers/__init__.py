@@ -1,0 +1,1 @@
+"""Torch modules that adapters put into a ViT."""

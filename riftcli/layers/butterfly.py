@@ -1,0 +1,55 @@
+"""A linear layer behind butterfly rotations of its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli.surgery import cayley, plain_linear
+
+
+class BoftLinear(nn.Module):
+    """A linear layer behind butterfly rotations; step 0 is the layer exactly."""
+
+    def __init__(self, base: nn.Linear, size: int, factors: int) -> None:
+        super().__init__()
+        self.base, self.size = base, size
+        like: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
+        width = base.in_features
+        self.boft_R = nn.Parameter(torch.zeros(factors, width // size, size, size, **like))  # only its skew part matters
+        self.boft_s = nn.Parameter(torch.ones(base.out_features, 1, **like))
+        orders = torch.stack([butterfly(width, size, level) for level in range(factors)]).to(base.weight.device)
+        self.register_buffer("order", orders, persistent=False)
+
+    def rotated(self, x: torch.Tensor) -> torch.Tensor:
+        """Row vectors (..., in) times R, the last factor first."""
+        order: torch.Tensor = self.order  # type: ignore[assignment]
+        turns = cayley(0.5 * (self.boft_R - self.boft_R.transpose(2, 3))).to(x.dtype)
+        for level in range(len(turns) - 1, -1, -1):
+            back = order[level].argsort()
+            parts = x[..., back].unflatten(-1, (-1, self.size))
+            x = torch.einsum("...kb,kbc->...kc", parts, turns[level]).flatten(-2)[..., order[level]]
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        y = nn.functional.linear(self.rotated(x), self.base.weight) * self.boft_s[:, 0].to(x.dtype)
+        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The layer with rotations and scale folded in."""
+        eye = torch.eye(self.base.in_features, device=self.base.weight.device, dtype=self.base.weight.dtype)
+        weight = self.base.weight @ self.rotated(eye).T * self.boft_s
+        return plain_linear(weight, self.base.bias)
+
+
+def butterfly(width: int, size: int, level: int) -> torch.Tensor:
+    """Order of the inputs at a level: in segments of size * 2^level, the even chunks of size / 2 come first, then the odd."""
+    if level == 0:
+        return torch.arange(width)
+    half = size // 2
+    chunks = torch.arange(width).view(-1, size * 2**level // half, half)  # (segments, chunks, half)
+    return torch.cat([chunks[:, 0::2], chunks[:, 1::2]], 1).flatten()

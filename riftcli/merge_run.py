@@ -1,0 +1,73 @@
+"""An adapter folded into its base model, as a plain timm folder: what `rift merge` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from riftcli import catalog
+from riftcli import recipe as recipes
+from riftcli.errors import ModelError, UsageError
+from riftcli.model import Backbone
+from riftcli.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
+from riftcli.saved_model import read_config, save_folder
+from riftcli.surgery import merge
+from riftcli.transforms import Preprocessing
+
+
+def merge_run(source: Path, out: Path | None, model: str | None) -> Path:
+    """Merge the adapter of a run, or one in peft's format onto `model`; returns the folder that was written."""
+    stored = source / "recipe.resolved.yaml"
+    if not stored.is_file():
+        return _merge_folder(source, out or source / "merged", model)
+    recipe = recipes.parse(recipes.read(stored), stored.name, [])
+    name, kind = recipe.component_name("adapter"), recipe.adapter.saved
+    if kind == "plain":
+        raise UsageError(f"{source}: adapter {name} inserts nothing, so there is nothing to merge: {source}/model is plain timm")
+    if kind == "unmerged":
+        raise UsageError(
+            f"{source}: {name} is not a layer of timm's and cannot be folded in; load the run with riftcli.load('{source}')"
+        )
+    config = read_config(source / "model")
+    vit = Backbone(**recipe.model.model_dump()).build(config["num_classes"])
+    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    target = _free(out or source / "merged")
+    _put_on(vit, source / "adapter")
+    save_folder(target, merge(vit), config["label_names"], preprocessing, {"rift": config["rift"]})
+    return target
+
+
+def _merge_folder(folder: Path, out: Path, model: str | None) -> Path:
+    """An adapter folder without its run: the head's rows say how many classes there are."""
+    from safetensors.torch import load_file
+
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(f"{folder}: neither a run folder nor an adapter folder (no recipe.resolved.yaml, no {WEIGHTS})")
+    if model is None:
+        raise UsageError(f"{folder}: an adapter without its run does not say what it was trained on; give --model NAME")
+    heads = [value for key, value in load_file(folder / WEIGHTS).items() if key.startswith(f"{PREFIX}head.") and value.dim() == 2]
+    vit = Backbone(model).build(heads[0].shape[0] if heads else 0)
+    target = _free(out)
+    _put_on(vit, folder)
+    save_folder(target, merge(vit), [], Preprocessing.of_model(vit, None))
+    return target
+
+
+def _put_on(vit: Any, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    config = read_adapter_config(folder)
+    if "riftcli" not in config:
+        load_adapter(vit, folder)
+        return
+    catalog.adapt(vit, config["riftcli"])
+    state = {key.removeprefix(PREFIX): value for key, value in load_file(folder / WEIGHTS).items()}
+    result = vit.load_state_dict(state, strict=False)
+    if result.unexpected_keys:
+        raise ModelError(f"{folder}: {len(result.unexpected_keys)} tensors have no place in the model")
+
+
+def _free(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--out {folder}: is not an empty folder; choose another one")
+    return folder

@@ -1,0 +1,41 @@
+"""Gram matching: the angles between the samples of a batch stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from riftcli.protocols import PenaltyContext
+
+if TYPE_CHECKING:
+    import torch
+
+    from riftcli.paired_penalty import PairedPenalty
+
+
+@dataclass(frozen=True)
+class CosineGram:
+    """strength * mean over pairs of (cos(f_i, f_j) - cos(f0_i, f0_j))^2: relational distillation, CyCLIP's image-only form.
+
+    strength: weight of the term; 0 is exactly plain finetuning.
+    """
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength: must be 0 or more")
+
+    def build(self, context: PenaltyContext) -> PairedPenalty | None:
+        """None when strength is 0."""
+        from riftcli.paired_penalty import PairedPenalty
+
+        return None if self.strength == 0 else PairedPenalty(self.strength, gram_difference)
+
+
+def gram_difference(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the cosine matrices; (n, D), (n, D) -> ()."""
+    import torch.nn.functional as F
+
+    after, before = F.normalize(features), F.normalize(reference)
+    return (after @ after.T - before @ before.T).square().mean()

@@ -1,0 +1,50 @@
+"""Feature distillation: every feature stays near its pretrained value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from riftcli.protocols import PenaltyContext
+
+if TYPE_CHECKING:
+    import torch
+
+    from riftcli.paired_penalty import PairedPenalty
+
+
+@dataclass(frozen=True)
+class FeatureDistill:
+    """strength * mean of ||f(x) - f_0(x)||^2 over the batch (learning without forgetting, on features; SnD on the task's images).
+
+    strength: weight of the term; 0 is exactly plain finetuning.
+    distance: relative (divided by the mean ||f_0 - mean||^2 of the batch, so that a collapse costs about `strength`) | raw
+    (the plain squared distance) | unit (of features scaled to length 1) | cosine (1 - cosine).
+    """
+
+    strength: float = 1.0
+    distance: Literal["relative", "raw", "unit", "cosine"] = "relative"
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength: must be 0 or more")
+
+    def build(self, context: PenaltyContext) -> PairedPenalty | None:
+        """None when strength is 0."""
+        from riftcli.paired_penalty import PairedPenalty
+
+        return None if self.strength == 0 else PairedPenalty(self.strength, self.drift)
+
+    def drift(self, features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """The mean distance; (n, D), (n, D) -> ()."""
+        import torch.nn.functional as F
+
+        if self.distance == "cosine":
+            return 1 - F.cosine_similarity(features, reference).mean()
+        if self.distance == "unit":
+            features, reference = F.normalize(features), F.normalize(reference)
+        drift = (features - reference).square().sum(1).mean()
+        if self.distance == "relative":
+            spread = (reference - reference.mean(0)).square().sum(1).mean()
+            return drift / spread.clamp_min(1e-12)
+        return drift
