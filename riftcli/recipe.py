@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from riftcli import strict_yaml
+from riftcli import recipe_family, strict_yaml
 from riftcli.errors import UsageError, nearest
 from riftcli.recipe_check import Checker
 from riftcli.recipe_messages import flatten
 from riftcli.recipe_model import TOP_LEVEL, Data, Recipe
 
-__all__ = ["Data", "Recipe", "dump", "find", "flatten", "load", "parse", "read", "shipped_folder", "shipped_names"]
+__all__ = ["Data", "Recipe", "dump", "find", "flatten", "load", "parse", "read", "shipped_folder", "shipped_names", "source"]
 
 
 def shipped_folder() -> Path:
@@ -24,8 +24,18 @@ def shipped_folder() -> Path:
 
 
 def shipped_names() -> list[str]:
-    """Names of the shipped recipes, without `.yaml`."""
-    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+    """Names of the shipped recipes, without `.yaml`: those that are written out, then the members of families."""
+    folder = shipped_folder()
+    return [*sorted(path.stem for path in folder.glob("*.yaml")), *recipe_family.members(folder)]
+
+
+def source(name: str) -> tuple[str, str]:
+    """(text, file name) of a recipe by path, name, or family; raise UsageError with the nearest name."""
+    stem = name.removesuffix(".yaml")
+    if not Path(name).expanduser().is_file() and stem in recipe_family.members(shipped_folder()):
+        return recipe_family.compose(shipped_folder(), stem), f"{stem}.yaml"
+    path = find(name)
+    return read(path), path.name
 
 
 def find(name: str) -> Path:
@@ -48,8 +58,8 @@ def find(name: str) -> Path:
 
 def load(name: str, overrides: list[str] | None = None) -> Recipe:
     """Find, read and check a recipe; raise UsageError with every error, each with its line."""
-    path = find(name)
-    return parse(read(path), path.name, overrides or [])
+    text, filename = source(name)
+    return parse(text, filename, overrides or [])
 
 
 def read(path: Path) -> str:

@@ -138,7 +138,7 @@ zzz: 1
         ("schedule: {name: cosin}", "recipe r.yaml:3: schedule.name: expected 'cosine', 'linear' or 'constant', got "
          "'cosin' (text)"),
         ("regularizer: {name: rif}", "recipe r.yaml:3: regularizer.name: unknown regularizer 'rif' (text) (did you mean "
-         "'rift'?)\n  allowed here: none, rift, rsc"),
+         "'rift'?)\n  allowed here: none, rift, rsc, l2sp, feature_distill, cosine_gram"),
         ("regularizer: {name: rift, strength: -1}", "recipe r.yaml:3: regularizer.strength: must be 0 or more, got -1"),
         ("regularizer: rift", "recipe r.yaml:3: regularizer: expected keys below it, e.g. {name: none}, got 'rift' (text)"),
         ("objective: {class_weights: heavy}", "recipe r.yaml:3: objective.class_weights: expected 'none', "
@@ -266,3 +266,42 @@ def test_the_schema_accepts_what_the_parser_accepts(name):
 def test_schema_is_json():
     assert json.loads(json.dumps(recipe_schema()))["required"] == ["model", "data"]
     assert yaml.safe_load(GOOD)["data"] == {"format": "digits"}
+
+
+def test_families_make_whole_recipes():
+    text, filename = recipe.source("isic_lora_rift")
+    assert filename == "isic_lora_rift.yaml"
+    lines = text.splitlines()
+    assert lines[0] == "# ISIC 2018 task 3 (dermoscopy, 7 classes): LoRA of rank 4 on queries and values, with RIFT."
+    assert lines[2] == "#   rift finetune --recipe isic_lora_rift.yaml --set data.root=PATH"
+    assert "Stands for row LoRA +RIFT, column ISIC2018 of Table 1 of the RIFT paper." in " ".join(lines).replace(" # ", " ")
+    assert max(map(len, lines)) <= 130
+    made, base = recipe.load("isic_lora_rift"), recipe.load("isic_full")
+    differ = {key for key in base.resolved if made.resolved[key] != base.resolved[key]}
+    assert differ == {"adapter", "regularizer", "optim"}
+    assert made.name == "isic_lora_rift"
+    assert made.resolved["adapter"]["rank"] == 4 and made.component_name("regularizer") == "rift"
+
+
+def test_a_family_scales_the_rate_of_its_base():
+    assert recipe.load("medfm_chest_lp_ft").optim.lr == pytest.approx(0.1 * recipe.load("medfm_chest_full").optim.lr)
+    assert recipe.load("demo_lp_ft").optim.lr == pytest.approx(1e-4)
+
+
+def test_every_set_has_every_method():
+    names = recipe.shipped_names()
+    for part in ("isic", "aptos", "medfm_chest", "medfm_colon", "medfm_endo", "fashion_dinov2", "demo"):
+        for method in ("lora", "adaptformer", "vpt"):
+            assert f"{part}_{method}" in names and f"{part}_{method}_rift" in names
+    assert len(set(names)) == len(names)
+    assert "claims no number" and all("Measured with" not in recipe.source(n)[0] for n in names if n.startswith("isic"))
+    assert "Measured with" not in recipe.source("fashion_dinov2_lora")[0], "what was measured is the base"
+
+
+def test_a_member_is_shown_copied_and_suggested(rift, tmp_path):
+    assert rift("recipes", "show", "demo_vpt_rift")[1] == recipe.source("demo_vpt_rift")[0]
+    assert rift("recipes", "cp", "demo_vpt_rift")[0] == 0
+    assert rift("recipes", "validate", "demo_vpt_rift.yaml")[0] == 0
+    code, out, _ = rift("recipes", "ls")
+    assert code == 0 and "\nand SET_METHOD for every\n  SET     aptos, demo" in out and "adaptformer_rift" in out
+    assert "did you mean 'isic_lora_rift'?" in rift("recipes", "show", "isic_lora_rft")[2]

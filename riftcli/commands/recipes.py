@@ -18,12 +18,24 @@ app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=Tr
 def ls() -> None:
     """List the shipped recipes and what each is for."""
     from riftcli import recipe as recipes
+    from riftcli import recipe_family
 
-    names = recipes.shipped_names()
+    folder = recipes.shipped_folder()
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
     width = max(len(name) for name in names)
     for name in names:
-        first = recipes.read(recipes.find(name)).partition("\n")[0]
-        print(f"{name:<{width}}  {first.removeprefix('#').strip()}")
+        print(f"{name:<{width}}  {_title(recipes.source(name)[0])}")
+    print("\nand SET_METHOD for every")
+    print(f"  SET     {', '.join(recipe_family.sets(folder))}")
+    methods = recipe_family.methods(folder)
+    width = max(len(name) for name in methods)
+    for i, name in enumerate(methods):
+        title = _title((folder / "methods" / f"{name}.yaml").read_text(encoding="utf-8"))
+        print(f"  {'METHOD' if i == 0 else '':<6}  {name:<{width}}  {title}")
+
+
+def _title(text: str) -> str:
+    return text.partition("\n")[0].removeprefix("#").strip()
 
 
 @app.command("show")
@@ -31,7 +43,7 @@ def show(name: str) -> None:
     """Print a recipe."""
     from riftcli import recipe as recipes
 
-    print(recipes.read(recipes.find(name)), end="")
+    print(recipes.source(name)[0], end="")
 
 
 @app.command("cp")
@@ -39,12 +51,12 @@ def cp(name: str, path: Annotated[Path, typer.Argument(help="File or folder.")] 
     """Copy a recipe here, to change it."""
     from riftcli import recipe as recipes
 
-    source = recipes.find(name)
-    target = path / source.name if path.is_dir() else path
+    text, filename = recipes.source(name)
+    target = path / filename if path.is_dir() else path
     if target.exists():
         raise UsageError(f"{target}: exists; choose another name or remove it")
     try:
-        target.write_text(recipes.read(source), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
     print(f"copied to {target}", file=sys.stderr)
