@@ -31,7 +31,7 @@ def keep_model(session: Session, epoch: int) -> None:
         extra["adapter"] = spec
     shipped = merge(copy.deepcopy(parts.vit)) if kind == "merged" else parts.vit
     save_folder(folder, shipped, parts.splits.train.classes, parts.preprocessing, {"rift": extra})
-    (folder / "README.md").write_text(model_card(recipe.resolved, epoch), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(recipe.resolved, epoch, kind != "unmerged"), encoding="utf-8")
     if kind != "plain":
         save_adapter(session.folder.path / "adapter", parts.vit, spec, recipe.model.name)
     _check_saved(folder, parts.vit, parts.preprocessing.input_size)

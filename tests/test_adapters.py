@@ -424,6 +424,7 @@ def test_each_adapter_trains_saves_reloads_and_resumes(name, rift, tiny_recipe, 
             timm.create_model(f"local-dir:{tiny_weights}", pretrained=True)(images), again.forward_features(images)
         )
     assert Path("run/adapter").is_dir() == (kind != "plain")
+    assert ("riftcli.load" in Path("run/model/README.md").read_text()) == (kind == "unmerged")
     code, out, err = rift("eval", "--run", "run", "--metrics", "acc,cka", "--json")
     assert code == 0, err
     assert json.loads(out)["metrics"]["acc"]["value"] == report["metrics"]["acc"]["value"]

@@ -15,14 +15,17 @@ The numbers are in `metrics.json` of the run folder, the whole recipe in `recipe
 
 ```python
 import timm
-model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights
+{load}
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 ```
 """
 
+_TIMM = 'model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights'
+_OURS = 'import riftcli\nmodel = riftcli.load("PATH_TO_THIS_FOLDER")  # its adapter is no timm layer: timm alone cannot load it'
 
-def model_card(resolved: dict[str, Any], epoch: int) -> str:
+
+def model_card(resolved: dict[str, Any], epoch: int, plain_timm: bool = True) -> str:
     """Markdown with how it was made and how to load it."""
     return _CARD.format(
         architecture=resolved["model"]["name"],
@@ -31,4 +34,5 @@ def model_card(resolved: dict[str, Any], epoch: int) -> str:
         adapter=resolved["adapter"]["name"],
         regularizer=resolved["regularizer"]["name"],
         epoch=epoch,
+        load=_TIMM if plain_timm else _OURS,
     )
