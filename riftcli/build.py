@@ -154,6 +154,9 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     # what trains
     adapter.prepare(vit)
     vit.to(device)
+    dist.broadcast_tensors(list(vit.state_dict().values()))  # inserted factors start at random, and from the same bits
+    if recipe.train.grad_checkpointing:
+        vit.set_grad_checkpointing(True)
     if penalty is not None and penalty.on_weights:
         penalty.attach(vit)
         if recipe.optim.weight_decay:

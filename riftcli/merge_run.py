@@ -8,6 +8,7 @@ from typing import Any
 from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.errors import ModelError, UsageError
+from riftcli.kept_model import check_saved
 from riftcli.model import Backbone
 from riftcli.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
 from riftcli.saved_model import read_config, save_folder
@@ -28,12 +29,16 @@ def merge_run(source: Path, out: Path | None, model: str | None) -> Path:
         raise UsageError(
             f"{source}: {name} is not a layer of timm's and cannot be folded in; load the run with riftcli.load('{source}')"
         )
+    if not recipe.model.pretrained:
+        raise UsageError(f"{source}: trained from scratch, so its base is nowhere else; {source}/model is merged already")
     config = read_config(source / "model")
     vit = Backbone(**recipe.model.model_dump()).build(config["num_classes"])
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
     target = _free(out or source / "merged")
     _put_on(vit, source / "adapter")
-    save_folder(target, merge(vit), config["label_names"], preprocessing, {"rift": config["rift"]})
+    merge(vit)
+    check_saved(source / "model", vit, preprocessing.input_size)  # what the run itself has merged
+    save_folder(target, vit, config["label_names"], preprocessing, {"rift": config["rift"]})
     return target
 
 
@@ -45,11 +50,18 @@ def _merge_folder(folder: Path, out: Path, model: str | None) -> Path:
         raise UsageError(f"{folder}: neither a run folder nor an adapter folder (no recipe.resolved.yaml, no {WEIGHTS})")
     if model is None:
         raise UsageError(f"{folder}: an adapter without its run does not say what it was trained on; give --model NAME")
-    heads = [value for key, value in load_file(folder / WEIGHTS).items() if key.startswith(f"{PREFIX}head.") and value.dim() == 2]
-    vit = Backbone(model).build(heads[0].shape[0] if heads else 0)
-    target = _free(out)
+    config = read_adapter_config(folder)
+    name = config.get("riftcli", {}).get("name")
+    if name is not None and catalog.component("adapter", name).saved != "merged":  # type: ignore[attr-defined]
+        raise UsageError(f"{folder}: {name} is not a layer of timm's and cannot be folded in")
+    head = (config.get("modules_to_save") or ["head"])[0]
+    tensors = load_file(folder / WEIGHTS)
+    rows = [value for key, value in tensors.items() if key.startswith(f"{PREFIX}{head}.") and value.dim() == 2]
+    vit = Backbone(model).build(rows[0].shape[0] if rows else 0)
+    target, preprocessing = _free(out), Preprocessing.of_model(vit, None)
     _put_on(vit, folder)
-    save_folder(target, merge(vit), [], Preprocessing.of_model(vit, None))
+    save_folder(target, merge(vit), [], preprocessing)
+    check_saved(target, vit, preprocessing.input_size)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -> None:
     """Write what an adapter has inserted, and the head. `adapter`: its resolved keys; source: name of the base model.
 
-    Adapters that the peft library does not know keep their own names, and adapter_config.json says which one it is.
+    Adapters that the peft library does not know keep their own names, and adapter_config.json says which one it is. peft
+    without its CUDA extension reads BOFT with one factor only.
     """
     layers = {name: module for name, module in vit.named_modules() if isinstance(module, LoraLinear | OftLinear | BoftLinear)}
     head = vit.pretrained_cfg.get("classifier") or "head"
@@ -36,7 +38,7 @@ def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -
             config |= own
             tensors |= {f"{PREFIX}{name}.{key}": value for key, value in values.items()}
     else:
-        config = {"riftcli": adapter, "base_model_name_or_path": source}
+        config = {"riftcli": adapter, "base_model_name_or_path": source, "modules_to_save": [head]}
         frozen = {id(p) for p in vit.parameters() if not p.requires_grad}
         tensors |= {f"{PREFIX}{name}": p for name, p in vit.named_parameters() if id(p) not in frozen}
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,7 @@ def load_adapter(vit: Any, folder: Path) -> nn.Module:
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(vit.get_submodule(parent), attribute, _rebuilt(module, name, own, config, folder))
-        used |= {f"{name}.{key}" for key in own}
+        used |= {f"{name}.{key}" for key in own if key in _READ}
     state = dict(_head_values(vit, values, used))
     left = sorted(set(values) - used)
     if left:
@@ -109,6 +111,15 @@ def load_adapter(vit: Any, folder: Path) -> nn.Module:
     return vit
 
 
+_READ = (
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_magnitude_vector",
+    "lora_magnitude_vector.weight",
+    "oft_R.weight",
+    "boft_R",
+    "boft_s",
+)
 _PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R", "boft_R", "boft_s")
 
 
@@ -146,7 +157,8 @@ def _rebuilt(base: nn.Linear, name: str, own: dict[str, Any], config: dict[str, 
     else:
         down, up = own["lora_A.weight"], own["lora_B.weight"]
         rank = down.shape[0]
-        alpha = config.get("alpha_pattern", {}).get(name, config["lora_alpha"])
+        patterns = config.get("alpha_pattern") or {}
+        alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         magnitude = own.get("lora_magnitude_vector", own.get("lora_magnitude_vector.weight"))
         layer = LoraLinear(base, [(0, base.out_features)], rank, scale, 0.0, magnitude is not None)

@@ -239,6 +239,9 @@ class Checker:
                 ("train", "micro_batch_size"),
                 f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
             )
+        shallow = getattr(parts["adapter"], "depth", None) == "shallow"
+        if train and train.grad_checkpointing and shallow:
+            self.fail(("train", "grad_checkpointing"), "does not go with shallow prompts (block to block); use deep ones")
         reading = parts["input"]
         if reading and reading.cache_short_side and not reading.cache:
             self.fail(("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in")

@@ -36,6 +36,9 @@ def compose(folder: Path, member: str) -> str:
     name = member.removesuffix(f"_{method}")
     head, blocks = _parts((folder / f"{name}{BASE}").read_text(encoding="utf-8"))
     own_head, own_blocks = _parts((folder / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
+    decay = next((line.partition(": ")[2] for line in own_head if line.startswith("# weight_decay: ")), None)
+    if decay is not None:
+        blocks["optim"] = re.sub(r"\bweight_decay: [0-9.e-]+", f"weight_decay: {decay}", blocks["optim"])
     scale = next((line.partition("x")[2] for line in own_head if line.startswith("# lr: x")), None)
     if scale is not None:
         blocks["optim"] = re.sub(r"\blr: ([0-9.e-]+)", lambda m: f"lr: {float(m[1]) * float(scale):g}", blocks["optim"])
@@ -65,7 +68,7 @@ def _header(member: str, name: str, head: list[str], own: list[str]) -> list[str
     notes = [f"Made of {name}_full.yaml and methods/{member.removeprefix(f'{name}_')}.yaml; README.md holds what we measured."]
     if row and column:
         notes.append(f"Stands for row {row}, column {column[1]} of {column[2]}.")
-    notes += [line.removeprefix("# ") for line in own[1:] if not re.match(r"# (row|lr): ", line)]
+    notes += [line.removeprefix("# ") for line in own[1:] if not re.match(r"# (row|lr|weight_decay): ", line)]
     data = [i for i, line in enumerate(head) if line.startswith("# Data: ")]
     notes += [line.removeprefix("# ") for line in head[data[0] :]] if data else []
     wrapped = textwrap.wrap(" ".join(notes), 128, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

@@ -111,6 +111,7 @@ class TrainSection(Section):
     epochs: int = Field(50, gt=0)
     batch_size: int = Field(128, gt=1, description="global: over all ranks and accumulated micro-batches")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    grad_checkpointing: bool = Field(False, description="recompute the blocks in backward: less memory, a third more time")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
     head_init: Literal["linear_probe", "zeros", "normal"] = Field(
         "linear_probe", description="linear_probe: fit the head on the pretrained features first"

@@ -84,7 +84,7 @@ def save(session: Session) -> None:
         "penalty": parts.penalty.state_dict() if parts.penalty else {},
         "random": {f"{rank}/{name}": state for rank, table in enumerate(states) for name, state in table.items()},
     }
-    state = {"progress": asdict(session.progress), "optimizer": packed, "world_size": dist.world_size()}
+    state = {"progress": asdict(session.progress), "optimizer": packed, "world_size": dist.world_size(), "trace_0": parts.trace_0}
     checkpoint.save(session.folder.path / "last", session.progress.step, tensors, state)
 
 
@@ -127,6 +127,7 @@ def restore(session: Session) -> None:
     if parts.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], parts.device)
     session.progress = Progress(**state["progress"])
+    parts.trace_0 = state.get("trace_0", parts.trace_0)
     if session.folder:
         session.folder.truncate_metrics(session.progress.step)
         session.folder.update(status="running", resumed=runs.now())

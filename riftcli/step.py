@@ -50,7 +50,8 @@ class Step:
         reference = None
         if self.penalty is not None and self.penalty.needs_reference:
             assert self.reference is not None
-            reference = dist.gather_rows(self.reference(index, inputs))
+            chunks = zip(index.split(self.micro_batch_size), inputs.split(self.micro_batch_size), strict=True)
+            reference = dist.gather_rows(torch.cat([self.reference(i, x) for i, x in chunks]))
         whole = inputs.shape[0] == self.micro_batch_size
         result = (self._whole if whole else self._accumulated)(inputs, targets, scale, reference)
         if self.penalty is not None and self.penalty.on_weights:

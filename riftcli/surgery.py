@@ -31,9 +31,20 @@ def blocks(vit: Any, who: str) -> list[Any]:
     found = list(getattr(vit, "blocks", []))
     plain = [b for b in found if all(hasattr(b, part) for part in ("norm1", "attn", "norm2", "mlp"))]
     if not found or len(plain) < len(found):
-        name = getattr(vit, "pretrained_cfg", {}).get("architecture", type(vit).__name__)
-        raise UsageError(f"adapter.name {who}: {name} is not a plain vision transformer (blocks of norm1, attn, norm2, mlp)")
+        what = "is not a plain vision transformer (blocks of norm1, attn, norm2, mlp)"
+        raise UsageError(f"adapter.name {who}: {model_name(vit)} {what}")
     return found
+
+
+def check_qkv_is_called(attention: Any, vit: Any, who: str) -> None:
+    """Raise UsageError for an attention (BEiT, EVA) that takes the weight of its qkv layer and never calls the layer."""
+    if getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False):
+        raise UsageError(f"adapter.name {who}: the attention of {model_name(vit)} does not call its qkv layer")
+
+
+def model_name(vit: Any) -> str:
+    """For messages."""
+    return getattr(vit, "pretrained_cfg", {}).get("architecture") or type(vit).__name__
 
 
 def target_layers(vit: Any, targets: list[str], who: str) -> Iterator[tuple[nn.Module, str, nn.Linear, list[tuple[int, int]]]]:
@@ -45,6 +56,8 @@ def target_layers(vit: Any, targets: list[str], who: str) -> Iterator[tuple[nn.M
             layer = getattr(getattr(block, place[0]), place[1], None)
             if not isinstance(layer, nn.Linear):
                 raise UsageError(f"adapter.name {who}: block {index} has no linear layer {'.'.join(place)} for target '{target}'")
+            if place == WHOLE["qkv"]:
+                check_qkv_is_called(block.attn, vit, who)
             size = layer.out_features
             rows = (size // 3 * SLICES[target], size // 3 * (SLICES[target] + 1)) if target in SLICES else (0, size)
             wanted.setdefault(place, []).append(rows)

@@ -215,7 +215,7 @@ def _step_row(
         row["penalty_loss"] = added
         named = parts.penalty.diagnostics(result.features, result.reference)
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
-    elif parts.trace_0:
+    if parts.trace_0 and "trace_ratio" not in row:
         ratio = float(result.features.var(0).sum()) / parts.trace_0
         row["trace_ratio"] = ratio if math.isfinite(ratio) else None
     lr = parts.recipe.optim.lr * factor

@@ -14,6 +14,7 @@ from riftcli import run as runs
 from riftcli.build import Parts, set_up
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
+from riftcli.kept_model import check_saved
 from riftcli.report.final import model_entry
 from riftcli.saved_model import save_folder
 
@@ -26,12 +27,14 @@ def parse_alphas(text: str) -> list[float]:
         if ":" in text:
             start, stop, step = (float(part) for part in text.split(":"))
             count = round((stop - start) / step)
+            if abs(start + count * step - stop) > 1e-6:
+                raise UsageError(f"--alphas {text}: steps of {step:g} from {start:g} do not end at {stop:g}")
             alphas = [round(start + (stop - start) * i / count, 10) for i in range(count + 1)]
         else:
             alphas = [float(part) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UsageError(f"--alphas {text}: expected START:STOP:STEP or a list, e.g. 0:1:0.1 or 0,0.5,1") from error
-    if not alphas or min(alphas) < 0 or max(alphas) > 1:
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise UsageError(f"--alphas {text}: weights lie between 0 (pretrained) and 1 (finetuned)")
     return alphas
 
@@ -104,6 +107,7 @@ def _written(run: Path, parts: Parts, chosen: float, head: str, rows: list[dict[
     seen = parts.predict(test, "test")
     folder.mkdir(exist_ok=True)
     save_folder(folder / "model", parts.vit, parts.splits.train.classes, parts.preprocessing, {"rift": {"alpha": chosen}})
+    check_saved(folder / "model", parts.vit, parts.preprocessing.input_size)
     model = model_entry(recipe, parts.vit, folder / "model" / "model.safetensors", None, None)
     original = recipes.parse(recipes.read(run / "recipe.resolved.yaml"), "recipe.yaml", [])
     model["method"] = {

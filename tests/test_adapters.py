@@ -128,8 +128,7 @@ def test_merged_equals_unmerged_and_not_the_base(kind, name):
     assert (unmerged - before).abs().max() > 1e-3
     merged = surgery.merge(copy.deepcopy(vit))
     torch.testing.assert_close(merged(IMAGES), unmerged, rtol=1e-5, atol=1e-5)
-    spare = {"patch_embed.proj.bias"} if kind == "clip" and name == "ssf" else set()  # the shift needs a bias to go to
-    assert set(dict(merged.named_parameters())) - spare == set(names)
+    assert set(dict(merged.named_parameters())) == set(names), "timm could not load any other"
     torch.testing.assert_close(vit(IMAGES), unmerged, rtol=0, atol=0, msg="the original is untouched")
 
 
@@ -156,7 +155,21 @@ def test_what_cannot_be_done_is_refused_by_name():
     with pytest.raises(UsageError) as caught:
         Vpt().prepare(rotary)
     assert str(caught.value) == (
-        "adapter.name vpt: vit_small_patch16_rope_224 has positions inside its attention, and prompts have none; use lora"
+        "adapter.name vpt: vit_small_patch16_rope_224 has positions inside its attention, and prompts have none"
+    )
+    for name in ("beit_base_patch16_224", "eva02_tiny_patch14_224"):
+        vit = timm.create_model(name, num_classes=2, depth=1)
+        with pytest.raises(UsageError, match="^adapter.name vpt: .* has positions inside its attention"):
+            Vpt().prepare(vit)
+        for adapter_name in ("lora", "ssf", "oft", "boft"):
+            with pytest.raises(UsageError) as caught:
+                catalog.component("adapter", adapter_name)().prepare(vit)
+            assert str(caught.value) == (f"adapter.name {adapter_name}: the attention of {name} does not call its qkv layer")
+    post = timm.create_model("vit_relpos_small_patch16_rpn_224", num_classes=2, depth=1)
+    with pytest.raises(UsageError) as caught:
+        AdaptFormer().prepare(post)
+    assert str(caught.value) == (
+        "adapter.name adaptformer: vit_relpos_small_patch16_rpn_224 has norms behind its MLPs, not before"
     )
     with pytest.raises(UsageError) as caught:
         Oft(block_size=32).prepare(build())
@@ -312,6 +325,50 @@ def test_frozen_blocks_keep_no_activations():
     assert saved("linear") < 0.02 * saved("full")
 
 
+@pytest.mark.parametrize("name", catalog.names("adapter"))
+def test_gradient_checkpointing_changes_no_gradient_and_models_can_be_copied(name):
+    grads = []
+    for checkpointing in (False, True):
+        vit = build("dinov2")
+        torch.manual_seed(3)
+        adapter(name, **({"dropout": 0.0} if name == "adaptformer" else {})).prepare(vit)
+        disturb(vit)
+        vit.set_grad_checkpointing(checkpointing)
+        vit.train()(IMAGES).square().sum().backward()
+        grads.append({key: p.grad.clone() for key, p in vit.named_parameters() if p.requires_grad})
+        copy.deepcopy(vit)
+    for key, value in grads[0].items():
+        torch.testing.assert_close(grads[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("case", [("ssf", {}), ("lora", {"dora": True}), ("boft", {})])
+def test_a_scale_near_one_counts_under_bf16(case):
+    name, fields = case
+    vit = build()
+    adapter(name, **fields).prepare(vit)
+    layer = vit.blocks[0].attn.qkv
+    x = torch.randn(2, 5, 48)
+    scales = {"ssf": "ssf_scale", "lora": "lora_m.0", "boft": "boft_s"}[name]
+    parameter = dict(layer.named_parameters())[scales]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        before = layer(x).float()
+        parameter.mul_(1.003)
+        after = layer(x).float()
+    assert (after != before).float().mean() > 0.1, "some values round to their neighbours"
+    assert layer(x).dtype == torch.float32
+
+
+def test_shallow_prompts_and_checkpointing_are_refused_together():
+    from riftcli import recipe
+
+    with pytest.raises(UsageError) as caught:
+        recipe.load("demo_vpt", ["adapter.depth=shallow", "train.grad_checkpointing=true"])
+    assert str(caught.value) == (
+        "--set train.grad_checkpointing=true: train.grad_checkpointing: does not go with shallow prompts "
+        "(block to block); use deep ones"
+    )
+
+
 # ---- the peft library's files
 
 
@@ -360,6 +417,47 @@ def test_we_load_what_peft_saves(kind, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_adapter(copy.deepcopy(base), tmp_path)
     torch.testing.assert_close(ours.eval()(IMAGES), theirs.eval()(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_peft_s_patterns_are_read_and_what_is_not_known_is_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    base, common = build(), {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]}
+    theirs = peft.get_peft_model(
+        copy.deepcopy(base), peft.LoraConfig(r=3, lora_alpha=7, alpha_pattern={"qkv": 30}, rank_pattern={"fc1": 2}, **common)
+    )
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "patterns")
+    ours = load_adapter(copy.deepcopy(base), tmp_path / "patterns")
+    torch.testing.assert_close(ours.eval()(IMAGES), theirs.eval()(IMAGES), rtol=1e-5, atol=1e-5)
+    biased = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=3, lora_bias=True, **common))
+    biased.save_pretrained(tmp_path / "bias")
+    with pytest.raises(ModelError, match="tensors have no place in the model, e.g. blocks.0.attn.qkv.lora_B.bias"):
+        load_adapter(copy.deepcopy(base), tmp_path / "bias")
+
+
+def test_merging_an_adapter_folder(rift, tmp_path, tiny_weights):
+    import riftcli
+
+    base = f"local-dir:{tiny_weights}"
+    for name in ("lora", "ssf", "vpt"):
+        vit = timm.create_model(base, pretrained=True, num_classes=4)
+        catalog.component("adapter", name)().prepare(vit)
+        disturb(vit)
+        save_adapter(tmp_path / name, vit, {"name": name}, base)
+        code, _, err = rift("merge", tmp_path / name, "--model", base, "--out", tmp_path / f"{name}-merged")
+        if name == "vpt":
+            assert (code, err) == (2, f"error: {tmp_path}/vpt: vpt is not a layer of timm's and cannot be folded in\n")
+            continue
+        assert code == 0, err
+        images = torch.randn(2, 3, 16, 16)
+        merged = riftcli.load(str(tmp_path / f"{name}-merged"))
+        torch.testing.assert_close(merged(images), vit.eval()(images), rtol=1e-5, atol=1e-5)
+    assert rift("merge", tmp_path / "lora")[2] == (
+        f"error: {tmp_path}/lora: an adapter without its run does not say what it was trained on; give --model NAME\n"
+    )
+    assert rift("merge", tmp_path / "lora", "--model", base, "--out", tmp_path / "ssf")[2] == (
+        f"error: --out {tmp_path}/ssf: is not an empty folder; choose another one\n"
+    )
 
 
 def test_adapter_folders_that_do_not_fit(tmp_path):

@@ -286,6 +286,7 @@ def test_families_make_whole_recipes():
 def test_a_family_scales_the_rate_of_its_base():
     assert recipe.load("medfm_chest_lp_ft").optim.lr == pytest.approx(0.1 * recipe.load("medfm_chest_full").optim.lr)
     assert recipe.load("demo_lp_ft").optim.lr == pytest.approx(1e-4)
+    assert (recipe.load("demo_full").optim.weight_decay, recipe.load("demo_l2sp").optim.weight_decay) == (0.05, 0)
 
 
 def test_every_set_has_every_method():

@@ -36,7 +36,7 @@ def test_alphas(text, expected):
     assert parse_alphas(text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0", "0,1.5"])
+@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0", "0,1.5", "0:1:0.4", "nan", "0:inf:1"])
 def test_alphas_that_are_wrong(text):
     with pytest.raises(UsageError):
         parse_alphas(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from riftcli.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,6 +36,9 @@ class AdaptFormer:
         from riftcli import surgery
         from riftcli.layers.bottleneck import Bottleneck
 
+        found = surgery.blocks(vit, "adaptformer")
+        if any(type(block).__name__.startswith("ResPost") for block in found):
+            raise UsageError(f"adapter.name adaptformer: {surgery.model_name(vit)} has norms behind its MLPs, not before")
         surgery.freeze_backbone(vit)
-        for block in surgery.blocks(vit, "adaptformer"):
+        for block in found:
             Bottleneck.attach(block, self.width, self.scale, self.dropout)

@@ -32,6 +32,7 @@ class Ssf:
         model: Any = vit
         places: list[tuple[Any, str]] = [(model.patch_embed, "proj"), (model, "norm"), (model, "fc_norm"), (model, "norm_pre")]
         for block in surgery.blocks(vit, "ssf"):
+            surgery.check_qkv_is_called(block.attn, vit, "ssf")
             places += [(block, "norm1"), (block.attn, "qkv"), (block.attn, "proj"), (block, "norm2")]
             places += [(block.mlp, "fc1"), (block.mlp, "fc2")]
         for parent, name in places:

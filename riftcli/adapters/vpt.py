@@ -41,11 +41,11 @@ class Vpt:
 
         found = surgery.blocks(vit, "vpt")
         model: Any = vit
-        rotary = getattr(model, "rope", None) is not None
-        relative = any(getattr(block.attn, name, None) is not None for block in found for name in ("rel_pos", "rope"))
-        if rotary or relative:
-            name = model.pretrained_cfg.get("architecture", type(vit).__name__)
-            raise UsageError(f"adapter.name vpt: {name} has positions inside its attention, and prompts have none; use lora")
+        inside = ("rel_pos", "rope", "relative_position_bias_table")
+        positions = any(getattr(block.attn, name, None) is not None for block in found for name in inside)
+        if positions or any(getattr(model, name, None) is not None for name in ("rope", "rel_pos_bias")):
+            name = surgery.model_name(vit)
+            raise UsageError(f"adapter.name vpt: {name} has positions inside its attention, and prompts have none")
         surgery.freeze_backbone(vit)
         patch = model.patch_embed.proj.weight
         bound = math.sqrt(6 / (3 * patch.shape[-1] * patch.shape[-2] + model.embed_dim))
@@ -54,4 +54,5 @@ class Vpt:
             fresh = index == 0 or self.depth == "deep"
             count = self.tokens if fresh else 0
             prompt = Prompt(count, model.embed_dim, model.num_prefix_tokens, bound, self.dropout, carried, patch.device)
+            prompt.hands_on = self.depth == "shallow" and index < len(found) - 1
             prompt.attach(block)

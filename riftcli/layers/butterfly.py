@@ -35,8 +35,9 @@ class BoftLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
-        y = nn.functional.linear(self.rotated(x), self.base.weight) * self.boft_s[:, 0].to(x.dtype)
-        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+        y = nn.functional.linear(self.rotated(x), self.base.weight)
+        wide = (y if y.dtype == torch.float64 else y.float()) * self.boft_s[:, 0]  # a bf16 scale near 1 moves in steps of 1/128
+        return (wide if self.base.bias is None else wide + self.base.bias).to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -41,7 +41,8 @@ class LoraLinear(nn.Module):
         pieces, end = [], 0
         for i, (start, stop) in enumerate(self.rows):
             turned = y[..., start:stop] + self.scale * F.linear(low[i], self.lora_B[i])
-            pieces += [y[..., end:start], turned * self._stretch(i).to(turned.dtype)]
+            wide = turned if turned.dtype == torch.float64 else turned.float()  # a bf16 stretch near 1 moves in steps of 1/128
+            pieces += [y[..., end:start], (wide * self._stretch(i)).to(turned.dtype)]
             end = stop
         y = torch.cat([*pieces, y[..., end:]], dim=-1)
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)

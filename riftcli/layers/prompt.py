@@ -23,7 +23,7 @@ class Prompt(nn.Module):
         self, count: int, dim: int, prefix: int, bound: float, dropout: float, carried: Carried, device: torch.device
     ) -> None:
         super().__init__()
-        self.prefix, self.carried, self.dropout = prefix, carried, nn.Dropout(dropout)
+        self.prefix, self.carried, self.dropout, self.hands_on = prefix, carried, nn.Dropout(dropout), False
         self.tokens = nn.Parameter(torch.empty(count, dim, device=device).uniform_(-bound, bound)) if count else None
 
     def attach(self, block: Any) -> None:
@@ -50,5 +50,6 @@ def _insert(block: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
 def _remove(block: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
     prompt = block.prompt
     end = prompt.prefix + prompt.count
-    prompt.carried.tokens = output[:, prompt.prefix : end]
+    # held only where the next block asks for it: a tensor that stays keeps its whole graph, and cannot be copied
+    prompt.carried.tokens = output[:, prompt.prefix : end] if prompt.hands_on else None
     return torch.cat([output[:, : prompt.prefix], output[:, end:]], 1)

@@ -9,17 +9,19 @@ from torch import nn
 
 
 class Scaled(nn.Module):
-    """scale * base(x) + shift, per output channel."""
+    """scale * base(x) + shift, per output channel; no shift where the base has no bias that it could be folded into (CLIP)."""
 
     def __init__(self, base: nn.Linear | nn.LayerNorm | nn.Conv2d, init: str) -> None:
         super().__init__()
         self.base: Any = base
         width = base.weight.shape[0]
         like: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.ssf_scale, self.ssf_shift = nn.Parameter(torch.ones(width, **like)), nn.Parameter(torch.zeros(width, **like))
+        self.ssf_scale = nn.Parameter(torch.ones(width, **like))
+        self.ssf_shift = nn.Parameter(torch.zeros(width, **like)) if base.bias is not None else None
         if init == "noise":
             nn.init.normal_(self.ssf_scale, 1.0, 0.02)
-            nn.init.normal_(self.ssf_shift, 0.0, 0.02)
+            if self.ssf_shift is not None:
+                nn.init.normal_(self.ssf_shift, 0.0, 0.02)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -30,16 +32,16 @@ class Scaled(nn.Module):
         """What the base layer takes -> the same shape that it gives; channels are last, or first after a convolution."""
         y = self.base(x)
         shape = (1, -1, 1, 1) if isinstance(self.base, nn.Conv2d) else (-1,)
-        return y * self.ssf_scale.view(shape).to(y.dtype) + self.ssf_shift.view(shape).to(y.dtype)
+        # fp32: near 1 a bf16 scale moves in steps of 1/128, and nothing would change for many steps
+        wide = y if y.dtype == torch.float64 else y.float()
+        scaled = wide * self.ssf_scale.view(shape)
+        return (scaled if self.ssf_shift is None else scaled + self.ssf_shift.view(shape)).to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """The base layer with scale and shift folded into its weight and bias."""
         layer = self.base
-        per_row = self.ssf_scale.view(-1, *[1] * (layer.weight.dim() - 1))
-        layer.weight.mul_(per_row)
-        if layer.bias is None:
-            layer.bias = nn.Parameter(self.ssf_shift.detach().clone())
-        else:
+        layer.weight.mul_(self.ssf_scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        if self.ssf_shift is not None:
             layer.bias.mul_(self.ssf_scale).add_(self.ssf_shift)
         return layer
