@@ -8,14 +8,22 @@ PRECISION=${PRECISION:-bf16}
 for recipe in demo_full demo_linear demo_scratch demo_rsc demo_rift; do
   [ -f "$OUT/$recipe/metrics.json" ] || rift finetune --recipe $recipe --repeats 3 --out "$OUT/$recipe"
 done
-dinov2() { # method, learning rate, name of the folder
-  [ -f "$OUT/$3/metrics.json" ] || rift finetune --recipe fashion_dinov2_$1 --repeats 3 --out "$OUT/$3" \
-    --set data.root="$FASHION" --set model.weights="$WEIGHTS" --set optim.lr=$2 --set train.precision="$PRECISION" \
-    --set eval.knn_k=5 --set "retention=[{format: image_folder, root: $CLIPART}]"
+dinov2() { # method, name of the folder, further options
+  local method=$1 name=$2
+  shift 2
+  [ -f "$OUT/$name/metrics.json" ] || rift finetune --recipe fashion_dinov2_$method --repeats 3 --out "$OUT/$name" \
+    --set data.root="$FASHION" --set model.weights="$WEIGHTS" --set train.precision="$PRECISION" \
+    --set eval.knn_k=5 --set "retention=[{format: image_folder, root: $CLIPART}]" "$@"
 }
-dinov2 linear 1e-3 linear
+dinov2 linear linear --set optim.lr=1e-3
 for lr in 4e-5 1e-5; do
   for method in full rift rift_fixed rsc scratch; do
-    dinov2 $method $lr $method-$lr
+    dinov2 $method $method-$lr --set optim.lr=$lr
   done
 done
+# adapters at the rates of their recipes, alone and with RIFT; then the other regularizers on full finetuning
+for method in lora adaptformer vpt dora ssf oft boft partial bitfit norm_tune; do
+  dinov2 $method $method
+  dinov2 ${method}_rift ${method}_rift
+done
+for method in l2sp feature_distill cosine_gram lp_ft; do dinov2 $method $method; done

@@ -12,15 +12,16 @@ def cell(entry: dict) -> str:
 
 
 def main(folders: list[str]) -> None:
-    print("| run | accuracy | CKA | CKA debiased | ECE | kNN before | kNN after | CKA unseen | train s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| run | accuracy | CKA | CKA debiased | ECE | kNN before | kNN after | CKA unseen | trained | train s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for folder in folders:
         report = json.loads((Path(folder) / "metrics.json").read_text())
         cells = [cell(report["metrics"][name]) for name in ("acc", "cka", "cka_debiased", "ece")]
         for entry in report["retention"].values():
             cells += [f"{entry['knn_before']['mean']:.3f}", cell(entry["knn_after"]), cell(entry["cka"])]
         seconds = report["timing"]["train_seconds"]
-        print("|", " | ".join([Path(folder).name, *cells, f"{seconds:.0f}"]), "|")
+        count = report["model"]["trainable_params"] or 0
+        print("|", " | ".join([Path(folder).name, *cells, f"{count:,}", f"{seconds:.0f}"]), "|")
 
 
 if __name__ == "__main__":
