@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from riftcli.errors import DataError, UsageError
 from riftcli.protocols import Split
 from riftcli.transforms import sample_seed
+
+# Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
+# moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).
+QUIET = 0.05
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H, W), targets, positions in the split (n,)
 
@@ -150,6 +155,8 @@ def eval_loader(split: Split, transform: Any, batch_size: int, workers: int, ran
 
 def _iterate(loader: DataLoader) -> Iterator[Batch]:
     """The loader, with a worker's error as the one line it was before torch wrapped it in a traceback."""
+    if loader.num_workers:
+        time.sleep(QUIET)
     try:
         yield from loader
     except DataError as error:
