@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_copies import picture
 from safetensors.torch import load_file
 
 from riftcli import catalog
@@ -115,6 +116,35 @@ def test_a_run_on_two_processes_is_the_run_on_one(tiny_recipe, write_recipe, tmp
     status = json.loads((tmp_path / "ours" / "run.json").read_text())
     assert "--nproc-per-node" in status["command"], "the command of the user, not of the worker"
     assert (tmp_path / "ours" / "recipe.yaml").read_text() == recipe.read_text()
+
+
+def test_two_ranks_share_one_store_of_images_and_skip_the_same(tiny_recipe, write_recipe, tmp_path):
+    """Balanced sampling, an unreadable image left out, every image decoded once: the run on two ranks is the run on one."""
+    for split, count in (("train", 20), ("test", 6)):
+        for k, label in enumerate(("a", "b", "c")):
+            for i in range(max(4, count - 4 * k)):
+                picture(tmp_path / "data" / split / label / f"{i}.png", 1000 * (split == "test") + 100 * k + i)
+    (tmp_path / "data/train/b/3.png").write_bytes(b"broken")
+    tiny_recipe["data"] = {"format": "image_folder", "root": str(tmp_path / "data")}
+    tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
+    tiny_recipe["train"] |= {"epochs": 1, "batch_size": 8, "sampler": "balanced"}
+    tiny_recipe["input"] = {"on_bad_image": "skip", "max_bad": 0.1}
+    recipe = write_recipe(tiny_recipe)
+    for name, ranks in (("one", 1), ("two", 2)):
+        command = [sys.executable, "-m", "riftcli", "finetune", "--recipe", recipe, "--device", "cpu", "--out", name]
+        command += ["--set", f"input.cache={name}-store", "--nproc-per-node", ranks]
+        done = run(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "warning: split 'train': 1 unreadable images are left out: train/b/3.png" in done.stderr
+        assert len(list((tmp_path / f"{name}-store").glob("*/*.bin"))) == 2, "one pack for training, one for the test images"
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert len(one) == len(two) == 5
+    for key in ("task_loss", "penalty_loss", "grad_norm"):
+        assert two[0][key] == pytest.approx(one[0][key], rel=1e-4)
+        assert two[-1][key] == pytest.approx(one[-1][key], rel=0.02)
+    reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert reports[0]["training_data"] == reports[1]["training_data"]
+    assert reports[0]["data"] == reports[1]["data"]
 
 
 def test_resume_on_two_processes_is_bitwise(tiny_recipe, write_recipe, tmp_path):
