@@ -11,6 +11,7 @@ from torch import nn
 
 from riftcli import dist, evaluate, inputs
 from riftcli.console import Console
+from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
 from riftcli.features import Table
 from riftcli.head import fit_head, reset_head, zero_head
@@ -104,11 +105,10 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
         )
     bare = Classifier(vit, frozen_backbone=True)
 
+    encoder = Encoder.of_recipe(recipe, device, console)
+
     def encoded(model: nn.Module, split: Split, what: str) -> Table:
-        with console.progress(f"encoding {what}", len(split)) as bar:
-            return evaluate.encode_split(
-                model, split, preprocessing, device, recipe.eval.batch_size, recipe.train.workers, bar.advance
-            )
+        return encoder.table(model, preprocessing, split, recipe.input, what)
 
     # the pretrained reference: its features on the evaluation splits, and a frozen copy if every batch needs one
     references: dict[str, torch.Tensor] = {}

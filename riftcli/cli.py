@@ -10,7 +10,24 @@ import traceback
 import typer
 
 from riftcli import __version__
-from riftcli.commands import data, doctor, eval, finetune, merge, recipes, wise
+from riftcli.commands import (
+    attention,
+    centrality,
+    compare,
+    correlate,
+    data,
+    doctor,
+    eval,
+    finetune,
+    knn,
+    merge,
+    predict,
+    recipes,
+    report,
+    sharpness,
+    similarity,
+    wise,
+)
 from riftcli.errors import ExitCode, RiftError
 
 app = typer.Typer(
@@ -22,6 +39,15 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("eval")(eval.evaluate)
+app.command("knn")(knn.knn)
+app.command("sharpness")(sharpness.sharpness)
+app.command("similarity")(similarity.similarity)
+app.command("attention")(attention.attention)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("correlate")(correlate.correlate)
+app.command("centrality")(centrality.centrality)
+app.command("predict")(predict.predict)
 app.command("wise")(wise.wise)
 app.command("merge")(merge.merge)
 app.command("doctor")(doctor.doctor)

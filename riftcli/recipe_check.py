@@ -248,8 +248,9 @@ class Checker:
         rsc = parts["regularizer"]
         if train and train.batch_size < 4 and getattr(rsc, "estimator", "") == "debiased":
             self.fail(("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}")
-        if evaluation and evaluation.patience and parts["data"] and parts["data"].val is None:
-            self.fail(("eval", "patience"), "needs a validation split: set data.val")
+        for key in ("patience", "trajectory"):
+            if evaluation and getattr(evaluation, key) and parts["data"] and parts["data"].val is None:
+                self.fail(("eval", key), "needs a validation split: set data.val")
         regularizer = self._name_of("regularizer")
         if model and not model.pretrained and regularizer != "none":
             self.fail(

@@ -136,6 +136,11 @@ class EvalSection(Section):
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
     batch_size: int = Field(128, gt=0, description="per rank")
     knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
+    trajectory: bool = Field(False, description="at every evaluation also ECE, and kNN and CKA on the retention sets")
+    cache: str | None = Field(None, description="folder that keeps features of the pretrained model; null computes them anew")
+
+
+TRAJECTORY = ("acc", "cka", "ece")  # what a trajectory follows, beside the retention sets
 
 
 @dataclass(frozen=True)
@@ -178,9 +183,21 @@ class Recipe:
     text: str  # the file as it was
 
     @property
+    def method(self) -> dict[str, Any]:
+        """What is done, in the words of the catalog."""
+        names = {kind: self.component_name(kind) for kind in ("objective", "adapter", "regularizer")}
+        strength = getattr(self.regularizer, "weight", getattr(self.regularizer, "strength", None))
+        return {**names, "strength": strength, "pretrained": self.model.pretrained}
+
+    @property
+    def watched(self) -> list[str]:
+        """Metrics of the validation split at every evaluation: those of the report, and those of a trajectory."""
+        return list(dict.fromkeys([*self.eval.metrics, *(TRAJECTORY if self.eval.trajectory else [])]))
+
+    @property
     def needs_reference(self) -> bool:
         """True when the frozen pretrained model is needed for a metric."""
-        metrics: list[Any] = [catalog.component("metric", name) for name in self.eval.metrics]
+        metrics: list[Any] = [catalog.component("metric", name) for name in self.watched]
         return bool(self.retention) or any(metric.needs_reference for metric in metrics)
 
     def component_name(self, kind: str) -> str:

@@ -22,9 +22,11 @@ from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
 from riftcli.report.final import eval_name, final_report, summary
 from riftcli.report.page import write_page
+from riftcli.retention import trajectory_row
 from riftcli.session import Progress, Session, StopSignal, restore, save
 from riftcli.splits import fingerprint
 from riftcli.step import StepResult
+from riftcli.subjects import open_run
 
 TRACE_BOUNDS = (1 / 3, 3)  # variance of the features relative to the pretrained ones; outside, something broke
 
@@ -95,7 +97,7 @@ def _finetune(
         runs.write_json(folder.path / "metrics.json", report)
         runs.write_json(folder.path / "eval" / eval_name(report) / "metrics.json", report)
         plot_run(folder.path)
-        write_page(folder.path, report)
+        write_page(folder.path / "report.html", [open_run(folder.path, [])])
         folder.update(status="completed", finished=runs.now(), steps=session.progress.step)
         console.line(summary(report))
         console.line(f"report: {folder.path / 'metrics.json'} and report.html beside it")
@@ -256,7 +258,7 @@ def _warn_collapse(session: Session, row: dict[str, Any]) -> None:
 def _validate(session: Session) -> dict[str, dict[str, Any]]:
     parts = session.parts
     assert parts.splits.val is not None
-    return evaluate.score(parts.recipe.eval.metrics, parts.predict(parts.splits.val, "val"))
+    return evaluate.score(parts.recipe.watched, parts.predict(parts.splits.val, "val"))
 
 
 def _select(session: Session, epoch: int, seconds: float) -> None:
@@ -278,6 +280,8 @@ def _select(session: Session, epoch: int, seconds: float) -> None:
 
 def _log_eval(session: Session, epoch: int, scores: dict[str, dict[str, Any]], seconds: float = 0.0) -> None:
     values = {name: score["value"] for name, score in scores.items()}
+    if session.parts.recipe.eval.trajectory:
+        values |= trajectory_row(session.parts)
     session.progress.last_cka = values.get("cka")
     if session.folder:
         session.folder.append({"kind": "eval", "step": session.progress.step, "epoch": epoch, "split": "val", **values})

@@ -19,6 +19,9 @@ def evaluate(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Evaluate on other data: --set data.root=...")
     ] = [],  # noqa: B006 - typer copies it
+    temperature: Annotated[
+        bool, typer.Option("--temperature-scaling", help="Fit a temperature on validation; report calibration with it.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
 ) -> None:
@@ -32,7 +35,7 @@ def evaluate(
     from riftcli import dist
     from riftcli.evaluate_run import evaluate_run
 
-    report = evaluate_run(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device)
+    report = evaluate_run(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
     main = dist.is_main()
     dist.close()
     if not main:
@@ -40,6 +43,10 @@ def evaluate(
     for name, entry in report["metrics"].items():
         value = f"undefined ({entry.get('reason')})" if entry["value"] is None else f"{entry['value']:.4f}"
         print(f"{name}: {value}", file=sys.stderr)
+    if temperature:
+        scaled = report["temperature"]
+        found = ", ".join(f"{name} {entry['value']:.4f}" for name, entry in scaled["metrics"].items())
+        print(f"with temperature {scaled['value']:.3f}, fitted on {scaled['fitted_on']}: {found}", file=sys.stderr)
     print(f"report: {report['written_to']}", file=sys.stderr)
     if as_json:
         print(json.dumps({k: v for k, v in report.items() if k != "written_to"}, indent=1))

@@ -1,4 +1,4 @@
-"""How close the features still are to the pretrained model's, on the same images."""
+"""How close the features still are to another model's (the pretrained one's, unless told otherwise), on the same images."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from riftcli.protocols import Predictions
+from riftcli.similarity import alignment, cka, covariance, kernels, neighbours, overlap, rsa
+
+MANY = 5000  # samples of the measures that need an N x N table; more are thinned out, evenly
+MAP_MANY = 2000  # samples of the map's densities
 
 
-def _cka(predictions: Predictions, debiased: bool) -> dict[str, Any]:
-    from riftcli.similarity.cka import cka
+def _pair(predictions: Predictions, at_most: int | None = None) -> tuple[Any, Any]:
+    """(reference, features), both (n, D); of more than `at_most` samples every so-many-th."""
+    assert predictions.reference is not None, "a similarity needs the features of two models"
+    before, after = predictions.reference, predictions.features
+    if at_most is not None and len(before) > at_most:
+        import torch
 
-    assert predictions.reference is not None, "CKA needs the pretrained features"
-    value = cka(predictions.reference, predictions.features, debiased=debiased)
-    result: dict[str, Any] = {
-        "value": value,
-        "reference": "pretrained",
-        "estimator": "debiased" if debiased else "biased",
-    }
-    if value is None:
-        result["reason"] = "the features are constant or there are too few samples"
-    return result
+        kept = torch.linspace(0, len(before) - 1, at_most).round().long()
+        before, after = before[kept], after[kept]
+    return before, after
+
+
+def _entry(
+    value: float | None, samples: int, why: str = "the features are constant or there are too few samples"
+) -> dict[str, Any]:
+    return {"value": value, "reference": "pretrained", "samples": samples} | ({"reason": why} if value is None else {})
 
 
 @dataclass(frozen=True)
 class Cka:
-    """Biased linear CKA to the pretrained model: `Sim`, the papers' headline."""
+    """Biased linear CKA: `Sim`, the papers' headline (RIFT paper Eq. 2). Streamed in fp64 over the whole split."""
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
-        """Streamed in fp64 over the whole split."""
-        return _cka(predictions, debiased=False)
+        """1 for features equal up to rotation, shift and scale."""
+        before, after = _pair(predictions)
+        return {**_entry(cka.cka(before, after), len(before)), "estimator": "biased"}
 
 
 @dataclass(frozen=True)
@@ -43,5 +51,171 @@ class CkaDebiased:
     needs_reference: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
-        """Streamed in fp64 over the whole split."""
-        return _cka(predictions, debiased=True)
+        """About 0 for unrelated features, whatever N and D."""
+        before, after = _pair(predictions)
+        return {**_entry(cka.cka(before, after, debiased=True), len(before)), "estimator": "debiased"}
+
+
+@dataclass(frozen=True)
+class CkaRbf:
+    """CKA with a Gaussian kernel of 0.8 times the median distance (Kornblith et al. 2019)."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    bandwidth: ClassVar[float] = 0.8
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """1 for features equal up to rotation, shift and scale; weighs near pairs more than linear CKA."""
+        before, after = _pair(predictions, MANY)
+        return {**_entry(kernels.rbf_cka(before, after, self.bandwidth), len(before)), "bandwidth": self.bandwidth}
+
+
+@dataclass(frozen=True)
+class Rsa:
+    """Pearson correlation of cosine dissimilarities (DiVE App. D); features are not centred."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Over all pairs of samples."""
+        before, after = _pair(predictions, MANY)
+        return _entry(rsa.rsa(before, after), len(before))
+
+
+@dataclass(frozen=True)
+class RsaSpearman:
+    """Spearman correlation of cosine dissimilarities."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Over all pairs of samples."""
+        before, after = _pair(predictions, MANY)
+        return _entry(rsa.rsa(before, after, rank=True), len(before))
+
+
+@dataclass(frozen=True)
+class RsaEuclid:
+    """Pearson correlation of Euclidean distances."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Over all pairs of samples."""
+        before, after = _pair(predictions, MANY)
+        return _entry(rsa.rsa(before, after, distance="euclid"), len(before))
+
+
+@dataclass(frozen=True)
+class Procrustes:
+    """Procrustes distance of the centred features of norm 1: 0 for equal up to rotation, sqrt 2 for unrelated ones."""
+
+    higher_is_better: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Not squared (Ding et al. 2021 square it)."""
+        before, after = _pair(predictions)
+        return _entry(alignment.procrustes_distance(before, after), len(before))
+
+
+_TOO_FEW = "not more samples than feature dimensions: any two sets of features then correlate perfectly"
+
+
+@dataclass(frozen=True)
+class Cca:
+    """Mean canonical correlation: 1 for features equal up to any invertible linear map."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Over all directions that are not constant; needs more samples than dimensions."""
+        before, after = _pair(predictions)
+        found = alignment.canonical_correlations(before, after)
+        return _entry(None if found is None else float(found.mean()), len(before), _TOO_FEW)
+
+
+@dataclass(frozen=True)
+class Svcca:
+    """Mean canonical correlation of the directions that hold 99 % of each side's variance (Raghu et al. 2017)."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    variance: ClassVar[float] = 0.99
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Needs more samples than such directions."""
+        before, after = _pair(predictions)
+        found = alignment.canonical_correlations(before, after, self.variance)
+        value = None if found is None else float(found.mean())
+        return {**_entry(value, len(before), _TOO_FEW), "variance": self.variance}
+
+
+@dataclass(frozen=True)
+class MutualKnn:
+    """Share of the 10 nearest neighbours (cosine) that both models name (Huh et al. 2024)."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    k: ClassVar[int] = 10
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """`chance` is the value of unrelated features."""
+        before, after = _pair(predictions, MANY)
+        entry = _entry(neighbours.mutual_knn(before, after, self.k), len(before))
+        return {**entry, "k": self.k, "chance": min(1.0, self.k / max(1, len(before) - 1))}
+
+
+@dataclass(frozen=True)
+class CentreDistance:
+    """Distance of the two clouds' centres on the map of two principal components, in units of the reference's spread."""
+
+    higher_is_better: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """RIFT paper Fig. 4; `raw` is in units of the features."""
+        before, after = _pair(predictions)
+        if before.shape[1] != after.shape[1]:
+            return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
+        raw, relative = overlap.centre_distance(overlap.pca_map(before, after))
+        return {**_entry(relative, len(before)), "raw": raw}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of the two clouds' densities on the map of two principal components: 0 apart, 1 the same."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """RIFT paper Fig. 4; `aligned` is after the best rotation, which RIFT permits and a map would count as a loss."""
+        before, after = _pair(predictions, MAP_MANY)
+        if before.shape[1] != after.shape[1]:
+            return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
+        if len(before) < 3:
+            return _entry(None, len(before))
+        value, aligned = (overlap.density_overlap(overlap.pca_map(before, after, how)) for how in (False, True))
+        return {**_entry(value, len(before)), "aligned": aligned}
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """Participation ratio of the spectrum of the features, relative to the reference's: below 1, directions were lost."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """`rank` and `reference_rank` are the two numbers of directions, between 1 and D."""
+        before, after = _pair(predictions)
+        if len(before) < 2:
+            return _entry(None, len(before))
+        ranks = [float(covariance.effective_rank(covariance.eigenvalues(covariance.centre(f.double())))) for f in (before, after)]
+        value = ranks[1] / ranks[0] if ranks[0] > 0 else None
+        return {**_entry(value, len(before)), "rank": ranks[1], "reference_rank": ranks[0]}

@@ -9,6 +9,8 @@ from riftcli import evaluate
 from riftcli.build import Parts
 from riftcli.kept_model import load_kept
 from riftcli.recipe import Recipe
+from riftcli.report.reliability import write_reliability
+from riftcli.retention import measure_retention
 from riftcli.saved_model import sha256
 from riftcli.session import Session
 from riftcli.splits import class_counts, fingerprint
@@ -27,7 +29,7 @@ def final_report(session: Session) -> dict[str, Any]:
     report["data"] |= evaluate.exceptions(parts.splits.overlap, parts.skipped)
     report["training_data"] = training_data(parts)
     report["validation"] = progress.best_metrics
-    report["retention"] = _retention(session)
+    report["retention"] = measure_retention(parts)
     images = progress.step * recipe.train.batch_size
     report["timing"] = {
         "train_seconds": progress.train_seconds,
@@ -36,7 +38,9 @@ def final_report(session: Session) -> dict[str, Any]:
     }
     report["env"] = parts.environment()
     if session.folder:
-        evaluate.write_tables(session.folder.path / "eval" / eval_name(report), test, seen)
+        place = session.folder.path / "eval" / eval_name(report)
+        evaluate.write_tables(place, test, seen)
+        write_reliability(place, seen)
     return report
 
 
@@ -58,40 +62,18 @@ def eval_name(report: dict[str, Any]) -> str:
     return f"{report['data']['name']}-{report['data']['split']}"
 
 
-def _retention(session: Session) -> dict[str, Any]:
-    parts, recipe = session.parts, session.parts.recipe
-    entries = {}
-    for i, (query, bank) in enumerate(parts.retention):
-        before = parts.references[f"retention/{i}"]
-        after = parts.predict(query).features
-        tables = None
-        if bank is not None:
-            tables = (parts.references[f"retention/{i}/bank"], parts.predict(bank).features)
-        name = recipe.retention[i].name
-        key = name if name not in entries else f"{name}-{i}"
-        entries[key] = evaluate.retained(query, before, after, recipe.eval.knn_k, bank, tables)
-    return entries
-
-
 def model_entry(recipe: Recipe, vit: Any, weights: Path | None, epoch: int | None, trainable: int | None) -> dict[str, Any]:
     """The `model` part of a report."""
     return {
         "path": str(weights.parent) if weights else None,
         "architecture": vit.pretrained_cfg["architecture"],
-        "method": method(recipe),
+        "method": recipe.method,
         "sha256": sha256(weights) if weights else None,
         "weights": "raw",
         "epoch": epoch,
         "params": sum(p.numel() for p in vit.parameters()),
         "trainable_params": trainable,
     }
-
-
-def method(recipe: Recipe) -> dict[str, Any]:
-    """What was done, in the words of the catalog."""
-    names = {kind: recipe.component_name(kind) for kind in ("objective", "adapter", "regularizer")}
-    strength = getattr(recipe.regularizer, "weight", getattr(recipe.regularizer, "strength", None))
-    return {**names, "strength": strength, "pretrained": recipe.model.pretrained}
 
 
 def summary(report: dict[str, Any]) -> str:

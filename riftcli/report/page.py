@@ -1,58 +1,178 @@
-"""One self-contained HTML page per run: numbers, curves, recipe. Opens without a network."""
+"""One self-contained HTML page for one run or many: numbers, curves, maps, recipe. Opens without a network."""
 
 from __future__ import annotations
 
-import base64
+import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from riftcli.report import figures
+from riftcli.report.compare import Comparison, compare, text_of
+from riftcli.report.curves import read_rows
+from riftcli.report.figures import Figure
+from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
-from riftcli.run import read_run
+from riftcli.run import now, read_run
+from riftcli.subjects import Subject
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>{{ style }}</style></head><body>
+{% macro figure(f) %}<figure{{ ' class="wide"'|safe if f.wide }}><figcaption>{{ f.title }}</figcaption>
+<img alt="{{ f.title }}" src="{{ f.picture }}">
+<small>{{ f.note }} <a download="{{ f.title }}.csv" href="{{ f.table }}">numbers (CSV)</a></small></figure>{% endmacro %}
 <h1>{{ title }}</h1>
-<p>{{ report.data.name }}, split {{ report.data.split }}, {{ report.data.n }} images; {{ report.model.architecture }},
-adapter {{ report.model.method.adapter }}, regularizer {{ report.model.method.regularizer }}
-{%- if report.model.method.strength is not none %} (strength {{ report.model.method.strength }}){% endif %};
-weights of epoch {{ report.model.epoch }}.</p>
-<h2>Metrics</h2><table><tr><th>metric</th><th>value</th></tr>
-{% for name, entry in report.metrics.items() %}<tr><td>{{ name }}</td><td class="n">{{ number(entry.value) }}</td></tr>
+<p>{{ lead }}</p>
+<nav>{% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
+<a href="#provenance">Provenance</a></nav>
+<h2>Results</h2>
+<table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
+{% for c in table.columns %}<tr><th>{{ c }}</th>
+{% for row in table.rows.values() %}
+<td class="n{{ ' best' if row[c] and row[c].best }}">{{ text(c, row[c]) }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+<small>Mean and standard deviation over seeds; the best of a line is bold
+{%- if table.baseline %}; in brackets the change against {{ table.baseline }}{% endif %}.
+<a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
+{% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
+<div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
 {% endfor %}
-</table>
-{% if report.retention %}<h2>What was kept</h2>
-<table><tr><th>data set</th><th>kNN before</th><th>kNN after</th><th>CKA</th><th>images</th></tr>
-{% for name, entry in report.retention.items() %}<tr><td>{{ name }}</td><td class="n">{{ number(entry.knn_before) }}</td>
-<td class="n">{{ number(entry.knn_after) }}</td><td class="n">{{ number(entry.cka) }}</td><td class="n">{{ entry.n }}</td></tr>
-{% endfor %}</table>{% endif %}
-{% if curves %}<h2>Curves</h2><img alt="loss, similarity and validation over the steps" src="data:image/png;base64,{{ curves }}">
-{% endif %}
-{% if report.confusion_matrix.counts %}<h2>Confusion matrix</h2><table><tr><th>true \\ predicted</th>
-{% for c in report.confusion_matrix.classes %}<th>{{ c }}</th>{% endfor %}</tr>
-{% for row in report.confusion_matrix.counts %}<tr><th>{{ report.confusion_matrix.classes[loop.index0] }}</th>
-{% for cell in row %}<td class="n">{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
-<h2>Provenance</h2><pre>{{ provenance }}</pre>
-<h2>Recipe, every value</h2><pre>{{ recipe }}</pre>
+{% if missing %}<h2>Not measured yet</h2><ul>{% for line in missing %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
+<h2 id="provenance">Provenance</h2>
+{% for item in provenance %}<details><summary>{{ item.label }}: {{ item.summary }}</summary>
+<pre>{{ item.run }}</pre><h3>Recipe, every value</h3><pre>{{ item.recipe }}</pre></details>{% endfor %}
+<p><small>Written {{ written }} by riftcli.</small></p>
 </body></html>
 """
 
+MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
-def write_page(run: Path, report: dict[str, Any]) -> None:
-    """Write RUN/report.html from the report and the files of the run."""
-    curves = run / "plots" / "curves.png"
+
+def write_page(out: Path, subjects: Sequence[Subject], baseline: str | None = None) -> None:
+    """Write one page on finished runs, from what their folders hold; says what was not measured and how to."""
+    records = [record(subject) for subject in subjects]
+    table = compare(records, [], baseline, by_method=False)
+    groups = figures.groups_of(records)
+    palette = figures.colours(list(groups))
+    sections = [(name, parts) for name, parts in _sections(records, groups, table, palette) if parts]
     environment = jinja2.Environment(autoescape=True)
-    environment.globals["number"] = lambda value: "undefined" if value is None else f"{value:.4f}"
+    environment.globals["text"] = lambda column, cell: text_of(column, cell).replace("+-", "±")
     page = environment.from_string(_PAGE).render(
         style=STYLE,
-        title=run.name,
-        report=report,
-        curves=base64.b64encode(curves.read_bytes()).decode() if curves.is_file() else None,
-        provenance=json.dumps({k: v for k, v in read_run(run).items() if k != "status"}, indent=1),
-        recipe=(run / "recipe.resolved.yaml").read_text(encoding="utf-8"),
+        title=records[0].label if len(records) == 1 else f"{len(groups)} methods, {len(records)} runs",
+        lead=_lead(records),
+        table=table,
+        results=figures._address("text/csv", figures.csv_of(_flat(table)).encode()),
+        sections=sections,
+        missing=_missing(subjects),
+        provenance=[_provenance(r) for r in records],
+        written=now(),
     )
-    (run / "report.html").write_text(page, encoding="utf-8")
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(out)
+
+
+def _flat(table: Comparison) -> list[dict[str, Any]]:
+    from riftcli.report.compare import flat
+
+    return [{**row, "values": " ".join(map(str, row["values"] or []))} for row in flat(table)]
+
+
+def _lead(records: Sequence[Record]) -> str:
+    reports = [read_report(r.folder) for r in records]
+    sets = ", ".join(dict.fromkeys(f"{r['data']['name']} ({r['data']['split']}, {r['data']['n']} images)" for r in reports))
+    backbones = ", ".join(dict.fromkeys(r["model"]["architecture"] for r in reports))
+    return f"{backbones} finetuned on {sets}. All numbers are of the weights that validation chose."
+
+
+def _sections(
+    records: Sequence[Record], groups: dict[str, list[Record]], table: Comparison, palette: dict[str, str]
+) -> list[tuple[str, list[Figure]]]:
+    logs = {group: [read_rows(r.folder) for r in members] for group, members in groups.items()}
+    first = [members[0] for members in groups.values()]  # pictures of single runs are of the first seed
+    score = next((c for c in table.columns if c.split(" ")[0] in ("acc", "map")), None)
+    balance = [figures.trade_off(table, score, c, palette) for c in ("cka",) if score and c in table.columns]
+    found: list[tuple[str, list[Figure | None]]] = [
+        ("Kept against learned", list(balance)),
+        ("Training: mean over seeds, the band is their range", list(figures.curves(logs, palette))),
+        ("Calibration", [_reliability(first)]),
+        ("Mistakes", [_confusion(r) for r in first]),
+        ("Features, before and after", [part for r in first for part in _maps(r)]),
+        ("Attention, before and after", [part for r in first for part in _attention(r)]),
+    ]
+    return [(name, [part for part in parts if part is not None]) for name, parts in found]
+
+
+def _reliability(records: Sequence[Record]) -> Figure | None:
+    curves = {}
+    for r in records:
+        for path in sorted(r.folder.glob("eval/*/reliability.csv"))[:1]:
+            curves[r.group] = [
+                {k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(path.open(encoding="utf-8"))
+            ]
+    return figures.reliability(curves) if curves else None
+
+
+def _confusion(r: Record) -> Figure | None:
+    matrix = read_report(r.folder)["confusion_matrix"]
+    if "counts" not in matrix or len(matrix["classes"]) > MANY_CLASSES:
+        return None
+    return figures.confusion(r.label, matrix)
+
+
+def _maps(r: Record) -> list[Figure]:
+    parts = []
+    for path in sorted(r.folder.glob("similarity/*/metrics.json")):
+        found = read_json(path)
+        name = f"{r.label} on {path.parent.name}"
+        if found.get("map"):
+            parts += figures.scatter_maps(name, found["map"])
+        if found.get("layers"):
+            parts.append(figures.layers(name, found["layers"]))
+    return parts
+
+
+def _attention(r: Record) -> list[Figure]:
+    parts = []
+    for path in sorted(r.folder.glob("attention/*/attention.png")):
+        rows = read_json(path.with_name("metrics.json"))["rows"]
+        mean = sum(row["js_distance"] for row in rows) / len(rows)
+        note = f"Jensen-Shannon distance of the mean maps, averaged over {len(rows)} images: {mean:.3f}."
+        table = figures._address("text/csv", figures.csv_of(rows).encode())
+        name = f"Attention of {r.label} on {path.parent.name}"
+        parts.append(Figure(name, figures.picture_address(path.read_bytes()), table, note, wide=True))
+    return parts
+
+
+def _missing(subjects: Sequence[Subject]) -> list[str]:
+    """What a page could show if someone measured it, with the command."""
+    wanted = {
+        "knn": "nearest neighbours: rift knn",
+        "similarity": "layers and maps: rift similarity --layers all --map",
+        "sharpness": "sharpness: rift sharpness",
+        "attention": "attention maps: rift attention",
+    }
+    lines = []
+    for part, command in wanted.items():
+        without = [s for s in subjects if s.folder is not None and not list(s.folder.glob(f"{part}/*/metrics.json"))]
+        if without:
+            which = " ".join(f"--run {s.folder}" for s in without[:3]) + (" ..." if len(without) > 3 else "")
+            lines.append(f"{command} {which}")
+    return lines
+
+
+def _provenance(r: Record) -> dict[str, str]:
+    run = read_run(r.folder)
+    env = {"riftcli": "", "torch": "", "device": "", **run.get("env", {})}
+    return {
+        "label": r.label,
+        "summary": f"{run.get('created', '')}, riftcli {env['riftcli']}, torch {env['torch']}, {env['device']}",
+        "run": json.dumps({k: v for k, v in run.items() if k != "status"}, indent=1),
+        "recipe": (r.folder / "recipe.resolved.yaml").read_text(encoding="utf-8"),
+    }

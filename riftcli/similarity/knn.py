@@ -2,7 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
+
+Vote = Literal["softmax", "majority"]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest bank samples of every query, nearest first."""
+
+    similarity: torch.Tensor  # (M, k) cosine
+    index: torch.Tensor  # (M, k) rows of the bank
+
+
+def nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int, chunk: int = 512) -> Neighbours:
+    """The k nearest rows of the bank by cosine; bank (N, D), queries (M, D). k is clamped to the bank's size.
+
+    Without queries every bank sample looks for its neighbours among the others (leave-one-out). Chunked: the (M, N) matrix
+    of similarities is never held.
+    """
+    bank = torch.nn.functional.normalize(bank.float(), dim=1)
+    itself = queries is None
+    queries = bank if queries is None else torch.nn.functional.normalize(queries.float(), dim=1)
+    k = min(k, bank.shape[0] - int(itself))
+    similarity, index = [], []
+    for start in range(0, queries.shape[0], chunk):
+        table = queries[start : start + chunk] @ bank.T  # (c, N)
+        if itself:
+            own = torch.arange(table.shape[0])
+            table[own, own + start] = -torch.inf
+        top = table.topk(k, dim=1)
+        similarity.append(top.values)
+        index.append(top.indices)
+    return Neighbours(torch.cat(similarity), torch.cat(index))
+
+
+def votes(found: Neighbours, bank_targets: torch.Tensor, classes: int, k: int, temperature: float, vote: Vote) -> torch.Tensor:
+    """Score of every class from the first k neighbours; (M, C).
+
+    softmax: the DINO protocol, every neighbour votes exp(similarity / temperature). majority: one vote each, and of classes
+    with equally many the one that holds the nearest neighbour wins.
+    """
+    k = min(k, found.index.shape[1])
+    labels = bank_targets[found.index[:, :k]]  # (M, k)
+    scores = torch.zeros(labels.shape[0], classes)
+    if vote == "softmax":
+        return scores.scatter_add_(1, labels, (found.similarity[:, :k] / temperature).exp())
+    scores.scatter_add_(1, labels, torch.ones(labels.shape))
+    places = torch.arange(k, dtype=scores.dtype).expand(labels.shape)
+    nearest_place = torch.full_like(scores, k).scatter_reduce_(1, labels, places, "amin")
+    return scores - nearest_place / (2 * k)
+
+
+def knn_predict(
+    bank: torch.Tensor,
+    bank_targets: torch.Tensor,
+    queries: torch.Tensor | None = None,
+    k: int = 20,
+    temperature: float = 0.07,
+    vote: Vote = "softmax",
+    chunk: int = 512,
+) -> torch.Tensor:
+    """Predicted classes; bank (N, D), bank_targets (N,), queries (M, D) -> (M,). Without queries, leave-one-out."""
+    found = nearest(bank, queries, k, chunk)
+    return votes(found, bank_targets, int(bank_targets.max()) + 1, k, temperature, vote).argmax(1)
 
 
 def knn_accuracy(
@@ -12,29 +78,10 @@ def knn_accuracy(
     query_targets: torch.Tensor | None = None,
     k: int = 20,
     temperature: float = 0.07,
-    chunk: int = 1024,
+    vote: Vote = "softmax",
+    chunk: int = 512,
 ) -> float:
-    """Weighted k-nearest-neighbour accuracy in [0, 1], the DINO protocol (cosine similarity, votes exp(sim / T)).
-
-    bank (N, D), bank_targets (N,), queries (M, D), query_targets (M,). Without queries the bank is scored leave-one-out:
-    a sample never votes for itself. k is clamped to the bank's size.
-    """
-    leave_one_out = queries is None
-    bank = torch.nn.functional.normalize(bank.float(), dim=1)
-    if queries is None or query_targets is None:
-        queries, query_targets = bank, bank_targets
-    else:
-        queries = torch.nn.functional.normalize(queries.float(), dim=1)
-    k = min(k, bank.shape[0] - int(leave_one_out))
-    num_classes = int(bank_targets.max()) + 1
-    correct = 0
-    for start in range(0, queries.shape[0], chunk):
-        similarity = queries[start : start + chunk] @ bank.T  # (c, N)
-        if leave_one_out:
-            rows = torch.arange(similarity.shape[0])
-            similarity[rows, rows + start] = -torch.inf
-        top, index = similarity.topk(k, dim=1)
-        votes = torch.zeros(similarity.shape[0], num_classes)
-        votes.scatter_add_(1, bank_targets[index], (top / temperature).exp())
-        correct += int((votes.argmax(1) == query_targets[start : start + chunk]).sum())
-    return correct / queries.shape[0]
+    """k-nearest-neighbour accuracy in [0, 1]; targets (N,) and (M,). Without queries the bank is scored leave-one-out."""
+    truth = bank_targets if queries is None else query_targets
+    assert truth is not None, "queries come with their targets"
+    return float((knn_predict(bank, bank_targets, queries, k, temperature, vote, chunk) == truth).double().mean())

@@ -1,0 +1,119 @@
+"""How far finetuned models lie from their common centre: what `rift centrality` does (RIFT paper Table A4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from riftcli import run as runs
+from riftcli.errors import UsageError
+from riftcli.model import Backbone
+from riftcli.repeats import spread
+from riftcli.report.table import Findings, Row
+from riftcli.saved_model import read_config
+from riftcli.subjects import Subject
+
+State = dict[str, torch.Tensor]
+
+
+def method_name(method: dict[str, Any]) -> str:
+    """What was done, short: `full`, `lora + rift`, `full + rift 0.5`."""
+    if not method.get("pretrained", True):
+        return "scratch"
+    added = method["regularizer"]
+    strength = "" if method["strength"] in (None, 1.0) else f" {method['strength']:g}"
+    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{strength}"
+
+
+def backbone_state(subject: Subject) -> State:
+    """The saved floating-point weights below the head, on the CPU in fp64."""
+    from safetensors.torch import load_file
+
+    assert subject.weights is not None
+    head = read_config(subject.weights.parent).get("pretrained_cfg", {}).get("classifier") or "head"
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    tensors = load_file(subject.weights)
+    return {
+        name: tensor.double()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not name.startswith(tuple(f"{h}." for h in heads))
+    }
+
+
+def distances(states: Sequence[State]) -> list[dict[str, float]]:
+    """Of every state to the mean of all: L2 (`distance`), relative to the norm of the mean, and per weight (`rms`).
+
+    Only weights that all have are compared: heads of different tasks differ in shape, inserted layers in name.
+    """
+    names = shared(states)
+    count = sum(states[0][name].numel() for name in names)
+    centre = {name: torch.stack([state[name] for state in states]).mean(0) for name in names}
+    length = _norm(centre)
+    rows = []
+    for state in states:
+        away = _norm({name: state[name] - centre[name] for name in names})
+        rows.append({"distance": away, "relative": away / length, "rms": away / count**0.5})
+    return rows
+
+
+def shared(states: Sequence[State]) -> list[str]:
+    """Names that every state has, in the same shape."""
+    first = states[0]
+    return [name for name in first if all(name in s and s[name].shape == first[name].shape for s in states)]
+
+
+def _norm(state: State) -> float:
+    return float(torch.stack([tensor.square().sum() for tensor in state.values()]).sum().sqrt())
+
+
+def centrality_run(subjects: Sequence[Subject], from_start: bool) -> Findings:
+    """One row per run; runs of the same method share a centre. from_start: also the distance to the pretrained weights.
+
+    Raises UsageError for a method with a single run: it is its own centre.
+    """
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        if not subject.is_run:
+            raise UsageError(f"{subject.label}: not a run; centres are of runs of the same method")
+        groups.setdefault(method_name(subject.recipe.method), []).append(subject)
+    rows: list[Row] = []
+    averages: list[Row] = []
+    for method, members in groups.items():
+        if len(members) < 2:
+            raise UsageError(f"{members[0].label}: the only run of method '{method}'; a centre needs at least two")
+        if len({subject.recipe.model.name for subject in members}) > 1:
+            raise UsageError(f"method '{method}': its runs start from different backbones, so they have no common centre")
+        states = [backbone_state(subject) for subject in members]
+        if not shared(states):
+            raise UsageError(f"method '{method}': its runs have no weights in common")
+        start = _start(members[0]) if from_start else None
+        own = []
+        for subject, state, found in zip(members, states, distances(states), strict=True):
+            row = {"model": subject.label, "method": method, "data": subject.recipe.data.name, **found}
+            row["from_pretrained"] = None if start is None else _from_start(state, start)
+            own.append(row)
+        rows += own
+        averages.append({"method": method, "runs": len(own), **_average(own)})
+    env = runs.environment(torch.device("cpu"), "fp64", 1, 0)
+    return Findings("centrality", {"norm": "L2 over the backbone"}, [], rows, env, {"averages": averages})
+
+
+def _average(rows: Sequence[Row]) -> Row:
+    found = {}
+    for key in ("distance", "relative", "rms", "from_pretrained"):
+        values = [row[key] for row in rows]
+        if None not in values:
+            found[key], found[f"{key}_std"] = spread(values)["mean"], spread(values)["std"]
+    return found
+
+
+def _start(subject: Subject) -> State:
+    vit = Backbone(**{**subject.recipe.model.model_dump(), "pretrained": True}).build()
+    return {name: tensor.double() for name, tensor in vit.state_dict().items() if tensor.is_floating_point()}
+
+
+def _from_start(state: State, start: State) -> float:
+    names = shared([state, start])
+    return _norm({name: state[name] - start[name] for name in names})

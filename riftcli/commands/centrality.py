@@ -1,0 +1,31 @@
+"""rift centrality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riftcli.commands.common import AsJson, Out
+
+
+def centrality(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more runs per method.")],
+    pretrained: Annotated[bool, typer.Option(help="Also the distance to the pretrained weights.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Distance of each run's backbone to the mean of all runs of its method."""
+    from riftcli.centrality_run import centrality_run
+    from riftcli.commands import common
+    from riftcli.report.table import print_grid, shown
+    from riftcli.subjects import open_runs
+
+    findings = centrality_run(open_runs(runs, []), pretrained)
+    keys = ["distance", "relative", "rms", *(["from_pretrained"] if pretrained else [])]
+    lines = [[row["method"], row["model"], *(shown(row[key]) for key in keys)] for row in findings.rows]
+    for mean in findings.tables["averages"]:
+        lines.append([mean["method"], "mean", *(shown(mean[key], mean[f"{key}_std"]) for key in keys)])
+    print_grid("distance to the centre of the runs of a method (L2 over the backbone)", ["method", "run", *keys], lines)
+    common.finish(findings, [], [], out, as_json)

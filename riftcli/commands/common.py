@@ -1,0 +1,115 @@
+"""Options that the evaluation commands share, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from riftcli.encoding import DataSet
+    from riftcli.report.table import Findings
+    from riftcli.subjects import Subject
+
+OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
+
+Runs = Annotated[
+    list[Path],
+    typer.Option("--run", help="A run, a folder of --repeats, or a folder of weights; repeatable. Default: the newest finished."),
+]
+Models = Annotated[list[str], typer.Option("--model", help="A timm model that we did not train; repeatable.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="data.*, input.*, eval.*, model.weights; with --model all of model.*"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Out = Annotated[OptionalPath, typer.Option(help="Also write everything to this folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report on stdout.")]
+DataSets = Annotated[
+    list[str], typer.Option("--data", help="RECIPE, RECIPE:ROOT or imagefolder:PATH; repeatable. Default: the run's own data.")
+]
+
+
+def open_subjects(
+    runs: Sequence[Path], models: Sequence[str], overrides: Sequence[str], own_data: bool = False, other_model: bool = False
+) -> list[Subject]:
+    """Runs and models in the order given; without any, the newest finished run, and says which.
+
+    own_data: overrides of data.* and input.* are for the runs' own data, else for --data. other_model: overrides of model.*
+    are for a model that is opened elsewhere.
+    """
+    from riftcli import subjects
+    from riftcli.errors import UsageError
+    from riftcli.run import newest_finished
+
+    paths = list(runs)
+    if not paths and not models:
+        paths = [newest_finished()]
+        from riftcli.report.table import say
+
+        say(f"run: {paths[0]} (the newest finished one)")
+    if len(set(map(str, paths))) < len(paths) or len(set(models)) < len(models):
+        raise UsageError("the same --run or --model is given twice")
+    kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]
+    of_runs = [o for o in kept if not o.startswith("model.") or o.startswith("model.weights")] if models or other_model else kept
+    return [*subjects.open_runs(paths, of_runs), *(subjects.open_model(name, kept) for name in models)]
+
+
+def with_pretrained(subjects: list[Subject]) -> list[Subject]:
+    """Before the runs, what they were finetuned from, each once."""
+    bases: dict[str, Subject] = {}
+    for subject in subjects:
+        if subject.is_run:
+            bases.setdefault(repr(subject.recipe.model.model_dump(exclude={"pretrained", "drop_path"})), subject.pretrained())
+    return [*bases.values(), *subjects]
+
+
+def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Sequence[str]) -> list[DataSet]:
+    """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
+    from riftcli.encoding import DataSet, open_data
+    from riftcli.errors import UsageError
+
+    if wishes:
+        return [open_data(wish, list(overrides)) for wish in wishes]
+    found: dict[str, DataSet] = {}
+    for subject in subjects:
+        if subject.is_run or any(o.startswith("data.format=") for o in overrides):
+            recipe = subject.recipe
+            parts = {key: recipe.resolved[key] for key in ("data", "input")}
+            found.setdefault(repr(parts), DataSet(recipe.data, recipe.input))
+    if not found:
+        raise UsageError("a model without its run does not say what to look at: give --data RECIPE or --data imagefolder:PATH")
+    if len(found) > 1:
+        raise UsageError("the runs were trained on different data: say which to look at with --data")
+    return list(found.values())
+
+
+def finish(findings: Findings, subjects: Sequence[Subject], place: Sequence[str], out: Path | None, as_json: bool) -> list[Path]:
+    """Write what was found into the runs (and `out`), say where, and print the JSON where asked; returns the files.
+
+    Rank 0 only.
+    """
+    from riftcli.report.table import leave, say
+
+    folders = {subject.label: subject.folder for subject in subjects if subject.is_run and subject.folder is not None}
+    written = leave(findings, folders, place, out)
+    for path in written:
+        say(f"report: {path}")
+    if as_json:
+        print(json.dumps(findings.report(), indent=1))
+    return written
+
+
+def open_other(wish: str, overrides: Sequence[str]) -> Subject:
+    """What --against names: a folder if there is one, else a timm model."""
+    from riftcli import subjects
+
+    path = Path(wish).expanduser()
+    if path.is_dir():
+        from riftcli.encoding import sole
+
+        return sole(subjects.open_runs([path], []), f"--against {wish}")
+    return subjects.open_model(wish, [o for o in overrides if o.startswith("model.")])

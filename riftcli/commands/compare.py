@@ -1,0 +1,48 @@
+"""rift compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from riftcli.commands.common import AsJson, Out
+
+OptionalText = Optional[str]  # noqa: UP045 - typer reads it at run time
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of --repeats.")],
+    metrics: Annotated[str, typer.Option(help="Columns, comma-separated; default: all that every run has.")] = "",
+    baseline: Annotated[OptionalText, typer.Option(help="Row that changes refer to; default: full finetuning.")] = None,
+    by_method: Annotated[bool, typer.Option("--by-method", help="Rows are methods, not folders.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """One table of finished runs: mean and spread over seeds, best in bold, change against the baseline."""
+    from riftcli.report import compare as tables
+    from riftcli.report.records import record
+    from riftcli.report.table import print_grid, say
+    from riftcli.run import now
+    from riftcli.subjects import open_runs
+
+    records = [record(subject) for subject in open_runs(runs, [])]
+    table = tables.compare(records, [m.strip() for m in metrics.split(",") if m.strip()], baseline, by_method)
+    names = list(table.rows)
+    lines = []
+    for column in table.columns:
+        texts = []
+        for name in names:
+            cell = table.rows[name].get(column)
+            texts.append(tables.text_of(column, cell) + ("*" if cell and cell.best else ""))
+        lines.append([column, *texts])
+    against = f"; changes against {table.baseline}" if table.baseline else ""
+    print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
+    if out is not None:
+        for path in tables.write(out, table):
+            say(f"table: {path}")
+    if as_json:
+        report = {"schema": "rift.compare/1", "command": "compare", "created": now(), "baseline": table.baseline}
+        print(json.dumps({**report, "rows": tables.flat(table)}, indent=1))

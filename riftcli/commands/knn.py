@@ -1,0 +1,90 @@
+"""rift knn."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.report.table import Findings
+
+OptionalInt = Optional[int]  # noqa: UP045 - typer reads it at run time
+
+
+class Vote(StrEnum):
+    """How neighbours decide."""
+
+    softmax = "softmax"
+    majority = "majority"
+
+
+def knn(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    model: Models = [],  # noqa: B006
+    data: DataSets = [],  # noqa: B006
+    k: Annotated[str, typer.Option(help="Numbers of neighbours, comma-separated.")] = "20",
+    temperature: Annotated[float, typer.Option(help="Votes are exp(cosine / temperature).")] = 0.07,
+    vote: Annotated[Vote, typer.Option(help="softmax is the DINO protocol; majority counts heads.")] = Vote.softmax,
+    few_shot: Annotated[OptionalInt, typer.Option(help="Bank images per class, drawn anew --draws times.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of a few-shot bank.")] = 5,
+    probe: Annotated[bool, typer.Option("--probe", help="Also a logistic regression on the bank's features.")] = False,
+    pretrained: Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draws.")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Nearest-neighbour accuracy of features, on one or several data sets: train is the bank, test the queries."""
+    from riftcli import dist
+    from riftcli.commands import common
+    from riftcli.console import Console
+    from riftcli.encoding import Encoder
+    from riftcli.errors import UsageError
+    from riftcli.knn_run import Protocol, knn_run
+
+    try:
+        numbers = tuple(int(part) for part in k.split(","))
+    except ValueError:
+        raise UsageError(f"--k {k}: expected numbers, e.g. 20 or 10,20,100") from None
+    protocol = Protocol(numbers, temperature, vote.value, few_shot, draws, probe, seed)
+    subjects = common.open_subjects(run, model, overrides, own_data=not data)
+    sets = common.open_sets(data, subjects, overrides)
+    if pretrained:
+        subjects = common.with_pretrained(subjects)
+    encoder = Encoder.of_recipe(subjects[-1].recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    findings = knn_run(subjects, sets, protocol, encoder)
+    main = dist.is_main()
+    dist.close()
+    if main:
+        print_knn(findings)
+        common.finish(findings, subjects, ["data"], out, as_json)
+
+
+def print_knn(findings: Findings) -> None:
+    """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
+    from riftcli.report.table import averaged, print_grid, shown
+
+    kinds = dict.fromkeys((row["classifier"], row["k"]) for row in findings.rows)
+    for classifier, k in kinds:
+        rows = [row for row in findings.rows if (row["classifier"], row["k"]) == (classifier, k)]
+        cells = averaged(rows, ["group", "data"], "acc")
+        sets = list(dict.fromkeys(row["data"] for row in rows))
+        lines: list[list[str]] = []
+        for group in dict.fromkeys(row["group"] for row in rows):
+            means: list[Any] = [cells[group, name][0] for name in sets]
+            single = {row["data"]: row["std"] for row in rows if row["group"] == group}  # of few-shot draws
+            spreads = {name: cells[group, name][1] if cells[group, name][2] > 1 else single[name] for name in sets}
+            texts = [shown(cells[group, name][0], spreads[name]) for name in sets]
+            whole = [shown(sum(means) / len(means))] if len(sets) > 1 else []
+            lines.append([group, *texts, *whole])
+        title = f"{classifier}{'' if k is None else f', k = {k}'}{_shots(rows)}: accuracy"
+        print_grid(title, ["model", *sets, *(["mean"] if len(sets) > 1 else [])], lines)
+
+
+def _shots(rows: list[dict[str, Any]]) -> str:
+    return f", {rows[0]['shots']} images per class" if rows[0]["shots"] else ""

@@ -1,0 +1,48 @@
+"""rift predict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from riftcli.commands.common import AsJson, Device, OptionalPath, Overrides
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or a folder of weights.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+    out: Annotated[OptionalPath, typer.Option(help="A CSV file; default: stdout.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classes and probabilities of images, as CSV."""
+    from riftcli import dist
+    from riftcli.console import Console
+    from riftcli.encoding import Encoder
+    from riftcli.errors import UsageError
+    from riftcli.predict_run import predict_run, write_predictions
+    from riftcli.subjects import open_run
+
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UsageError(f"--out {out}: not a file that can be written")  # before the work, not after it
+    subject = open_run(run, overrides)
+    encoder = Encoder.of_recipe(subject.recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    classes, rows = predict_run(subject, paths, encoder)
+    main = dist.is_main()
+    dist.close()
+    if not main:
+        return
+    if out is not None:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            write_predictions(file, classes, rows)
+        print(f"predictions: {out} ({len(rows)} images)", file=sys.stderr)
+    if as_json:
+        named = [{**row, "probabilities": dict(zip(classes, row["probabilities"], strict=True))} for row in rows]
+        print(json.dumps({"schema": "rift.predictions/1", "classes": classes, "rows": named}, indent=1))
+    elif out is None:
+        write_predictions(sys.stdout, classes, rows)

@@ -1,0 +1,40 @@
+"""rift report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from riftcli.commands.common import Device, OptionalPath, Overrides
+
+OptionalText = Optional[str]  # noqa: UP045 - typer reads it at run time
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of --repeats.")],
+    out: Annotated[OptionalPath, typer.Option(help="The page; default: RUN/report.html, or report.html for several.")] = None,
+    baseline: Annotated[OptionalText, typer.Option(help="Row that changes refer to; default: full finetuning.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="First measure what is missing: calibration, similarity, sharpness, attention.")
+    ] = False,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+) -> None:
+    """One self-contained HTML page on one run or many."""
+    from riftcli.errors import UsageError
+    from riftcli.report.page import write_page
+    from riftcli.report.table import say
+    from riftcli.subjects import open_runs
+
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise UsageError(f"--out {target}: not a file that can be written")  # before the work, not after it
+    subjects = open_runs(runs, overrides)
+    if evaluate:
+        from riftcli.report.fill import fill
+
+        fill(subjects, overrides, device)
+    write_page(target, subjects, baseline)
+    say(f"page: {target}")

@@ -1,0 +1,73 @@
+"""rift sharpness."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.report.table import Findings
+
+
+class Method(StrEnum):
+    """How the worst weights nearby are sought."""
+
+    sam = "sam"
+    pga = "pga"
+    random = "random"
+
+
+def sharpness(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    rho: Annotated[float, typer.Option(help="Radius of the ball, L2 over all weights.")] = 0.01,
+    method: Annotated[
+        Method, typer.Option(help="sam: one gradient step; pga: several, projected; random: a check.")
+    ] = Method.sam,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="Radius relative to each weight (ASAM).")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of pga.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Points of random.")] = 100,
+    data: DataSets = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random points.")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much the loss of a finished run can rise when its weights move a little."""
+    from riftcli import dist
+    from riftcli.commands import common
+    from riftcli.console import Console
+    from riftcli.encoding import Encoder
+    from riftcli.sharpness import Ascent
+    from riftcli.sharpness_run import sharpness_run
+
+    ascent = Ascent(method.value, rho, adaptive, steps, draws, seed)
+    subjects = common.open_subjects(run, [], overrides, own_data=not data)
+    sets = common.open_sets(data, subjects, overrides) if data else None
+    encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    findings = sharpness_run(subjects, sets, split, ascent, encoder)
+    main = dist.is_main()
+    dist.close()
+    if main:
+        print_sharpness(findings)
+        common.finish(findings, subjects, ["data", "split", "method"], out, as_json)
+
+
+def print_sharpness(findings: Findings) -> None:
+    """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
+    from riftcli.report.table import print_grid, shown
+    from riftcli.sharpness_run import table_4
+
+    sets = list(dict.fromkeys(row["data"] for row in findings.rows))
+    for title, lines in table_4(findings.rows):
+        texts = []
+        for group, cells in lines:
+            means = [cells[name][0] for name in sets if name in cells]
+            mean = [shown(sum(means) / len(means)) if len(means) == len(sets) else ""] if len(sets) > 1 else []
+            texts.append([group, *(shown(*cells[name]) if name in cells else "" for name in sets), *mean])
+        print_grid(f"{title} (rho {findings.settings['rho']:g})", ["model", *sets, *(["mean"] if len(sets) > 1 else [])], texts)

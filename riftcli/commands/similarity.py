@@ -1,0 +1,94 @@
+"""rift similarity."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.report.table import Findings
+
+
+class Layers(StrEnum):
+    """Which features are compared."""
+
+    last = "last"
+    all = "all"
+
+
+def similarity(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    model: Models = [],  # noqa: B006
+    against: Annotated[str, typer.Option(help="pretrained, a run, a folder of weights, or a timm model.")] = "pretrained",
+    metrics: Annotated[str, typer.Option(help="Comma-separated, e.g. cka,rsa,procrustes; all for every one.")] = "",
+    layers: Annotated[
+        Layers, typer.Option(help="all: also CKA of every layer with every layer, and its heat map.")
+    ] = Layers.last,
+    maps: Annotated[bool, typer.Option("--map", help="Also a PCA and a t-SNE map of the samples, before and after.")] = False,
+    data: DataSets = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
+    bootstrap: Annotated[int, typer.Option(min=0, help="Random halves behind the 95 % intervals; 0 for none.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random halves.")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Similarity of features to the pretrained model's, or to any other model's, on the same images."""
+    from riftcli import dist
+    from riftcli.commands import common
+    from riftcli.console import Console
+    from riftcli.encoding import Encoder
+    from riftcli.similarity_run import DEFAULT, Question, measures, similarity_run
+
+    wanted = measures() if metrics == "all" else [m.strip() for m in metrics.split(",") if m.strip()] or DEFAULT
+    question = Question(tuple(wanted), split, layers is Layers.all, bootstrap, seed, maps)
+    subjects = common.open_subjects(run, model, overrides, own_data=not data, other_model=against != "pretrained")
+    other = None if against == "pretrained" else common.open_other(against, overrides)
+    sets = common.open_sets(data, subjects, overrides)
+    encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    findings = similarity_run(subjects, other, sets, question, encoder)
+    main = dist.is_main()
+    dist.close()
+    if main:
+        print_similarity(findings)
+        for path in common.finish(findings, subjects, ["data", "split"], out, as_json):
+            draw_all_layers(path)
+
+
+def draw_all_layers(report: Path) -> None:
+    """Beside a written report, a heat map of every model's layers."""
+    from riftcli.report.heat_map import draw_layers
+
+    cells = json.loads(report.read_text(encoding="utf-8")).get("layers", [])
+    models = list(dict.fromkeys((cell["model"], cell["data"]) for cell in cells))
+    for model, data in models:
+        name = "layers.png" if len(models) == 1 else f"layers-{model.replace('/', '-')}-{data}.png"
+        draw_layers(report.parent / name, [cell for cell in cells if (cell["model"], cell["data"]) == (model, data)])
+
+
+def print_similarity(findings: Findings) -> None:
+    """Measures down, models across."""
+    from riftcli.report.table import averaged, print_grid, shown
+
+    cells = averaged(findings.rows, ["data", "metric", "group"], "value")
+    for data in dict.fromkeys(row["data"] for row in findings.rows):
+        rows = [row for row in findings.rows if row["data"] == data]
+        groups = list(dict.fromkeys(row["group"] for row in rows))
+        single = {(row["metric"], row["group"]): row for row in rows}
+        lines = []
+        for metric in dict.fromkeys(row["metric"] for row in rows):
+            texts = []
+            for group in groups:
+                mean, std, count = cells[data, metric, group]
+                row = single[metric, group]
+                interval = f" [{row['low']:.4f}, {row['high']:.4f}]" if count == 1 and row["low"] is not None else ""
+                texts.append(shown(mean, std) + interval)
+            lines.append([metric, *texts])
+        print_grid(f"{data}, {rows[0]['n']} images, against {rows[0]['reference']}", ["measure", *groups], lines)

@@ -1,0 +1,96 @@
+"""Features that were computed before, found again by their content: same weights, same pixels, same transform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli.decode import file_state
+from riftcli.features import Table
+from riftcli.protocols import Split
+from riftcli.saved_model import sha256
+from riftcli.splits import fingerprint
+from riftcli.transforms import Preprocessing
+
+VERSION = 1  # of the files; raise it when the meaning of a feature changes
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of every tensor of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+def samples_digest(split: Split) -> str:
+    """sha256 over ids, targets, and what is on disk: name, size and time of every file, or the pixels where there is none."""
+    digest = hashlib.sha256(fingerprint(split).encode())
+    for i in range(len(split)):
+        if split.paths is not None:
+            digest.update(f"{split.paths[i]}\t".encode() + file_state(split.paths[i]))
+        else:
+            image = split.read(i)
+            digest.update(f"{image.mode} {image.size}\n".encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """A folder of feature tables; a file is there completely or not at all, and is checked before it is used (F26)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def path(self, model: nn.Module, pooling: Any, split: Split, preprocessing: Preprocessing, reading: dict[str, Any]) -> Path:
+        """Where the table of these samples through this model belongs. `reading`: how files become pixels and batches."""
+        key = {
+            "version": VERSION,
+            "weights": weights_digest(model),
+            "model": repr(model),
+            "torch": torch.__version__,
+            "pooling": pooling,
+            "samples": samples_digest(split),
+            "transform": asdict(preprocessing),
+            "reading": reading,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        return self.folder / f"{name[:40]}.safetensors"
+
+    def read(self, path: Path, count: int) -> Table | None:
+        """The table, or None when there is none or its bytes are not those that were written."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        seal = path.with_suffix(".sha256")
+        try:
+            if seal.read_text() != sha256(path):
+                return None
+            tensors = load_file(path)
+        except (OSError, SafetensorError):
+            return None
+        table = Table(tensors["features"], tensors["logits"])
+        return table if len(table.features) == count else None
+
+    def write(self, path: Path, table: Table) -> None:
+        """Publish a table in one step; of two writers the last one wins, with the same content."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        os.close(handle)
+        save_file({"features": table.features.contiguous(), "logits": table.logits.contiguous()}, temporary)
+        seal = Path(temporary).with_suffix(".seal")
+        seal.write_text(sha256(Path(temporary)))
+        os.replace(temporary, path)
+        os.replace(seal, path.with_suffix(".sha256"))

@@ -1,0 +1,35 @@
+"""Images that a user names, without labels: files, and folders of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from riftcli.errors import DataError
+from riftcli.images import EXTENSIONS, FileReader
+from riftcli.protocols import Split
+from riftcli.recipe_model import InputSection
+
+
+def image_split(paths: Sequence[Path], reading: InputSection, classes: Sequence[str] = ()) -> Split:
+    """The named files and all images below the named folders, in order, as a split without targets; raise DataError."""
+    files: list[Path] = []
+    for path in paths:
+        path = path.expanduser()
+        if path.is_dir():
+            found = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+            )
+            if not found:
+                raise DataError(f"{path}: no image in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    files = list(dict.fromkeys(files))
+    ids = [str(file) for file in files]
+    targets = np.zeros(len(files), dtype=np.int64)
+    return Split("images", ids, targets, list(classes), FileReader(files, reading.bit_depth), paths=files)

@@ -1,0 +1,187 @@
+"""Nearest neighbours on data sets that were not trained on: what `rift knn` does (RIFT paper Table 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from riftcli import dist, inputs
+from riftcli import run as runs
+from riftcli.console import Console, Stopwatch
+from riftcli.encoding import DataSet, Encoder
+from riftcli.errors import UsageError
+from riftcli.protocols import Split
+from riftcli.report.table import Findings, Row
+from riftcli.similarity.knn import Vote, nearest, votes
+from riftcli.splits import load_retention
+from riftcli.subjects import Loaded, Subject
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How neighbours decide. k: numbers of neighbours, each a row; few_shot: bank images per class, drawn `draws` times;
+    probe: also a logistic regression on the bank's features.
+    """
+
+    k: tuple[int, ...] = (20,)
+    temperature: float = 0.07
+    vote: Vote = "softmax"
+    few_shot: int | None = None
+    draws: int = 5
+    probe: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise UsageError(f"--k {','.join(map(str, self.k))}: numbers of neighbours are 1 or more")
+        if self.temperature <= 0:
+            raise UsageError(f"--temperature {self.temperature:g}: must be above 0")
+        if self.few_shot is not None and self.few_shot < 1:
+            raise UsageError(f"--few-shot {self.few_shot}: images per class are 1 or more")
+        if self.vote not in ("softmax", "majority"):
+            raise UsageError(f"--vote {self.vote}: softmax or majority")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A data set through one model. bank: features and targets; queries None means leave-one-out."""
+
+    bank: torch.Tensor
+    bank_targets: torch.Tensor
+    queries: torch.Tensor | None
+    targets: torch.Tensor
+    classes: int
+
+
+def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Protocol, encoder: Encoder) -> Findings:
+    """Accuracy of every model on every data set; collective, the same findings on every rank."""
+    clock, console = Stopwatch(), encoder.console
+    data = [(source, *_splits(source, console)) for source in sets]
+    names = _distinct([source.name for source in sets])
+    rows: list[Row] = []
+    entries = []
+    for subject in subjects:
+        loaded = subject.load(encoder.device)
+        entries.append(subject.entry(loaded))
+        for name, (source, query, bank) in zip(names, data, strict=True):
+            encoded = _encoded(loaded, source, query, bank, encoder, f"{name} with {subject.label}")
+            facts = {"model": subject.label, "group": subject.group, "data": name, "bank": bank.name if bank else "leave-one-out"}
+            for row in classify(encoded, protocol):
+                rows.append({**facts, "n": len(query), **row})
+            console.line(f"{subject.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in _of(rows, facts)))
+        del loaded
+    settings = {**asdict(protocol), "k": list(protocol.k)}
+    env = runs.environment(encoder.device, "fp32", dist.world_size(), protocol.seed)
+    return Findings("knn", settings, entries, rows, env, seconds=clock.seconds)
+
+
+def classify(data: Encoded, protocol: Protocol) -> list[Row]:
+    """One row per k, and one for the probe; with few_shot, means over the draws."""
+    if protocol.few_shot is None:
+        return [{**row, "std": None} for row in _classify(data, protocol)]
+    if data.queries is None:
+        raise UsageError("--few-shot needs queries beside the bank: this set is scored leave-one-out")
+    drawn = [_classify(_few(data, protocol.few_shot, protocol.seed + i), protocol) for i in range(protocol.draws)]
+    rows = []
+    for same in zip(*drawn, strict=True):
+        values = torch.tensor([row["acc"] for row in same], dtype=torch.float64)
+        std = float(values.std()) if len(values) > 1 else None
+        rows.append({**same[0], "acc": float(values.mean()), "std": std})
+    return rows
+
+
+def _classify(data: Encoded, protocol: Protocol) -> list[Row]:
+    truth = data.targets
+    found = _nearest_over_ranks(data, max(protocol.k))
+    rows = []
+    for k in protocol.k:
+        scores = votes(found, data.bank_targets, data.classes, k, protocol.temperature, protocol.vote)
+        accuracy = float((scores.argmax(1) == truth).double().mean())
+        used = min(k, found.index.shape[1])
+        rows.append({"classifier": "knn", "k": used, "shots": protocol.few_shot, "bank_n": len(data.bank), "acc": accuracy})
+    if protocol.probe:
+        guess = _probe(data, protocol.seed)
+        accuracy = float((guess == truth).double().mean())
+        rows.append({"classifier": "probe", "k": None, "shots": protocol.few_shot, "bank_n": len(data.bank), "acc": accuracy})
+    return rows
+
+
+def _nearest_over_ranks(data: Encoded, k: int) -> Any:
+    """Every rank searches for its part of the queries; all get all."""
+    ranks = dist.world_size()
+    if ranks == 1 or data.queries is None:  # leave-one-out needs to know which row is its own
+        return nearest(data.bank, data.queries, k)
+    mine = data.queries.tensor_split(ranks)[dist.rank()]
+    parts = dist.gather_objects(nearest(data.bank, mine, k))
+    first = parts[0]
+    return type(first)(torch.cat([p.similarity for p in parts]), torch.cat([p.index for p in parts]))
+
+
+def _few(data: Encoded, shots: int, seed: int) -> Encoded:
+    """A bank of `shots` images per class (fewer where a class has fewer)."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for label in range(data.classes):
+        own = (data.bank_targets == label).nonzero().flatten()
+        kept.append(own[torch.randperm(len(own), generator=generator)[:shots]])
+    rows = torch.cat(kept).sort().values
+    return Encoded(data.bank[rows], data.bank_targets[rows], data.queries, data.targets, data.classes)
+
+
+PROBE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+
+
+def _probe(data: Encoded, seed: int) -> torch.Tensor:
+    """Logistic regression on standardised features; its C is chosen on a fifth of the bank, never on the queries."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if data.queries is None:
+        raise UsageError("--probe needs queries beside the bank: this set is scored leave-one-out")
+
+    def model(strength: float) -> Any:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+
+    bank, labels = data.bank.double().numpy(), data.bank_targets.numpy()
+    best = 1.0
+    counts = data.bank_targets.bincount()
+    if int(counts[counts > 0].min()) >= 5:  # else there is nothing to choose on
+        fit, held, fit_labels, held_labels = train_test_split(bank, labels, test_size=0.2, stratify=labels, random_state=seed)
+        best = max(PROBE_STRENGTHS, key=lambda c: model(c).fit(fit, fit_labels).score(held, held_labels))
+    return torch.from_numpy(model(best).fit(bank, labels).predict(data.queries.double().numpy()))
+
+
+def _splits(source: DataSet, console: Console) -> tuple[Split, Split | None]:
+    data = source.data
+    query, bank = load_retention(data.source, data.train, data.test, data.rules)
+    query, _ = inputs.sift(query, source.input, console)
+    return query, None if bank is None else inputs.sift(bank, source.input, console)[0]
+
+
+def _encoded(loaded: Loaded, source: DataSet, query: Split, bank: Split | None, encoder: Encoder, what: str) -> Encoded:
+    queries = encoder.encode(loaded, query, source.input, what).features
+    targets = torch.from_numpy(query.targets)
+    if bank is None:
+        return Encoded(queries, targets, None, targets, len(query.classes))
+    features = encoder.encode(loaded, bank, source.input, f"{what}, bank").features
+    return Encoded(features, torch.from_numpy(bank.targets), queries, targets, len(bank.classes))
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Two data sets of one name get numbers."""
+    return [name if names.count(name) == 1 else f"{name}-{names[:i].count(name)}" for i, name in enumerate(names)]
+
+
+def _title(row: Row) -> str:
+    shots = f", {row['shots']} per class" if row["shots"] else ""
+    which = "" if row["k"] is None else f" k={row['k']}"
+    return f"{row['classifier']}{which}{shots}"
+
+
+def _of(rows: list[Row], facts: Row) -> list[Row]:
+    return [row for row in rows if row["model"] == facts["model"] and row["data"] == facts["data"]]

@@ -1,0 +1,78 @@
+"""Features after every block, and how alike they are between two models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from riftcli import dist
+from riftcli.errors import UsageError
+from riftcli.loader import Batch
+from riftcli.model import Classifier
+from riftcli.similarity.covariance import centre
+from riftcli.transforms import Preprocessing
+
+
+def encode_layers(
+    model: Classifier,
+    batches: Iterator[Batch],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    tick: Callable[[int], None] = lambda n: None,
+) -> list[torch.Tensor]:
+    """Features after each block and, last, before the head; L + 1 tables (N, D), rows in split order, on every rank.
+
+    A block's feature is what the head would read: the class token, or the mean of the patches where the model pools them.
+    Raises UsageError for a model without forward_intermediates.
+    """
+    vit: Any = model.vit
+    if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "blocks"):
+        raise UsageError("--layers all: this timm model does not give its intermediate features")
+    model.eval()
+    positions, layers = [], []
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for images, _, index in batches:
+            final, blocks = vit.forward_intermediates(
+                preprocessing.normalise(images.to(device, non_blocking=True)), return_prefix_tokens=True, output_fmt="NLC"
+            )
+            pooled = [_pooled(vit, patches, prefix) for patches, prefix in map(_parts, blocks)]
+            layers.append([row.float().cpu() for row in [*pooled, vit.forward_head(final, pre_logits=True)]])
+            positions.append(index)
+            tick(len(index))
+    parts = dist.gather_objects(list(zip(positions, layers, strict=True)))
+    pairs = [pair for part in parts for pair in part]
+    back = torch.cat([position for position, _ in pairs]).argsort()
+    return [torch.cat([rows[i] for _, rows in pairs])[back].clone() for i in range(len(pairs[0][1]))]
+
+
+def _parts(block: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return block if isinstance(block, tuple) else (block, None)
+
+
+def _pooled(vit: Any, patches: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+    if vit.global_pool == "token" and prefix is not None:
+        return prefix[:, 0]
+    return patches.mean(1)
+
+
+def layer_names(count: int) -> list[str]:
+    """block1 ... blockL, head: the last one is the feature before the head."""
+    return [*(f"block{i}" for i in range(1, count)), "head"]
+
+
+def cka_table(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
+    """Biased linear CKA of every layer of one model with every layer of the other, in fp64; L, M tables -> (L, M).
+
+    NaN where a layer is constant (e.g. a class token before it has seen the image).
+    """
+    ours, theirs = ([_normed(rows) for rows in layers] for layers in (before, after))
+    return torch.stack([torch.stack([(x.T @ y).square().sum() for y in theirs]) for x in ours])
+
+
+def _normed(rows: torch.Tensor) -> torch.Tensor:
+    """Centred, and scaled such that the squared norm of a product of two is their CKA."""
+    rows = centre(rows.double())
+    norm = torch.linalg.norm(rows.T @ rows) if rows.shape[0] > rows.shape[1] else torch.linalg.norm(rows @ rows.T)
+    return rows / norm.sqrt() if float(norm) > 1e-20 else rows * torch.nan

@@ -1,0 +1,49 @@
+"""Classes of images without labels: what `rift predict` does."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from riftcli import inputs
+from riftcli.encoding import Encoder
+from riftcli.errors import UsageError
+from riftcli.image_files import image_split
+from riftcli.subjects import Subject
+
+THRESHOLD = 0.5  # of a label's probability, for multi-label models
+
+
+def predict_run(subject: Subject, paths: Sequence[Path], encoder: Encoder) -> tuple[list[str], list[dict[str, Any]]]:
+    """(class names, one row per readable image): path, class, probability of every class.
+
+    Multi-label: `class` holds every label above 0.5, joined by `|`, possibly none. Unreadable images as `input.on_bad_image`
+    says. Raises UsageError for a model without class names.
+    """
+    loaded = subject.load(encoder.device)
+    if not loaded.classes:
+        raise UsageError(
+            f"{subject.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
+        )
+    reading = subject.recipe.input
+    split, _ = inputs.sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
+    logits = encoder.encode(loaded, split, reading, "images").logits.double()
+    multilabel = subject.recipe.objective.task == "multilabel"
+    probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
+    rows = []
+    for name, values in zip(split.ids, probabilities.tolist(), strict=True):
+        if multilabel:
+            answer = "|".join(c for c, p in zip(loaded.classes, values, strict=True) if p > THRESHOLD)
+        else:
+            answer = loaded.classes[max(range(len(values)), key=values.__getitem__)]
+        rows.append({"path": name, "class": answer, "probabilities": values})
+    return loaded.classes, rows
+
+
+def write_predictions(file: IO[str], classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """CSV: path, class, p_<class> ..."""
+    writer = csv.writer(file)
+    writer.writerow(["path", "class", *[f"p_{name}" for name in classes]])
+    writer.writerows([row["path"], row["class"], *[f"{p:.6f}" for p in row["probabilities"]]] for row in rows)

@@ -1,0 +1,190 @@
+"""Runs side by side: mean and spread over seeds, the best in bold, the change against a baseline (RIFT paper Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riftcli.centrality_run import method_name
+from riftcli.errors import UsageError, nearest
+from riftcli.repeats import spread
+from riftcli.report.records import Record
+from riftcli.report.table import write_csv
+
+SHOWN = ["acc", "map", "cka", "cka_debiased", "ece"]  # first, in this order; kNN and sharpness follow, then the cost
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table. change: relative to the baseline's mean, None for the baseline itself."""
+
+    mean: float | None
+    std: float | None
+    count: int
+    best: bool = False
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """rows: name -> column -> cell; columns are `metric` or, over several data sets, `metric (data)` and `metric (mean)`."""
+
+    columns: list[str]
+    rows: dict[str, dict[str, Cell]]
+    baseline: str | None
+    values: dict[str, dict[str, list[float]]]
+
+
+def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | None, by_method: bool) -> Comparison:
+    """Group the runs (by folder, or by method over all data sets) and average each column.
+
+    metrics: columns to show, in order; empty takes those that every run has. Raises UsageError for names nobody measured.
+    """
+    sets = list(dict.fromkeys(record.data for record in records))
+    by_method = by_method or len(sets) > 1
+    names = {id(record): method_name(record.method) if by_method else record.group for record in records}
+    measured = list(dict.fromkeys(name for record in records for name in record.values))
+    for metric in metrics:
+        if metric not in measured:
+            raise UsageError(f"--metrics {metric}: no run has it{nearest(metric, measured)}; measured: {', '.join(measured)}")
+    wanted = list(metrics) or _default_columns(records, measured)
+    values: dict[str, dict[str, list[float]]] = {}
+    better: dict[str, bool | None] = {}
+    for record in records:
+        row = values.setdefault(names[id(record)], {})
+        for metric in wanted:
+            column = metric if len(sets) == 1 else f"{metric} ({record.data})"
+            better[column] = record.better.get(metric, better.get(column))
+            if metric in record.values:
+                row.setdefault(column, []).append(record.values[metric])
+    columns = [m if len(sets) == 1 else f"{m} ({name})" for m in wanted for name in sets]
+    columns = list(dict.fromkeys(c for c in columns if any(c in row for row in values.values())))
+    means = {name: {column: spread(list(found)) for column, found in row.items()} for name, row in values.items()}
+    if len(sets) > 1:
+        columns, means, better = _with_means(columns, means, better, wanted, sets)
+    reference = _baseline(records, names, baseline)
+    return Comparison(columns, _cells(columns, means, better, reference), reference, values)
+
+
+def _default_columns(records: Sequence[Record], measured: Sequence[str]) -> list[str]:
+    """What all runs have, the headline first."""
+    common = [name for name in measured if all(name in record.values for record in records)]
+    return [*[name for name in SHOWN if name in common], *[name for name in common if name not in SHOWN]]
+
+
+def _with_means(columns: list[str], means: Any, better: Any, wanted: Sequence[str], sets: Sequence[str]) -> Any:
+    """After each metric, its plain mean over the data sets; only where a method was run on all of them."""
+    ordered = []
+    for metric in wanted:
+        own = [c for c in columns if c in {f"{metric} ({name})" for name in sets}]
+        title = f"{metric} (mean)"
+        ordered += [*own, title]
+        better[title] = better.get(own[0]) if own else None
+        for row in means.values():
+            if len(own) == len(sets) and all(c in row for c in own):
+                row[title] = {"mean": sum(row[c]["mean"] for c in own) / len(own), "std": None, "n": len(own)}
+    return ordered, means, better
+
+
+def _baseline(records: Sequence[Record], names: dict[int, str], wish: str | None) -> str | None:
+    """The row that changes refer to: the one that is named, else plain full finetuning where there is exactly one."""
+    present = list(dict.fromkeys(names.values()))
+    if wish is not None:
+        if wish not in present:
+            raise UsageError(f"--baseline {wish}: no such row{nearest(wish, present)}; rows: {', '.join(present)}")
+        return wish
+    plain = [names[id(r)] for r in records if method_name(r.method) == "full"]
+    return plain[0] if len(set(plain)) == 1 else None
+
+
+def _cells(columns: Sequence[str], means: Any, better: dict[str, Any], reference: str | None) -> dict[str, dict[str, Cell]]:
+    rows: dict[str, dict[str, Cell]] = {name: {} for name in means}
+    for column in columns:
+        known = {name: row[column]["mean"] for name, row in means.items() if column in row}
+        direction = better.get(column)
+        top = None
+        if direction is not None and len(known) > 1:
+            top = (max if direction else min)(known.values())
+        base = known.get(reference) if reference else None
+        for name, value in known.items():
+            entry = means[name][column]
+            change = None if not base or name == reference else value / base - 1
+            rows[name][column] = Cell(value, entry["std"], entry["n"], value == top, change)
+    return rows
+
+
+def text_of(column: str, cell: Cell | None) -> str:
+    """A cell for people: `0.8123 +- 0.0040 (+1.2 %)`."""
+    if cell is None or cell.mean is None:
+        return ""
+    whole = column.startswith(("trainable parameters", "train seconds"))
+    digits = 0 if whole else 4
+    text = f"{cell.mean:,.{digits}f}"
+    if cell.std is not None and not column.startswith("trainable"):
+        text += f" +- {cell.std:,.{digits}f}"
+    return text if cell.change is None or whole else f"{text} ({100 * cell.change:+.1f} %)"
+
+
+def markdown(table: Comparison) -> str:
+    """A Markdown table."""
+    lines = [f"| run | {' | '.join(table.columns)} |", "| --- |" + " ---: |" * len(table.columns)]
+    for name, row in table.rows.items():
+        cells = []
+        for column in table.columns:
+            cell = row.get(column)
+            text = text_of(column, cell)
+            cells.append(f"**{text}**" if cell and cell.best else text)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
+
+
+def latex(table: Comparison) -> str:
+    """A LaTeX tabular (booktabs)."""
+    head = " & ".join(["run", *map(_escaped, table.columns)])
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+    for name, row in table.rows.items():
+        cells = []
+        for column in table.columns:
+            cell = row.get(column)
+            text = _escaped(text_of(column, cell))
+            cells.append(rf"\textbf{{{text}}}" if cell and cell.best else text)
+        lines.append(" & ".join([_escaped(name), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def flat(table: Comparison) -> list[dict[str, Any]]:
+    """One row per run and column, with every value."""
+    return [
+        {
+            "run": name,
+            "column": column,
+            "mean": cell.mean,
+            "std": cell.std,
+            "n": cell.count,
+            "best": cell.best,
+            "change": cell.change,
+            "values": table.values.get(name, {}).get(column),
+        }
+        for name, row in table.rows.items()
+        for column, cell in row.items()
+    ]
+
+
+def write(folder: Path, table: Comparison) -> list[Path]:
+    """compare.csv, compare.md and compare.tex."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"compare.{suffix}" for suffix in ("csv", "md", "tex")]
+    rows = [{**row, "values": " ".join(map(str, row["values"] or []))} for row in flat(table)]
+    write_csv(paths[0], rows)
+    paths[1].write_text(markdown(table), encoding="utf-8")
+    paths[2].write_text(latex(table), encoding="utf-8")
+    return paths

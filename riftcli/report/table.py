@@ -1,0 +1,136 @@
+"""What an evaluation command found: rows of plain values, printed, and written as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from riftcli.run import now, write_json
+
+SCHEMA = "rift.table/1"
+Row = dict[str, Any]
+
+
+@dataclass
+class Findings:
+    """One command's result. rows: flat, all with the same keys; a value that is not defined is None."""
+
+    command: str
+    settings: dict[str, Any]
+    models: list[dict[str, Any]]
+    rows: list[Row]
+    env: dict[str, Any]
+    tables: dict[str, list[Row]] = field(default_factory=dict)  # further tables by name, with the same leading columns
+    seconds: float | None = None
+
+    def report(self) -> dict[str, Any]:
+        """The JSON form (schema rift.table/1)."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "created": now(),
+            "settings": self.settings,
+            "models": self.models,
+            "rows": self.rows,
+            **self.tables,
+            "timing": {"seconds": self.seconds},
+            "env": self.env,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """FOLDER/metrics.json, table.csv and a CSV of every further table; returns the first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in {"table": self.rows, **self.tables}.items():
+            write_csv(folder / f"{name}.csv", rows)
+        write_json(folder / "metrics.json", self.report())
+        return folder / "metrics.json"
+
+
+def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] | None = None) -> None:
+    """Rows with a header; None is an empty cell."""
+    rows = list(rows)
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def shown(value: Any, std: float | None = None, digits: int = 4) -> str:
+    """A number as people read it, with its spread."""
+    if value is None:
+        return "undefined"
+    if not isinstance(value, float):
+        return str(value)
+    spread = "" if std is None else f" +- {std:.{digits}f}"
+    return f"{value:.{digits}f}{spread}"
+
+
+def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table on stderr, as wide as it needs to be where there is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=max(console.width, 240))
+    console.print(title, markup=False, style="bold")
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """A line on stderr: stdout is for --json."""
+    print(text, file=sys.stderr)
+
+
+def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, tuple[float | None, float | None, int]]:
+    """(mean, standard deviation with ddof 1 or None, count) of `value` per combination of `by`, in order of appearance.
+
+    A group with an undefined value has no mean.
+    """
+    from riftcli.repeats import spread
+
+    groups: dict[tuple, list[float | None]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in by), []).append(row[value])
+    found = {}
+    for key, values in groups.items():
+        entry = spread(values)
+        found[key] = (entry["mean"], entry["std"], entry["n"])
+    return found
+
+
+def leave(findings: Findings, runs: dict[str, Path], place: Sequence[str], out: Path | None) -> list[Path]:
+    """Write the rows of every run into RUN/<command>/<place>/, with those of the models that it is compared with; and all
+    of them to `out`. runs: label -> run folder; place: columns that name the folder, e.g. the data set. Returns the files.
+    """
+
+    def named(row: Row) -> str:
+        return "-".join(str(row[key]) for key in place)
+
+    written = [findings.write(out)] if out else []
+    for label, folder in runs.items():
+        mine = [row for row in findings.rows if row["model"] == label or row["model"] not in runs]
+        for name in dict.fromkeys(map(named, mine)):
+            rows = [row for row in mine if named(row) == name]
+            seen = {row[key] for row in rows for key in ("model", "reference") if key in row}
+            part = replace(
+                findings,
+                rows=rows,
+                models=[model for model in findings.models if model["label"] in seen],
+                tables={
+                    key: [row for row in table if row["model"] in seen and named(row) == name]
+                    for key, table in findings.tables.items()
+                },
+            )
+            written.append(part.write(folder / findings.command / name))
+    return written

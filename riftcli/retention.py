@@ -1,0 +1,32 @@
+"""What the network still knows of data that it is not trained on: at the end of a run, and along the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from riftcli import evaluate
+from riftcli.build import Parts
+
+
+def measure_retention(parts: Parts) -> dict[str, Any]:
+    """kNN before and after, and CKA between the two, on every retention set of the recipe; collective."""
+    recipe = parts.recipe
+    entries: dict[str, Any] = {}
+    for i, (query, bank) in enumerate(parts.retention):
+        before = parts.references[f"retention/{i}"]
+        after = parts.predict(query).features
+        tables = None
+        if bank is not None:
+            tables = (parts.references[f"retention/{i}/bank"], parts.predict(bank).features)
+        name = recipe.retention[i].name
+        key = name if name not in entries else f"{name}-{i}"
+        entries[key] = evaluate.retained(query, before, after, recipe.eval.knn_k, bank, tables)
+    return entries
+
+
+def trajectory_row(parts: Parts) -> dict[str, float | None]:
+    """The same for one line of metrics.jsonl: `retention/<set>/knn` and `retention/<set>/cka`."""
+    row = {}
+    for name, entry in measure_retention(parts).items():
+        row[f"retention/{name}/knn"], row[f"retention/{name}/cka"] = entry["knn_after"], entry["cka"]
+    return row

@@ -1,0 +1,61 @@
+"""Similarity after the best linear map: Procrustes (rotations), CCA and SVCCA (any map)."""
+
+from __future__ import annotations
+
+import torch
+
+from riftcli.similarity.covariance import centre
+
+_EPS = 1e-12
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor | None:
+    """Centred rows of Frobenius norm 1, fp64; None when they are constant."""
+    rows = centre(rows.detach().double())
+    norm = torch.linalg.norm(rows)
+    return rows / norm if float(norm) > _EPS else None
+
+
+def procrustes_distance(x: torch.Tensor, y: torch.Tensor) -> float | None:
+    """min over rotations Q and shifts of ||X - Y Q||_F, for X and Y of norm 1; in [0, sqrt 2], 0 for equal up to rotation,
+    shift and scale (Ding et al. 2021, who square it); (N, D), (N, E). None for constant features.
+    """
+    assert len(x) == len(y), "Procrustes compares the same samples"
+    one, other = _unit(x), _unit(y)
+    if one is None or other is None:
+        return None
+    nuclear = torch.linalg.matrix_norm(one.T @ other, ord="nuc")
+    return float((2 - 2 * nuclear).clamp_min(0).sqrt())
+
+
+def procrustes_align(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Y rotated and shifted onto X (no scaling), in fp64: what is left is no mere rotation.
+
+    (N, D), (N, D) -> (N, D).
+    """
+    x, y = x.detach().double(), y.detach().double()
+    left, _, right = torch.linalg.svd(centre(y).T @ centre(x))
+    return centre(y) @ left @ right + x.mean(0)
+
+
+def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | None = None) -> torch.Tensor | None:
+    """Canonical correlations, descending; (N, D), (N, E) -> (min of the two ranks,).
+
+    variance: keep only the leading principal directions that hold this share of each side's variance (SVCCA, Raghu et al.
+    2017); None keeps every direction that is not constant. None when a side is constant, or when there are not more
+    samples than directions: then any two sets of features correlate perfectly.
+    """
+    assert len(x) == len(y), "CCA compares the same samples"
+    bases = []
+    for rows in (x, y):
+        left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
+        if float(values[0]) <= _EPS:
+            return None
+        kept = int((values > values[0] * 1e-8).sum())
+        if variance is not None:
+            share = values.square().cumsum(0) / values.square().sum()
+            kept = min(kept, int((share < variance).sum()) + 1)
+        bases.append(left[:, :kept])
+    if len(x) - 1 <= max(base.shape[1] for base in bases):
+        return None
+    return torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(0, 1)

@@ -1,0 +1,48 @@
+"""Representational similarity analysis: do two models find the same pairs of images alike? (Kriegeskorte et al. 2008)
+
+Each model gives a matrix of dissimilarities between samples (RDM); RSA is the correlation of the two upper triangles.
+DiVE (App. D) takes 1 - cosine and Pearson.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Distance = Literal["cosine", "euclid"]
+
+
+def rdm(features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> torch.Tensor:
+    """Dissimilarities of all pairs i < j, in fp64; (N, D) -> (N (N - 1) / 2,).
+
+    cosine: 1 - cos, of the features as they are (the common mean dominates it) or centred first; euclid: L2 distance.
+    """
+    rows = features.detach().double()
+    if centred:
+        rows = rows - rows.mean(0)
+    upper = torch.triu_indices(len(rows), len(rows), offset=1)
+    if distance == "cosine":
+        rows = rows / torch.linalg.norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
+        return 1 - (rows @ rows.T)[upper[0], upper[1]]
+    rows = rows - rows.mean(0)  # distances do not change, and their squares do not cancel
+    squares = rows.square().sum(1)
+    both = squares[:, None] + squares[None] - 2 * rows @ rows.T
+    return both[upper[0], upper[1]].clamp_min(0).sqrt()
+
+
+def rsa(
+    x: torch.Tensor, y: torch.Tensor, distance: Distance = "cosine", rank: bool = False, centred: bool = False
+) -> float | None:
+    """Correlation of the two RDMs, Pearson, or Spearman with `rank`; (N, D), (N, E). None when one RDM is constant."""
+    assert len(x) == len(y), "RSA compares the same samples"
+    if len(x) < 3:
+        return None
+    one, other = rdm(x, distance, centred), rdm(y, distance, centred)
+    if rank:
+        from scipy.stats import rankdata
+
+        one, other = (torch.from_numpy(rankdata(values.numpy())) for values in (one, other))
+    one, other = one - one.mean(), other - other.mean()
+    norm = torch.linalg.norm(one) * torch.linalg.norm(other)
+    return max(-1.0, min(1.0, float(one @ other / norm))) if float(norm) > 1e-12 else None
