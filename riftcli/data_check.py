@@ -52,7 +52,11 @@ class Audit:
     def add(
         self, level: str, check: str, splits: list[str], message: str, examples: list[str] | None = None, count: int = 1
     ) -> None:
-        """Note a finding."""
+        """Note a finding; a listing problem of several splits (a missing root, say) is one finding."""
+        for known in self.findings:
+            if check == "labels" and (known.check, known.message) == (check, message):
+                known.splits.extend(splits)
+                return
         self.findings.append(Finding(level, check, splits, message, count, (examples or [])[:MOST_EXAMPLES]))
 
     def count(self, level: str) -> int:

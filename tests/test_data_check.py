@@ -233,3 +233,9 @@ def test_everything_that_was_found_is_in_the_json(check, tmp_path):
     _, report, err = check(root, "isic_full_rift", "--set", "data.val=null")
     assert len(found(report, "unreadable")[0]["examples"]) == 9
     assert "  and 4 more (--json lists them)" in err
+
+
+def test_a_missing_folder_is_told_once_for_all_splits(rift, tmp_path):
+    code, _, err = rift("data", "check", "--recipe", "isic_full", "--set", "data.root=/nowhere")
+    where = f"(looked in {tmp_path}); set root, e.g. --set data.root=/path/to/data"
+    assert (code, err) == (3, f"error: /nowhere: no such data folder {where}\n1 errors, 0 warnings\n")

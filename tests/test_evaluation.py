@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from jsonschema import Draft202012Validator
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
@@ -22,6 +26,8 @@ from riftcli.datasets.digits import Digits
 from riftcli.model import Classifier
 from riftcli.sharpness import Ascent, measure
 from riftcli.transforms import EvalTransform, Preprocessing
+
+SCHEMA = Draft202012Validator(json.loads((Path(riftcli.__file__).parent / "assets" / "table.schema.json").read_text()))
 
 DATA = {
     "format": "digits",
@@ -81,13 +87,20 @@ def features(path: Path, split: str, limit: int) -> tuple[np.ndarray, np.ndarray
     return torch.stack(rows).numpy(), samples.targets
 
 
+def read(text: str) -> dict:
+    """The JSON of a command, which must fit its schema."""
+    report = json.loads(text)
+    SCHEMA.validate(report)
+    return report
+
+
 # ---- knn
 
 
 def test_knn_answers_as_scikit_learn_does(rift, run):
     code, out, err = rift("knn", "--run", run, "--k", "1,5", "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     assert (report["schema"], report["command"]) == ("rift.table/1", "knn")
     bank, labels = features(run, "train", 160)
     queries, targets = features(run, "test", 60)
@@ -143,7 +156,7 @@ def test_few_shot_and_probe(rift, run, tmp_path):
         "--json",
     )
     assert code == 0, err
-    rows = json.loads(out)["rows"]
+    rows = read(out)["rows"]
     assert [(row["classifier"], row["k"], row["shots"], row["bank_n"]) for row in rows] == [
         ("knn", 4, 2, 4),
         ("probe", None, 2, 4),
@@ -155,7 +168,7 @@ def test_few_shot_and_probe(rift, run, tmp_path):
 def test_knn_of_a_timm_model_that_we_did_not_train(rift, tiny_weights, tmp_path):
     code, out, err = rift("knn", "--model", f"local-dir:{tiny_weights}", "--data", make_folder(tmp_path), "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     assert [row["acc"] for row in report["rows"]] == [1.0]
     assert report["models"][0]["method"]["adapter"] == "none"
 
@@ -194,7 +207,7 @@ def test_cached_features_are_found_again_and_only_for_the_same_content(rift, run
     def acc(*options) -> float:
         code, out, err = rift("knn", "--run", run, "--no-pretrained", "--json", "--set", "eval.cache=cache", *options)
         assert code == 0, err
-        return json.loads(out)["rows"][0]["acc"]
+        return read(out)["rows"][0]["acc"]
 
     first = acc()
     files = sorted((tmp_path / "cache").glob("*.safetensors"))
@@ -229,7 +242,7 @@ def test_cached_features_are_found_again_and_only_for_the_same_content(rift, run
 def test_similarity_of_a_run_to_its_pretrained_model(rift, run, read_json):
     code, out, err = rift("similarity", "--run", run, "--metrics", "all", "--layers", "all", "--map", "--bootstrap", 8, "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     rows = {row["metric"]: row for row in report["rows"]}
     kept = read_json(run / "metrics.json")["metrics"]["cka"]["value"]
     assert rows["cka"]["value"] == pytest.approx(kept, abs=1e-6)
@@ -247,7 +260,7 @@ def test_a_model_is_as_similar_to_itself_as_can_be(rift, trained, tmp_path):
     one = trained / "lora"
     code, out, err = rift("similarity", "--run", one, "--against", one, "--metrics", "all", "--bootstrap", 0, "--json")
     assert code == 0, err
-    for row in json.loads(out)["rows"]:
+    for row in read(out)["rows"]:
         zero = row["metric"] in ("procrustes", "centre_distance")
         assert row["value"] == pytest.approx(0 if zero else 1, abs=1e-5), row["metric"]
         assert row["low"] is None
@@ -260,7 +273,7 @@ def test_two_timm_models(rift, tiny_weights, tmp_path):
         "similarity", "--model", name, "--against", name, "--data", "demo_full", "--metrics", "cka", "--bootstrap", 0, "--json"
     )
     assert code == 0, err
-    assert json.loads(out)["rows"][0]["value"] == pytest.approx(1)
+    assert read(out)["rows"][0]["value"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +378,7 @@ def test_weights_come_back_even_when_the_loss_fails():
 def test_sharpness_of_a_run_against_a_loop_by_hand(rift, run):
     code, out, err = rift("sharpness", "--run", run, "--json")
     assert code == 0, err
-    (row,) = json.loads(out)["rows"]
+    (row,) = read(out)["rows"]
     vit = riftcli.load(str(run))
     from riftcli.holdout import limit
 
@@ -402,13 +415,41 @@ def test_sharpness_needs_a_radius(rift, run):
     assert rift("sharpness", "--run", run, "--rho", 0)[::2] == (2, "error: --rho 0: must be above 0\n")
 
 
+# ---- several ranks
+
+
+def test_two_ranks_answer_as_one(run, tmp_path):
+    """The real torchrun: bank and queries, layers, gradients and losses are shared out and put together again."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    wanted = {
+        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", "demo_full"],
+        "similarity": ["--layers", "all", "--metrics", "cka,rsa", "--bootstrap", "4"],
+        "sharpness": [],
+        "attention": ["--count", "3"],
+    }
+    for command, options in wanted.items():
+        found = []
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
+        for start in (["-m", "riftcli"], torchrun):  # without the `--`, torchrun takes --run for an option of its own
+            line = [sys.executable, *start, command, "--run", str(run), "--json", *options]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            found.append(read(done.stdout))
+        one, two = found
+        assert (one["env"]["world_size"], two["env"]["world_size"]) == (1, 2)
+        for name in ("rows", "layers"):
+            for left, right in zip(one.get(name, []), two.get(name, []), strict=True):
+                close = {k: pytest.approx(v, rel=1e-4, abs=1e-6) if isinstance(v, float) else v for k, v in right.items()}
+                assert left == close
+
+
 # ---- attention, predict
 
 
 def test_attention_before_and_after(rift, run):
     code, out, err = rift("attention", "--run", run, "--count", 3, "--json")
     assert code == 0, err
-    rows = json.loads(out)["rows"]
+    rows = read(out)["rows"]
     assert len(rows) == 3
     assert all(0 < row["js_distance"] < 1 for row in rows)
     folder = run / "attention" / "digits-test"
@@ -516,7 +557,7 @@ def test_a_trajectory_needs_a_validation_split(rift, write_recipe, tiny_recipe):
 def test_correlate_over_the_trajectories(rift, trained, tmp_path):
     code, out, err = rift("correlate", trained / "full", trained / "rift", trained / "lora", "--out", "c", "--bins", 4, "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     assert {row["y"] for row in report["rows"]} == {"acc", "ece", "retention/demo_fashion/knn"}
     assert all(row["points"] == 5 * 3 for row in report["rows"])
     (row,) = [row for row in report["rows"] if row["y"] == "ece"]
@@ -559,7 +600,7 @@ def test_correlate_says_what_was_measured(rift, trained):
 def test_centrality_is_the_distance_to_the_mean(rift, trained):
     code, out, err = rift("centrality", trained / "full", trained / "rift", "--pretrained", "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     states = [load_file(trained / "full" / f"s{i}" / "model" / "model.safetensors") for i in range(2)]
     names = [name for name in states[0] if not name.startswith("head.")]
     centre = {name: (states[0][name].double() + states[1][name].double()) / 2 for name in names}
@@ -678,8 +719,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_real_browser(trained, tmp_path, width):
     """Every picture loads, and nothing but tables and figures is wider than the screen."""
-    import subprocess
-
     page = (trained / "full" / "s0" / "report.html").read_text()
     probe = """<script>addEventListener("load", () => { const bad = [...document.images].filter(i => !i.naturalWidth).length;
     document.body.dataset.found = `images ${document.images.length} broken ${bad} `

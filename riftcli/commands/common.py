@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -50,7 +51,8 @@ def open_subjects(
         paths = [newest_finished()]
         from riftcli.report.table import say
 
-        say(f"run: {paths[0]} (the newest finished one)")
+        if os.environ.get("RANK", "0") == "0":
+            say(f"run: {paths[0]} (the newest finished one)")
     if len(set(map(str, paths))) < len(paths) or len(set(models)) < len(models):
         raise UsageError("the same --run or --model is given twice")
     kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]

@@ -79,11 +79,12 @@ def _print_tables(console: Any, report: dict[str, Any]) -> None:
         modes = ", ".join(f"{mode} {count}" for mode, count in entry["modes"].items()) or "-"
         groups = ", ".join(f"{count} {column}s" for column, count in entry["groups"].items()) or "-"
         table.add_row(escape(name), str(entry["n"]), str(entry["unreadable"]), *sides, escape(modes), escape(groups))
-    console.rich.print(table)
+    if splits:
+        console.rich.print(table)
     for data in dict.fromkeys(entry["data"] for entry in splits.values()):
         _print_counts(console, data, {name: entry for name, entry in splits.items() if entry["data"] == data})
     for finding in report["findings"]:
-        where = f"{finding['splits'][0]}: " if finding["check"] in _OF_ONE_SPLIT else ""  # the others say where
+        where = f"{', '.join(finding['splits'])}: " if finding["check"] in _OF_ONE_SPLIT else ""  # the others say where
         for line in finding["message"].splitlines():
             console.line(line if line.startswith("  ") else f"{finding['level']}: {where}{line}", _STYLE[finding["level"]])
         shown = [] if finding["check"] == "labels" else finding["examples"][:SHOWN_PROBLEMS]  # labels: they are the message

@@ -1,4 +1,4 @@
-"""Linear centred kernel alignment: for one batch inside the graph, and streamed in fp64 for a whole split.
+"""Linear centred kernel alignment: for one batch inside the graph, and streamed for a whole split.
 
 CKA(X, Y) = ||X~^T Y~||_F^2 / (||X~^T X~||_F ||Y~^T Y~||_F) with centred X~, Y~ (RIFT paper Eq. 2; Kornblith et al. 2019).
 It is 1 for features equal up to rotation, shift and scale. The plug-in value is biased upwards when n is not much larger
@@ -78,9 +78,10 @@ class _Moments:
 
 
 class StreamingCka:
-    """Biased and debiased linear CKA of paired rows that arrive in chunks, in fp64 and O(D^2) memory.
+    """Biased and debiased linear CKA of paired rows that arrive in chunks, in O(D^2) memory.
 
-    The kernels are shifted by the first chunk's mean: CKA does not change, and the sums do not cancel.
+    The kernels are shifted by the first chunk's mean: CKA does not change, and the sums do not cancel. Products of a chunk are
+    taken in the rows' own precision (a few thousand fp32 terms: an error of 1e-7), their sums over chunks in fp64.
     """
 
     def __init__(self) -> None:
@@ -90,16 +91,16 @@ class StreamingCka:
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add paired rows; (k, D), (k, E)."""
         assert x.shape[0] == y.shape[0], "CKA compares the same samples"
-        x, y = x.detach().cpu().double(), y.detach().cpu().double()
+        x, y = (rows.detach().cpu() if rows.dtype == torch.float64 else rows.detach().cpu().float() for rows in (x, y))
         if x.shape[0] == 0:
             return
         if self._shift is None:
             d, e = x.shape[1], y.shape[1]
-            self._shift = (x.mean(0), y.mean(0))
+            self._shift = (x.double().mean(0), y.double().mean(0))
             self._sum_x, self._sum_y = torch.zeros(d, dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
             self._x2, self._y2 = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
             self._xy, self._xx, self._yy = _Moments.zeros(d, e), _Moments.zeros(d, d), _Moments.zeros(e, e)
-        x, y = x - self._shift[0], y - self._shift[1]
+        x, y = x - self._shift[0].to(x.dtype), y - self._shift[1].to(y.dtype)
         self.n += x.shape[0]
         self._sum_x += x.sum(0)
         self._sum_y += y.sum(0)
@@ -137,7 +138,7 @@ def _ratio(cross: torch.Tensor, own_x: torch.Tensor, own_y: torch.Tensor) -> flo
 
 
 def cka(x: torch.Tensor, y: torch.Tensor, debiased: bool = False, chunk: int = 2048) -> float | None:
-    """CKA of two whole feature tables, streamed in fp64; (N, D), (N, E). None where it is undefined."""
+    """CKA of two whole feature tables, streamed; (N, D), (N, E). None where it is undefined."""
     stream = StreamingCka()
     for rows_x, rows_y in zip(x.split(chunk), y.split(chunk), strict=True):
         stream.update(rows_x, rows_y)
