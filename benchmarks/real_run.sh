@@ -27,3 +27,12 @@ for method in lora adaptformer vpt dora ssf oft boft partial bitfit norm_tune; d
   dinov2 ${method}_rift ${method}_rift
 done
 for method in l2sp feature_distill cosine_gram lp_ft; do dinov2 $method $method; done
+
+# what was kept and what was lost, for the rows of the first table at 1e-5, and the page of that comparison
+runs=("$OUT/linear" "$OUT/full-1e-5" "$OUT/rift-1e-5" "$OUT/rift_fixed-1e-5" "$OUT/rsc-1e-5")
+named=("${runs[@]/#/--run=}")
+cache=(--set "eval.cache=$OUT/features")
+rift knn "${named[@]}" --data "imagefolder:$CLIPART" --k 5 "${cache[@]}" --out "$OUT/kept/knn-clipart"
+rift knn "${named[@]}" --k 20 "${cache[@]}" --out "$OUT/kept/knn-fashion"
+rift sharpness "${named[@]}" --out "$OUT/kept/sharpness"
+rift report "${runs[@]}" --evaluate "${cache[@]}" --out "$OUT/kept/report.html"

@@ -130,6 +130,9 @@ def open_run(run: Path, overrides: list[str]) -> Subject:
                 state = read_run(folder).get("status", "unknown")
                 raise UsageError(f"--run {run}: no weights were kept (status: {state}); finish it with --resume {folder}")
             return Subject(*_labels(folder.resolve()), recipe, folder, weights, is_run=True)
+    members = seeds_of(run)
+    if members:
+        raise UsageError(f"--run {run}: a folder of {len(members)} runs, and this looks at one; name it, e.g. {members[0]}")
     if not (run / "config.json").is_file():
         raise UsageError(f"--run {run}: neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)")
     recipe = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)

@@ -528,6 +528,21 @@ def test_eval_writes_a_reliability_diagram_and_fits_a_temperature(rift, run, rea
     assert (folder / "reliability_scaled.csv").is_file()
 
 
+def test_a_temperature_needs_a_validation_split(rift, run):
+    stored = run / "recipe.resolved.yaml"
+    recipe = yaml.safe_load(stored.read_text())
+    recipe["data"]["val"], recipe["eval"]["trajectory"] = None, False
+    stored.write_text(yaml.safe_dump(recipe))
+    code, _, err = rift("eval", "--run", run, "--metrics", "acc", "--temperature-scaling")
+    assert (code, err) == (2, "error: --split val: the recipe has no validation split (data.val)\n")
+
+
+def test_a_folder_of_seeds_where_one_run_is_meant(rift, trained):
+    code, _, err = rift("eval", "--run", trained / "full")
+    where = trained / "full"
+    assert (code, err) == (2, f"error: --run {where}: a folder of 2 runs, and this looks at one; name it, e.g. {where / 's0'}\n")
+
+
 # ---- trajectories, correlate, centrality
 
 
