@@ -29,19 +29,21 @@ def _weights_of(block: Any) -> Iterator[list[torch.Tensor]]:
 def attention_maps(vit: Any, images: torch.Tensor, block: int = -1) -> torch.Tensor:
     """Share of attention that goes to each patch; standardised images (n, 3, H, W) -> (n, heads, rows, columns), sums of 1.
 
-    From the class token, or the mean over all patches where there is none. Prefix tokens and prompts are left out and the
-    rest is scaled to sum to 1. Raises UsageError for a model without such attention.
+    From the class token where the head reads it, else the mean over the patches, which the head then pools. Prefix tokens and
+    prompts are left out and the rest is scaled to sum to 1. Raises UsageError for a model without such attention.
     """
     blocks = getattr(vit, "blocks", None)
-    if blocks is None or not hasattr(blocks[block], "attn") or not hasattr(blocks[block].attn, "fused_attn"):
+    if blocks is None or not hasattr(blocks[0], "attn") or not hasattr(blocks[0].attn, "fused_attn"):
         raise UsageError("attention maps need a vision transformer with timm's attention blocks")
+    if not -len(blocks) <= block < len(blocks):
+        raise UsageError(f"--block {block}: the model has {len(blocks)} blocks, from 0, or negative from the end")
     vit.eval()
     with torch.inference_mode(), _weights_of(blocks[block]) as seen:
         vit.forward_features(images)
     weights = seen[0]  # (n, heads, T, T)
     rows, columns = vit.patch_embed.dynamic_feat_size(images.shape[-2:])
     patches = rows * columns  # the last tokens: class token, registers and prompts come before them
-    queries = weights[:, :, :1] if getattr(vit, "cls_token", None) is not None else weights[:, :, -patches:]
+    queries = weights[:, :, :1] if vit.global_pool == "token" else weights[:, :, -patches:]
     maps = queries[..., -patches:].mean(2)
     maps = maps / maps.sum(-1, keepdim=True).clamp_min(1e-12)
     return maps.float().view(*maps.shape[:2], rows, columns)

@@ -17,10 +17,11 @@ from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.image_files import image_split
 from riftcli.protocols import Split
 from riftcli.report.table import Findings, Row
-from riftcli.subjects import Subject
+from riftcli.subjects import Subject, bases_of
 from riftcli.transforms import EvalTransform
 
-Pictures = dict[str, Any]  # "images": (n, 3, H, W) uint8 per model label, "maps": label -> (n, heads, rows, columns)
+# "images": (n, 3, H, W) uint8; "maps": label -> (n, heads, rows, columns); "ids"; "starts": label -> that of its pretrained model
+Pictures = dict[str, Any]
 
 
 def chosen_images(source: DataSet, split_name: str, count: int, seed: int, paths: Sequence[Path], encoder: Encoder) -> Split:
@@ -44,8 +45,9 @@ def attention_run(
     entries: dict[str, dict[str, Any]] = {}
     maps: dict[str, torch.Tensor] = {}
     shown: torch.Tensor | None = None
+    starts = bases_of(subjects)
     for subject in subjects:
-        base = subject.pretrained()
+        base = starts[subject.label]
         for one in (base, subject):
             if one.label in maps:
                 continue
@@ -65,7 +67,8 @@ def attention_run(
     env = runs.environment(encoder.device, "fp32", dist.world_size(), 0)
     settings = {"block": block, "split": split.name, "images": len(split)}
     findings = Findings("attention", settings, list(entries.values()), rows, env, seconds=clock.seconds)
-    return findings, {"images": shown, "maps": maps, "ids": split.ids}
+    pairs = {subject.label: starts[subject.label].label for subject in subjects}
+    return findings, {"images": shown, "maps": maps, "ids": split.ids, "starts": pairs}
 
 
 def _distances(

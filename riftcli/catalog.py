@@ -63,6 +63,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "cka_debiased": "riftcli.metrics.similarity:CkaDebiased",
         "cka_rbf": "riftcli.metrics.similarity:CkaRbf",
         "rsa": "riftcli.metrics.similarity:Rsa",
+        "rsa_centred": "riftcli.metrics.similarity:RsaCentred",
         "rsa_spearman": "riftcli.metrics.similarity:RsaSpearman",
         "rsa_euclid": "riftcli.metrics.similarity:RsaEuclid",
         "procrustes": "riftcli.metrics.similarity:Procrustes",

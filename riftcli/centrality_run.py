@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from riftcli import run as runs
 from riftcli.errors import UsageError
 from riftcli.model import Backbone
+from riftcli.naming import method_names
 from riftcli.repeats import spread
 from riftcli.report.table import Findings, Row
 from riftcli.saved_model import read_config
@@ -18,23 +18,18 @@ from riftcli.subjects import Subject
 State = dict[str, torch.Tensor]
 
 
-def method_name(method: dict[str, Any]) -> str:
-    """What was done, short: `full`, `lora + rift`, `full + rift 0.5`."""
-    if not method.get("pretrained", True):
-        return "scratch"
-    added = method["regularizer"]
-    strength = "" if method["strength"] in (None, 1.0) else f" {method['strength']:g}"
-    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{strength}"
-
-
 def backbone_state(subject: Subject) -> State:
-    """The saved floating-point weights below the head, on the CPU in fp64."""
+    """The saved floating-point weights of the backbone, without head and inserted layers, on the CPU in fp64."""
     from safetensors.torch import load_file
 
     assert subject.weights is not None
-    head = read_config(subject.weights.parent).get("pretrained_cfg", {}).get("classifier") or "head"
+    config = read_config(subject.weights.parent)
+    head = config.get("pretrained_cfg", {}).get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
     tensors = load_file(subject.weights)
+    if config.get("rift", {}).get("adapter"):  # prompts and bottlenecks start at random: no two runs share them
+        plain = Backbone(f"local-dir:{subject.weights.parent}", pretrained=False).build().state_dict()
+        tensors = {name: tensor for name, tensor in tensors.items() if name in plain}
     return {
         name: tensor.double()
         for name, tensor in tensors.items()
@@ -45,7 +40,7 @@ def backbone_state(subject: Subject) -> State:
 def distances(states: Sequence[State]) -> list[dict[str, float]]:
     """Of every state to the mean of all: L2 (`distance`), relative to the norm of the mean, and per weight (`rms`).
 
-    Only weights that all have are compared: heads of different tasks differ in shape, inserted layers in name.
+    Only weights that all have are compared.
     """
     names = shared(states)
     count = sum(states[0][name].numel() for name in names)
@@ -77,14 +72,13 @@ def centrality_run(subjects: Sequence[Subject], from_start: bool) -> Findings:
     for subject in subjects:
         if not subject.is_run:
             raise UsageError(f"{subject.label}: not a run; centres are of runs of the same method")
-        groups.setdefault(method_name(subject.recipe.method), []).append(subject)
+    for name, subject in zip(method_names([subject.recipe for subject in subjects]), subjects, strict=True):
+        groups.setdefault(name, []).append(subject)
     rows: list[Row] = []
     averages: list[Row] = []
     for method, members in groups.items():
         if len(members) < 2:
             raise UsageError(f"{members[0].label}: the only run of method '{method}'; a centre needs at least two")
-        if len({subject.recipe.model.name for subject in members}) > 1:
-            raise UsageError(f"method '{method}': its runs start from different backbones, so they have no common centre")
         states = [backbone_state(subject) for subject in members]
         if not shared(states):
             raise UsageError(f"method '{method}': its runs have no weights in common")

@@ -45,6 +45,10 @@ def correlate_run(
     if not any(x in point for point in points):
         raise UsageError(f"--x {x}: no run measured it; measured: {', '.join(known)}")
     wanted = list(ys) or [key for key in known if key in ("knn", "ece", "acc") or key.endswith("/knn")]
+    if x in wanted:
+        raise UsageError(f"--y {x}: that is x; measured beside it: {', '.join(known)}")
+    if not wanted:
+        raise UsageError(f"no run measured kNN, ECE or accuracy beside {x}; choose --y among: {', '.join(known)}")
     for y in wanted:
         if y not in known:
             raise UsageError(f"--y {y}: no run measured it; measured: {', '.join(known)}")
@@ -52,6 +56,8 @@ def correlate_run(
     means: list[Row] = []
     for y in wanted:
         pairs = [(point[x], point[y]) for point in points if x in point and y in point]
+        if not pairs:
+            raise UsageError(f"--y {y}: never measured together with {x}; try the other --points")
         binned, left_out = bin_means(pairs, bins, trim)
         means += [{"x": x, "y": y, **cell} for cell in binned]
         cells = [(cell["x_mean"], cell["y_mean"]) for cell in binned]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,11 +15,11 @@ from riftcli.console import Console
 from riftcli.errors import UsageError
 from riftcli.feature_cache import FeatureCache
 from riftcli.features import Table
-from riftcli.model import Classifier
 from riftcli.protocols import Split
 from riftcli.recipe import Data, Recipe
 from riftcli.recipe_model import InputSection
 from riftcli.splits import load_split, load_splits
+from riftcli.subjects import Loaded, Subject
 from riftcli.transforms import Preprocessing
 
 FOLDER = "imagefolder:"
@@ -30,11 +31,26 @@ class DataSet:
 
     data: Data
     input: InputSection
+    name: str  # for tables and folders
 
-    @property
-    def name(self) -> str:
-        """For tables and folders."""
-        return self.data.name
+    @classmethod
+    def of_run(cls, subject: Subject) -> DataSet:
+        """The data that a run was trained on; raise UsageError for a model that brings none."""
+        if not subject.has_data:
+            place = f"--run {subject.folder}" if subject.folder else f"--model {subject.label}"
+            raise UsageError(
+                f"{place}: a model folder without its run; say what to evaluate on, e.g. --set data.format=image_folder"
+            )
+        return cls(subject.recipe.data, subject.recipe.input, subject.recipe.data.name)
+
+
+def distinct_sets(sets: Sequence[DataSet]) -> list[DataSet]:
+    """Two data sets of one name get numbers: their samples and results are kept apart."""
+    names = [source.name for source in sets]
+    return [
+        source if names.count(source.name) == 1 else replace(source, name=f"{source.name}-{names[:i].count(source.name)}")
+        for i, source in enumerate(sets)
+    ]
 
 
 def open_data(wish: str, overrides: list[str]) -> DataSet:
@@ -51,7 +67,7 @@ def open_data(wish: str, overrides: list[str]) -> DataSet:
         else:
             name = wish
         recipe = recipes.load(name, chosen)
-    return DataSet(recipe.data, recipe.input)
+    return DataSet(recipe.data, recipe.input, recipe.data.name)
 
 
 def list_split(source: DataSet, name: str) -> Split:
@@ -103,22 +119,10 @@ class Encoder:
             self.cache.write(path, table)
         return table
 
-    def encode(self, loaded: Encodable, split: Split, reading: InputSection, what: str) -> Table:
+    def encode(self, loaded: Loaded, split: Split, reading: InputSection, what: str) -> Table:
         """A sifted split through a loaded model, with that model's own transform."""
         split = inputs.with_pixels(split, reading, loaded.preprocessing, self.console)
         return self.table(loaded.classifier, loaded.preprocessing, split, reading, what)
-
-
-class Encodable(Protocol):
-    """What `encode` needs of a loaded model (subjects.Loaded)."""
-
-    @property
-    def classifier(self) -> Classifier:
-        """The model."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Its transform."""
 
 
 def sole(values: list[Any], what: str) -> Any:

@@ -56,28 +56,33 @@ def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
 
 
 def retained(
-    split: Split, before: torch.Tensor, after: torch.Tensor, k: int, bank: Split | None = None, bank_tables: Any = None
+    split: Split,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    k: int,
+    bank: Split | None = None,
+    bank_tables: Any = None,
+    score_before: bool = True,
 ) -> dict[str, Any]:
     """What a set that was not trained on tells: kNN accuracy before and after, and CKA between the two.
 
     before, after: (N, D) features of the pretrained and the finetuned model. Without a bank the split is scored
-    leave-one-out. bank_tables: (before, after) features of the bank.
+    leave-one-out. bank_tables: (before, after) features of the bank. score_before: False leaves `knn_before` out.
     """
     targets = torch.from_numpy(split.targets)
-    if bank is None:
-        scores = [knn_accuracy(features, targets, k=k) for features in (before, after)]
-    else:
-        bank_targets = torch.from_numpy(bank.targets)
-        scores = [
-            knn_accuracy(table, bank_targets, features, targets, k=k)
-            for table, features in zip(bank_tables, (before, after), strict=True)
-        ]
+
+    def accuracy(features: torch.Tensor, which: int) -> float:
+        if bank is None:
+            return knn_accuracy(features, targets, k=k)
+        return knn_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets, k=k)
+
+    start = {"knn_before": accuracy(before, 0)} if score_before else {}
     return {
         "n": len(split),
         "bank": "leave-one-out" if bank is None else bank.name,
         "k": k,
-        "knn_before": scores[0],
-        "knn_after": scores[1],
+        **start,
+        "knn_after": accuracy(after, 1),
         "cka": cka(before, after),
     }
 

@@ -36,6 +36,9 @@ def evaluate_run(
     subject = open_run(run, overrides)
     recipe, folder = subject.recipe, subject.folder
     assert folder is not None
+    source = DataSet.of_run(subject)
+    if temperature and recipe.data.val is None:
+        raise UsageError("--temperature-scaling: the recipe has no validation split to fit on (data.val)")
     names = metrics or recipe.eval.metrics
     for name in names:
         if name not in catalog.CATALOG["metric"]:
@@ -44,7 +47,6 @@ def evaluate_run(
 
     loaded = subject.load(torch_device)
     encoder = Encoder.of_recipe(recipe, torch_device, console)
-    source = DataSet(recipe.data, recipe.input)
     whole = list_split(source, split_name)
     split = match_classes(whole, loaded.classes or whole.classes, recipe.data.rules.allow_missing_classes)
     split, skipped = inputs.sift(split, recipe.input, console)

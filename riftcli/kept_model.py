@@ -26,7 +26,8 @@ def keep_model(session: Session, epoch: int) -> None:
         return
     parts, recipe = session.parts, session.parts.recipe
     kind, spec = recipe.adapter.saved, recipe.resolved["adapter"]
-    folder, extra = session.folder.path / "model", {"epoch": epoch}
+    folder = session.folder.path / "model"
+    extra: dict[str, Any] = {"epoch": epoch, "task": recipe.objective.task}
     if kind == "unmerged":
         extra["adapter"] = spec
     shipped = merge(copy.deepcopy(parts.vit)) if kind == "merged" else parts.vit

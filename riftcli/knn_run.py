@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
             raise UsageError(f"--k {','.join(map(str, self.k))}: numbers of neighbours are 1 or more")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UsageError(f"--temperature {self.temperature:g}: must be above 0")
         if self.few_shot is not None and self.few_shot < 1:
             raise UsageError(f"--few-shot {self.few_shot}: images per class are 1 or more")
@@ -60,13 +61,13 @@ def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Prot
     """Accuracy of every model on every data set; collective, the same findings on every rank."""
     clock, console = Stopwatch(), encoder.console
     data = [(source, *_splits(source, console)) for source in sets]
-    names = _distinct([source.name for source in sets])
     rows: list[Row] = []
     entries = []
     for subject in subjects:
         loaded = subject.load(encoder.device)
         entries.append(subject.entry(loaded))
-        for name, (source, query, bank) in zip(names, data, strict=True):
+        for source, query, bank in data:
+            name = source.name
             encoded = _encoded(loaded, source, query, bank, encoder, f"{name} with {subject.label}")
             facts = {"model": subject.label, "group": subject.group, "data": name, "bank": bank.name if bank else "leave-one-out"}
             for row in classify(encoded, protocol):
@@ -95,17 +96,22 @@ def classify(data: Encoded, protocol: Protocol) -> list[Row]:
 
 def _classify(data: Encoded, protocol: Protocol) -> list[Row]:
     truth = data.targets
+    facts = {
+        "vote": protocol.vote,
+        "temperature": protocol.temperature,
+        "shots": protocol.few_shot,
+        "bank_n": len(data.bank),
+    }
     found = _nearest_over_ranks(data, max(protocol.k))
     rows = []
     for k in protocol.k:
         scores = votes(found, data.bank_targets, data.classes, k, protocol.temperature, protocol.vote)
         accuracy = float((scores.argmax(1) == truth).double().mean())
-        used = min(k, found.index.shape[1])
-        rows.append({"classifier": "knn", "k": used, "shots": protocol.few_shot, "bank_n": len(data.bank), "acc": accuracy})
+        rows.append({"classifier": "knn", "k": k, "k_used": min(k, found.index.shape[1]), **facts, "acc": accuracy})
     if protocol.probe:
         guess = _probe(data, protocol.seed)
         accuracy = float((guess == truth).double().mean())
-        rows.append({"classifier": "probe", "k": None, "shots": protocol.few_shot, "bank_n": len(data.bank), "acc": accuracy})
+        rows.append({"classifier": "probe", "k": None, "k_used": None, **facts, "acc": accuracy})
     return rows
 
 
@@ -170,11 +176,6 @@ def _encoded(loaded: Loaded, source: DataSet, query: Split, bank: Split | None, 
         return Encoded(queries, targets, None, targets, len(query.classes))
     features = encoder.encode(loaded, bank, source.input, f"{what}, bank").features
     return Encoded(features, torch.from_numpy(bank.targets), queries, targets, len(bank.classes))
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Two data sets of one name get numbers."""
-    return [name if names.count(name) == 1 else f"{name}-{names[:i].count(name)}" for i, name in enumerate(names)]
 
 
 def _title(row: Row) -> str:

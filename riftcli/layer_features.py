@@ -28,8 +28,8 @@ def encode_layers(
     Raises UsageError for a model without forward_intermediates.
     """
     vit: Any = model.vit
-    if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "blocks"):
-        raise UsageError("--layers all: this timm model does not give its intermediate features")
+    if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "num_prefix_tokens"):
+        raise UsageError("--layers all: the layers of a network that is not a vision transformer cannot be compared")
     model.eval()
     positions, layers = [], []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):

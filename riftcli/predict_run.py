@@ -30,7 +30,7 @@ def predict_run(subject: Subject, paths: Sequence[Path], encoder: Encoder) -> tu
     reading = subject.recipe.input
     split, _ = inputs.sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
     logits = encoder.encode(loaded, split, reading, "images").logits.double()
-    multilabel = subject.recipe.objective.task == "multilabel"
+    multilabel = loaded.task == "multilabel"
     probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
     rows = []
     for name, values in zip(split.ids, probabilities.tolist(), strict=True):

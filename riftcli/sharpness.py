@@ -6,6 +6,7 @@ step along the gradient are the reading that fits its numbers, and both can be c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Ascent:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rho <= 0:
+        if not 0 < self.rho < math.inf:
             raise UsageError(f"--rho {self.rho:g}: must be above 0")
 
 

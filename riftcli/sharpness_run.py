@@ -37,7 +37,7 @@ def sharpness_run(
         if loaded.vit.num_classes == 0:
             raise UsageError(f"{subject.label}: a backbone without a head has no loss; sharpness needs a finetuned model")
         entries.append(subject.entry(loaded))
-        for source in sets or [DataSet(subject.recipe.data, subject.recipe.input)]:
+        for source in sets or [DataSet.of_run(subject)]:
             split, _ = inputs.sift(list_split(source, split_name), source.input, encoder.console)
             split = match_classes(split, loaded.classes or split.classes, source.data.rules.allow_missing_classes)
             objective = _objective(subject, source, split)
@@ -51,6 +51,7 @@ def sharpness_run(
                     "n": len(split),
                     "method": ascent.method,
                     "rho": ascent.rho,
+                    "adaptive": int(ascent.adaptive),
                     "loss": found.loss,
                     "highest_loss": found.highest,
                     "sharpness": found.value,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from riftcli.layer_features import cka_table, encode_layers, layer_names
 from riftcli.loader import eval_loader
 from riftcli.protocols import Metric, Predictions, Split
 from riftcli.report.table import Findings, Row
-from riftcli.subjects import Loaded, Subject
+from riftcli.similarity.thinning import thinned
+from riftcli.subjects import Loaded, Subject, bases_of
 from riftcli.transforms import EvalTransform
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]
@@ -39,7 +40,7 @@ class Question:
     metrics: tuple[str, ...]
     split: str = "test"
     all_layers: bool = False
-    intervals: int = 100
+    intervals: int = 30
     seed: int = 0
     maps: bool = False
 
@@ -62,8 +63,9 @@ def similarity_run(
     tables: dict[str, list[Row]] = {"layers": [], "map": []}
     entries: dict[str, dict[str, Any]] = {}
     kept: dict[tuple[str, str], Any] = {}  # the reference is encoded once for all its runs
+    starts = {} if against else bases_of(subjects)
     for subject in subjects:
-        other = against or subject.pretrained()
+        other = against or starts[subject.label]
         loaded = subject.load(encoder.device)
         entries[subject.label] = subject.entry(loaded)
         for source in sets:
@@ -79,7 +81,7 @@ def similarity_run(
             what = f"{source.name} with"
             after = encoder.encode(loaded, split, source.input, f"{what} {subject.label}")
             layers = _layers(loaded, split, source, encoder) if question.all_layers else None
-            key = (repr(other.recipe.model) + str(other.weights), source.name)
+            key = (other.identity, source.name)
             if key not in kept:
                 base = other.load(encoder.device)
                 entries.setdefault(other.label, other.entry(base))
@@ -92,19 +94,23 @@ def similarity_run(
                     f"{subject.label} and {other.label}: not the same samples of {source.name}; similarity needs the same "
                     "images in the same order"
                 )
-            for row in compare(before, after, split, question):
+            with console.progress(f"{subject.label}, {len(question.metrics)} measures", len(question.metrics)) as bar:
+                found = compare(before, after, split, question, bar.advance) if dist.is_main() else []
+            for row in dist.broadcast_object(found):
                 rows.append({**facts, **row})
             if layers is not None and base_layers is not None:
                 tables["layers"] += [{**facts, **cell} for cell in layer_rows(base_layers, layers)]
-            if question.maps:
+            if question.maps and dist.is_main():
                 tables["map"] += [{**facts, **point} for point in map_rows(before, after, split, question.seed)]
     env = runs.environment(encoder.device, "fp32", dist.world_size(), question.seed)
     settings = {"metrics": list(question.metrics), "split": question.split, "intervals": question.intervals}
-    found = {name: table for name, table in tables.items() if table}
-    return Findings("similarity", settings, list(entries.values()), rows, env, found, clock.seconds)
+    filled = {name: table for name, table in tables.items() if table}
+    return Findings("similarity", settings, list(entries.values()), rows, env, filled, clock.seconds)
 
 
-def compare(before: Table, after: Table, split: Split, question: Question) -> list[Row]:
+def compare(
+    before: Table, after: Table, split: Split, question: Question, tick: Callable[[int], None] = lambda n: None
+) -> list[Row]:
     """One row per measure: value, interval of 95 %, and what the measure says beside it."""
     targets = torch.from_numpy(split.targets)
     whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features)
@@ -116,6 +122,7 @@ def compare(before: Table, after: Table, split: Split, question: Question) -> li
         low, high = (None, None) if spread is None else (entry["value"] - 1.96 * spread, entry["value"] + 1.96 * spread)
         beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
         rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "details": beside})
+        tick(1)
     return rows
 
 
@@ -124,13 +131,14 @@ def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int)
     (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own nearest neighbour at distance 0.
     None without draws, or where a half is undefined.
     """
-    n = len(seen.targets)
+    used = thinned(len(seen.targets), getattr(metric, "at_most", None))  # what the value itself was computed from
+    n = len(used)
     if draws < 2 or n < 8:
         return None
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(draws):
-        half = torch.randperm(n, generator=generator)[: n // 2].sort().values
+        half = used[torch.randperm(n, generator=generator)[: n // 2].sort().values]
         assert seen.reference is not None
         part = Predictions(
             seen.logits[half], seen.targets[half], seen.features[half], seen.classes, seen.task, seen.reference[half]

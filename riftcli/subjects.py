@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 from riftcli import catalog
 from riftcli import recipe as recipes
-from riftcli.errors import UsageError
+from riftcli.errors import ModelError, UsageError
 from riftcli.model import Backbone, Classifier
+from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.run import read_run
 from riftcli.saved_model import load_saved, read_config, sha256
@@ -28,6 +30,7 @@ class Loaded:
     classifier: Classifier
     preprocessing: Preprocessing
     classes: list[str]  # what its logits stand for; empty for a backbone without a head
+    task: Task = "multiclass"
     epoch: int | None = None
 
     @property
@@ -46,6 +49,7 @@ class Subject:
     folder: Path | None = None  # the run, or the folder of weights
     weights: Path | None = None  # None for a timm model
     is_run: bool = False
+    has_data: bool = True  # False where the recipe's data is a mere placeholder
 
     def load(self, device: torch.device) -> Loaded:
         """Read the weights; raise ModelError."""
@@ -55,12 +59,13 @@ class Subject:
             return Loaded(Classifier(vit), Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct), [])
         vit = load_saved(self.weights.parent, catalog.adapt).to(device).eval()
         config = read_config(self.weights.parent)
-        known = config.get("pretrained_cfg", {})
+        known, ours = config.get("pretrained_cfg", {}), config.get("rift", {})
         if all(key in known for key in Preprocessing.__dataclass_fields__):
             preprocessing = Preprocessing(**{key: _tuple(known[key]) for key in Preprocessing.__dataclass_fields__})
         else:  # a folder that another tool wrote
             preprocessing = Preprocessing.of_model(vit, self.recipe.model.image_size, self.recipe.model.crop_pct)
-        return Loaded(Classifier(vit), preprocessing, config.get("label_names") or [], config.get("rift", {}).get("epoch"))
+        task = ours.get("task", self.recipe.objective.task)
+        return Loaded(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"))
 
     def entry(self, loaded: Loaded) -> dict[str, Any]:
         """The `model` part of a report."""
@@ -81,8 +86,15 @@ class Subject:
         """The model that this one was finetuned from; raise UsageError where nobody knows."""
         if not self.is_run:
             raise UsageError(f"{self.label}: a model without its run does not say what it was finetuned from")
-        name = self.recipe.model.name
-        return Subject(f"pretrained {short_name(name)}", f"pretrained {short_name(name)}", self.recipe)
+        name = f"pretrained {short_name(self.recipe.model.name)}"
+        return Subject(name, name, self.recipe)
+
+    @property
+    def identity(self) -> str:
+        """The same for two subjects that are the same weights, built in the same way."""
+        if self.folder is not None:
+            return str(self.folder.resolve())
+        return repr(self.recipe.model.model_dump(exclude={"pretrained", "drop_path"}))
 
 
 def short_name(model: str) -> str:
@@ -90,31 +102,71 @@ def short_name(model: str) -> str:
     return Path(model.partition(":")[2] or model).name
 
 
-def open_runs(paths: list[Path], overrides: list[str]) -> list[Subject]:
-    """Runs, folders of several seeds (every seed is a subject of one group), and folders of weights; raise UsageError."""
-    found: list[Subject] = []
-    for path in paths:
-        members = seeds_of(path)
-        group = path.resolve().name
-        for member in members or [path]:
-            subject = open_run(member, overrides)
-            found.append(replace(subject, group=group, label=f"{group}/{member.name}") if members else subject)
-    labels = [subject.label for subject in found]
-    for i, subject in enumerate(found):
-        if labels.count(subject.label) > 1:  # runs of the same name in different folders
-            name = str(subject.folder)
-            found[i] = replace(subject, label=name, group=name if subject.group == subject.label else subject.group)
+def bases_of(subjects: Sequence[Subject]) -> dict[str, Subject]:
+    """Label -> what the model was finetuned from; equal starting points are one subject, different ones have two names."""
+    starts = [subject.pretrained() for subject in subjects]
+    return dict(zip((subject.label for subject in subjects), distinct(starts), strict=True))
+
+
+def distinct(subjects: Sequence[Subject]) -> list[Subject]:
+    """Different models get different labels (and groups): the second one of a name is `name (2)`."""
+    names: dict[str, list[str]] = {}
+    found = []
+    for subject in subjects:
+        known = names.setdefault(subject.label, [])
+        if subject.identity not in known:
+            known.append(subject.identity)
+        place = known.index(subject.identity)
+        label = subject.label if place == 0 else f"{subject.label} ({place + 1})"
+        found.append(replace(subject, label=label, group=label if subject.group == subject.label else subject.group))
     return found
+
+
+def open_runs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Subject]:
+    """Runs, folders of several seeds (every seed is a subject of one group), and folders of weights; raise UsageError."""
+    found = [open_run(member, overrides) for path in paths for member in seeds_of(path) or [path]]
+    homes: dict[str, list[Path]] = {}
+    seen: set[Path] = set()
+    for subject in found:
+        assert subject.folder is not None
+        place = subject.folder.resolve()
+        if place in seen:
+            raise UsageError(f"{subject.folder}: given twice; its numbers would count double")
+        seen.add(place)
+        home = _home(place)
+        if home not in homes.setdefault(subject.group, []):
+            homes[subject.group].append(home)
+    return distinct([_placed(subject, homes) for subject in found])
+
+
+def _home(folder: Path) -> Path:
+    """The folder that seeds or folds share, else the run itself."""
+    return folder.parent if SEED.fullmatch(folder.name) else folder
+
+
+def _placed(subject: Subject, homes: dict[str, list[Path]]) -> Subject:
+    """Groups of one name in different folders are told apart by the folder above them."""
+    assert subject.folder is not None
+    place = subject.folder.resolve()
+    home = _home(place)
+    if len(homes[subject.group]) == 1:
+        return subject
+    group = str(Path(*home.parts[-2:]))
+    return replace(subject, group=group, label=group if home == place else f"{group}/{place.name}")
+
+
+SEED = re.compile(r"[sf]\d+")  # folders of --repeats and --folds
 
 
 def seeds_of(path: Path) -> list[Path]:
     """The runs below a folder of --repeats or --folds, in order; none for a run itself."""
     if (path / "run.json").is_file():
         return []
-    return sorted((file.parent for file in path.glob("*/run.json")), key=lambda run: (len(run.name), run.name))
+    named = (file.parent for file in path.glob("*/run.json") if SEED.fullmatch(file.parent.name))
+    return sorted(named, key=lambda run: (len(run.name), run.name))
 
 
-def open_run(run: Path, overrides: list[str]) -> Subject:
+def open_run(run: Path, overrides: Sequence[str]) -> Subject:
     """A run folder, its model/ folder, or any folder that timm can load; raise UsageError."""
     for override in overrides:
         if not override.partition("=")[0].startswith(RUN_KEYS):
@@ -124,40 +176,41 @@ def open_run(run: Path, overrides: list[str]) -> Subject:
     for folder in (run, run.parent) if run.name == "model" else (run,):
         stored = folder / "recipe.resolved.yaml"
         if stored.is_file():
-            recipe = recipes.parse(recipes.read(stored), stored.name, overrides)
+            recipe = recipes.parse(recipes.read(stored), stored.name, list(overrides))
             weights = folder / "model" / "model.safetensors"
             if not weights.is_file():
                 state = read_run(folder).get("status", "unknown")
                 raise UsageError(f"--run {run}: no weights were kept (status: {state}); finish it with --resume {folder}")
-            return Subject(*_labels(folder.resolve()), recipe, folder, weights, is_run=True)
+            place = folder.resolve()
+            home = _home(place)
+            label = place.name if home == place else f"{home.name}/{place.name}"
+            return Subject(label, home.name, recipe, folder, weights, is_run=True)
     members = seeds_of(run)
     if members:
         raise UsageError(f"--run {run}: a folder of {len(members)} runs, and this looks at one; name it, e.g. {members[0]}")
     if not (run / "config.json").is_file():
         raise UsageError(f"--run {run}: neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)")
-    recipe = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)
-    return Subject(run.name, run.name, recipe, run, run / "model.safetensors")
+    if not (run / "model.safetensors").is_file():
+        raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
+    recipe, has_data = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)
+    return Subject(run.name, run.name, recipe, run, run / "model.safetensors", has_data=has_data)
 
 
-def _labels(folder: Path) -> tuple[str, str]:
-    """(label, group): a seed or fold inside a folder of several is named with that folder."""
-    if re.fullmatch(r"[sf]\d+", folder.name):
-        return f"{folder.parent.name}/{folder.name}", folder.parent.name
-    return folder.name, folder.name
-
-
-def open_model(name: str, overrides: list[str]) -> Subject:
+def open_model(name: str, overrides: Sequence[str]) -> Subject:
     """A timm model by name, as a recipe would say it; model.image_size, model.weights, ... by --set."""
-    return Subject(short_name(name), short_name(name), _recipe_of_model(name, f"--model {name}", overrides))
+    for override in overrides:
+        if not override.startswith(("model.", *RUN_KEYS)):
+            raise UsageError(f"--set {override}: with --model only model.*, data.*, input.*, eval.* and train.workers count")
+    recipe, has_data = _recipe_of_model(name, f"--model {name}", overrides)
+    return Subject(short_name(name), short_name(name), recipe, has_data=has_data)
 
 
-NO_DATA = "digits"  # a recipe needs some data; this one is never read unless --set data.format says so
-
-
-def _recipe_of_model(name: str, what: str, overrides: list[str]) -> Recipe:
+def _recipe_of_model(name: str, what: str, overrides: Sequence[str]) -> tuple[Recipe, bool]:
+    """(recipe, True where `overrides` name data). A recipe must have some data: without, it is one that nobody reads."""
     given = any(override.startswith("data.format=") for override in overrides)
-    text = f'model: {{name: "{name}"}}\ndata: {{}}\n' if given else f'model: {{name: "{name}"}}\ndata: {{format: {NO_DATA}}}\n'
-    return recipes.parse(text, what, overrides)
+    data = "{}" if given else "{format: digits}"
+    kept = [o for o in overrides if given or not o.startswith("data.")]
+    return recipes.parse(f'model: {{name: "{name}"}}\ndata: {data}\n', what, kept), given
 
 
 def _tuple(value: Any) -> Any:

@@ -106,7 +106,8 @@ def _written(run: Path, parts: Parts, chosen: float, head: str, rows: list[dict[
     folder, recipe, test = run / "wise", parts.recipe, parts.splits.test
     seen = parts.predict(test, "test")
     folder.mkdir(exist_ok=True)
-    save_folder(folder / "model", parts.vit, parts.splits.train.classes, parts.preprocessing, {"rift": {"alpha": chosen}})
+    extra = {"rift": {"alpha": chosen, "task": recipe.objective.task}}
+    save_folder(folder / "model", parts.vit, parts.splits.train.classes, parts.preprocessing, extra)
     check_saved(folder / "model", parts.vit, parts.preprocessing.input_size)
     model = model_entry(recipe, parts.vit, folder / "model" / "model.safetensors", None, None)
     original = recipes.parse(recipes.read(run / "recipe.resolved.yaml"), "recipe.yaml", [])

@@ -22,12 +22,18 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import riftcli
 from riftcli import cli
+from riftcli import recipe as recipes
 from riftcli.datasets.digits import Digits
 from riftcli.model import Classifier
 from riftcli.sharpness import Ascent, measure
 from riftcli.transforms import EvalTransform, Preprocessing
 
-SCHEMA = Draft202012Validator(json.loads((Path(riftcli.__file__).parent / "assets" / "table.schema.json").read_text()))
+SCHEMAS = {
+    f"rift.{name}/1": Draft202012Validator(
+        json.loads((Path(riftcli.__file__).parent / "assets" / f"{name}.schema.json").read_text())
+    )
+    for name in ("table", "compare", "predictions")
+}
 
 DATA = {
     "format": "digits",
@@ -65,6 +71,14 @@ def trained(tiny_weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def few(tmp_path, tiny_weights) -> Path:
+    """A recipe that names a few digits, for --data."""
+    path = tmp_path / "few.yaml"
+    path.write_text(yaml.safe_dump({"model": {"name": f"local-dir:{tiny_weights}"}, "data": DATA}))
+    return path
+
+
+@pytest.fixture
 def run(trained, tmp_path) -> Path:
     """A copy of one run, to write into."""
     return Path(shutil.copytree(trained / "full" / "s0", tmp_path / "myrun"))
@@ -90,7 +104,7 @@ def features(path: Path, split: str, limit: int) -> tuple[np.ndarray, np.ndarray
 def read(text: str) -> dict:
     """The JSON of a command, which must fit its schema."""
     report = json.loads(text)
-    SCHEMA.validate(report)
+    SCHEMAS[report["schema"]].validate(report)
     return report
 
 
@@ -112,10 +126,10 @@ def test_knn_answers_as_scikit_learn_does(rift, run):
     assert [row["acc"] for row in report["rows"]] == [float(row["acc"]) for row in table(run / "knn" / "digits")]
 
 
-def test_knn_of_several_models_on_several_sets_gives_one_table(rift, trained, tmp_path):
+def test_knn_of_several_models_on_several_sets_gives_one_table(rift, trained, tmp_path, few):
     folders = [trained / "full", trained / "rift"]
     runs = [word for folder in folders for word in ("--run", shutil.copytree(folder, tmp_path / folder.name))]
-    code, _, err = rift("knn", *runs, "--data", "demo_full", "--data", make_folder(tmp_path), "--out", "all", "--k", "3")
+    code, _, err = rift("knn", *runs, "--data", few, "--data", make_folder(tmp_path), "--out", "all", "--k", "3")
     assert code == 0, err
     rows = table(tmp_path / "all")
     assert {row["group"] for row in rows} == {"pretrained vit", "full", "rift"}
@@ -225,14 +239,13 @@ def test_cached_features_are_found_again_and_only_for_the_same_content(rift, run
     from safetensors.torch import save_file
 
     save_file(tensors, weights, metadata={"format": "pt"})
-    acc()
+    changed = acc()
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 7  # other weights
     for file in (tmp_path / "cache").glob("*.safetensors"):  # a flipped byte is noticed: the table is computed again
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-    again = acc()
-    assert 0 <= again <= 1
+    assert acc() == changed
     assert all(file.with_suffix(".sha256").read_text() for file in (tmp_path / "cache").glob("*.safetensors"))
 
 
@@ -257,20 +270,19 @@ def test_similarity_of_a_run_to_its_pretrained_model(rift, run, read_json):
 
 
 def test_a_model_is_as_similar_to_itself_as_can_be(rift, trained, tmp_path):
-    one = trained / "lora"
+    one = shutil.copytree(trained / "lora", tmp_path / "lora")
     code, out, err = rift("similarity", "--run", one, "--against", one, "--metrics", "all", "--bootstrap", 0, "--json")
     assert code == 0, err
     for row in read(out)["rows"]:
         zero = row["metric"] in ("procrustes", "centre_distance")
         assert row["value"] == pytest.approx(0 if zero else 1, abs=1e-5), row["metric"]
         assert row["low"] is None
-    shutil.rmtree(one / "similarity")
 
 
-def test_two_timm_models(rift, tiny_weights, tmp_path):
+def test_two_timm_models(rift, tiny_weights, few):
     name = f"local-dir:{tiny_weights}"
     code, out, err = rift(
-        "similarity", "--model", name, "--against", name, "--data", "demo_full", "--metrics", "cka", "--bootstrap", 0, "--json"
+        "similarity", "--model", name, "--against", name, "--data", few, "--metrics", "cka", "--bootstrap", 0, "--json"
     )
     assert code == 0, err
     assert read(out)["rows"][0]["value"] == pytest.approx(1)
@@ -279,15 +291,14 @@ def test_two_timm_models(rift, tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metrics", "ckaa"], "--metrics ckaa: no such similarity (did you mean 'cka'?); one of: cka, "),
-        (["--split", "vall"], "split 'vall': "),
+        (["--metrics", "ckaa"], "--metrics ckaa: no such similarity (did you mean 'cka'?); one of: cka, cka_debiased, "),
+        (["--split", "vall"], "digits: no split 'vall'; it has: train, test"),
     ],
 )
 def test_similarity_refuses(rift, run, options, message):
     code, _, err = rift("similarity", "--run", run, *options)
     assert code in (2, 3)
-    assert err.splitlines()[-1].startswith("error: ")
-    assert message.split(":")[0] in err
+    assert err.startswith(f"error: {message}"), err
 
 
 # ---- sharpness
@@ -418,11 +429,11 @@ def test_sharpness_needs_a_radius(rift, run):
 # ---- several ranks
 
 
-def test_two_ranks_answer_as_one(run, tmp_path):
+def test_two_ranks_answer_as_one(run, tmp_path, few):
     """The real torchrun: bank and queries, layers, gradients and losses are shared out and put together again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     wanted = {
-        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", "demo_full"],
+        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", str(few)],
         "similarity": ["--layers", "all", "--metrics", "cka,rsa", "--bootstrap", "4"],
         "sharpness": [],
         "attention": ["--count", "3"],
@@ -534,13 +545,177 @@ def test_a_temperature_needs_a_validation_split(rift, run):
     recipe["data"]["val"], recipe["eval"]["trajectory"] = None, False
     stored.write_text(yaml.safe_dump(recipe))
     code, _, err = rift("eval", "--run", run, "--metrics", "acc", "--temperature-scaling")
-    assert (code, err) == (2, "error: --split val: the recipe has no validation split (data.val)\n")
+    assert (code, err) == (2, "error: --temperature-scaling: the recipe has no validation split to fit on (data.val)\n")
 
 
 def test_a_folder_of_seeds_where_one_run_is_meant(rift, trained):
     code, _, err = rift("eval", "--run", trained / "full")
     where = trained / "full"
     assert (code, err) == (2, f"error: --run {where}: a folder of 2 runs, and this looks at one; name it, e.g. {where / 's0'}\n")
+
+
+# ---- who is who: labels, groups, places
+
+
+def test_the_same_run_twice_is_refused(rift, trained):
+    code, _, err = rift("compare", trained / "full", trained / "full" / "s0")
+    assert (code, err) == (2, f"error: {trained / 'full' / 's0'}: given twice; its numbers would count double\n")
+
+
+def test_groups_of_one_name_in_two_places_are_not_seeds_of_each_other(trained, tmp_path):
+    from riftcli.subjects import open_runs
+
+    for name in ("full", "rift"):
+        shutil.copytree(trained / name, tmp_path / name / "x")
+    found = open_runs([tmp_path / "full" / "x", tmp_path / "rift" / "x"], [])
+    assert [subject.group for subject in found] == ["full/x", "full/x", "rift/x", "rift/x"]
+    assert [subject.label for subject in found] == ["full/x/s0", "full/x/s1", "rift/x/s0", "rift/x/s1"]
+
+
+def test_a_folder_that_holds_runs_is_no_folder_of_seeds(rift, trained):
+    code, _, err = rift("compare", trained)
+    where = "neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)"
+    assert (code, err) == (2, f"error: --run {trained}: {where}\n")
+
+
+def test_two_models_and_two_sets_of_one_name_are_kept_apart(rift, trained, tmp_path):
+    for i, name in enumerate(("full", "rift")):
+        shutil.copytree(trained / name / "s0" / "model", tmp_path / f"k{i}" / "model")
+        make_folder(tmp_path / f"p{i}")
+    options = [word for i in range(2) for word in ("--model", f"local-dir:k{i}/model", "--data", f"imagefolder:p{i}/shapes")]
+    code, out, err = rift("knn", *options, "--json")
+    assert code == 0, err
+    rows = read(out)["rows"]
+    assert [(row["model"], row["data"]) for row in rows] == [
+        ("model", "shapes-0"),
+        ("model", "shapes-1"),
+        ("model (2)", "shapes-0"),
+        ("model (2)", "shapes-1"),
+    ]
+
+
+def test_other_questions_do_not_overwrite_the_answer(rift, run, trained, tmp_path):
+    other = shutil.copytree(trained / "rift" / "s1", tmp_path / "other")
+    asked = [
+        ("similarity", "--bootstrap", 0, "--metrics", "rsa"),
+        ("similarity", "--bootstrap", 0, "--metrics", "rsa", "--against", other),
+        ("sharpness",),
+        ("sharpness", "--rho", 0.1, "--adaptive"),
+        ("knn", "--k", 3),
+        ("knn", "--k", 3, "--vote", "majority"),
+    ]
+    for command, *options in asked:
+        code, _, err = rift(command, "--run", run, *options)
+        assert code == 0, err
+    folders = sorted(
+        str(path.parent.relative_to(run)) for path in run.glob("*/*/metrics.json") if path.parent.parent.name != "eval"
+    )
+    assert folders == [
+        "knn/digits",
+        "knn/digits-vote-majority",
+        "sharpness/digits-test",
+        "sharpness/digits-test-rho-0.1-adaptive-1",
+        "similarity/digits-test",
+        "similarity/digits-test-against-other",
+    ]
+    moved = run.rename(tmp_path / "renamed")  # what was measured goes with the run
+    code, out, err = rift("compare", moved, "--json")
+    cells = {row["column"]: row["mean"] for row in read(out)["rows"]}
+    assert cells["rsa"] == float(table(moved / "similarity" / "digits-test")[0]["value"])
+    assert cells["sharpness"] == float(table(moved / "sharpness" / "digits-test")[0]["sharpness"])
+    assert cells["sharpness rho=0.1 adaptive=1"] != cells["sharpness"]
+    assert {"knn k=3 digits", "knn k=3 digits vote=majority"} <= set(cells)
+
+
+def test_methods_that_differ_in_more_than_the_seed_have_different_names():
+    from riftcli.naming import method_names
+
+    base = "model: {name: vit_tiny_patch16_224}\ndata: {format: digits}\n"
+    changes = [[], ["train.seed=1"], ["optim.lr=1e-5"], ["adapter.name=lora"], ["adapter.name=lora", "adapter.rank=8"]]
+    found = method_names([recipes.parse(base, "r.yaml", change) for change in changes])
+    assert found == [
+        "full (optim.lr 0.0001)",
+        "full (optim.lr 0.0001)",
+        "full (optim.lr 1e-05)",
+        "lora (adapter.rank 4)",
+        "lora (adapter.rank 8)",
+    ]
+
+
+def test_a_folder_of_weights_alone_is_not_evaluated_on_data_that_nobody_named(rift, run, tmp_path):
+    alone = shutil.copytree(run / "model", tmp_path / "alone")
+    message = "a model folder without its run; say what to evaluate on, e.g. --set data.format=image_folder"
+    for command in ("eval", "sharpness"):
+        code, _, err = rift(command, "--run", alone)
+        assert (code, err) == (2, f"error: --run {alone}: {message}\n")
+
+
+def test_a_multi_label_model_on_its_own_still_knows_that_it_is_one(rift, tiny_weights, tmp_path, write_recipe):
+    (tmp_path / "pictures").mkdir()
+    lines = ["file,a,b,c"]
+    for i in range(24):
+        Image.new("RGB", (16, 16), (10 * i, 255 - 10 * i, 99)).save(tmp_path / "pictures" / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},{int(i > 11)},{int(i % 3 == 0)}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    recipe = {
+        "model": {"name": f"local-dir:{tiny_weights}"},
+        "data": {
+            "format": "csv_table",
+            "root": str(tmp_path),
+            "labels": {"train": "labels.csv", "test": "labels.csv"},
+            "images": ["pictures"],
+            "image_column": "file",
+            "label_columns": ["a", "b", "c"],
+            "val": {"from": "train", "fraction": 0.25},
+            "allow_overlap": True,
+        },
+        "objective": {"name": "bce"},
+        "train": {"epochs": 1, "batch_size": 9, "workers": 0},
+        "eval": {"metrics": ["map", "cka"], "best": "map"},
+    }
+    code, _, err = rift("finetune", "--recipe", write_recipe(recipe), "--out", "multi")
+    assert code == 0, err
+    for command in (
+        ["similarity", "--run", "multi", "--map", "--bootstrap", "0"],
+        ["sharpness", "--run", "multi"],
+        ["attention", "--run", "multi", "--image", "pictures/3.png"],
+        ["compare", "multi"],
+        ["report", "multi", "--evaluate"],
+    ):
+        code, _, err = rift(*command)
+        assert code == 0, err
+    code, _, err = rift("knn", "--run", "multi")
+    assert code == 3
+    assert "kNN needs one label per image, and this data is multilabel" in err
+    shutil.copytree(tmp_path / "multi" / "model", tmp_path / "alone")
+    answers = []
+    for model in ("multi", "alone"):
+        code, out, err = rift("predict", model, "pictures", "--json")
+        assert code == 0, err
+        answers.append(read(out)["rows"])
+    assert answers[0] == answers[1]
+    row = answers[0][0]
+    assert row["class"] == "|".join(name for name, p in row["probabilities"].items() if p > 0.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["sharpness", "--rho", "nan"], "--rho nan: must be above 0"),
+        (["knn", "--temperature", "inf"], "--temperature inf: must be above 0"),
+        (["attention", "--block", "99"], "--block 99: the model has 2 blocks, from 0, or negative from the end"),
+        (["knn", "--out", "taken"], "--out taken: exists and is not a folder"),
+        (
+            ["similarity", "--against", "{run}", "--set", "model.image_size=32"],
+            "--set model.image_size=32: --against {run} is a folder of weights, which has its own model",
+        ),
+    ],
+)
+def test_wrong_options_are_told_before_the_work(rift, run, tmp_path, line, message):
+    (tmp_path / "taken").write_text("")
+    command, *options = [word.format(run=run) for word in line]
+    code, _, err = rift(command, "--run", run, *options)
+    assert (code, err.splitlines()[-1]) == (2, f"error: {message.format(run=run)}")
 
 
 # ---- trajectories, correlate, centrality
@@ -581,8 +756,8 @@ def test_correlate_over_the_trajectories(rift, trained, tmp_path):
     cells = [cell for cell in report["binned"] if cell["y"] == "ece"]
     assert sum(cell["count"] for cell in cells) == 15
     pairs = [(c["x_mean"], c["y_mean"]) for c in cells]
-    if len(pairs) > 2:
-        assert row["binned_r"] == pytest.approx(np.corrcoef(*zip(*pairs, strict=True))[0, 1])
+    assert len(pairs) > 2
+    assert row["binned_r"] == pytest.approx(np.corrcoef(*zip(*pairs, strict=True))[0, 1])
     assert {p.name for p in (tmp_path / "c").iterdir()} >= {
         "metrics.json",
         "table.csv",
@@ -639,7 +814,7 @@ def test_a_centre_needs_two_runs(rift, trained):
 def test_compare_means_spread_best_and_change(rift, trained, tmp_path):
     code, out, err = rift("compare", trained / "full", trained / "rift", trained / "lora", "--out", "t", "--json")
     assert code == 0, err
-    report = json.loads(out)
+    report = read(out)
     assert report["baseline"] == "full"
     cells = {(row["run"], row["column"]): row for row in report["rows"]}
     accs = [json.loads((trained / "rift" / f"s{i}" / "metrics.json").read_text())["metrics"]["acc"]["value"] for i in range(2)]
@@ -671,16 +846,20 @@ def test_compare_over_data_sets_has_a_mean_and_rows_by_method():
     from riftcli.report.compare import compare
     from riftcli.report.records import Record
 
-    def made(data: str, regularizer: str, acc: float) -> Record:
-        method = {"adapter": "full", "regularizer": regularizer, "strength": None, "pretrained": True}
-        return Record(f"{data}-{regularizer}", data, method, data, 0, Path(), {"acc": acc}, {"acc": True})
+    def recipe(data: str, regularizer: str) -> recipes.Recipe:
+        text = f"model: {{name: vit_tiny_patch16_224}}\ndata: {{format: {data}}}\nregularizer: {{name: {regularizer}}}\n"
+        return recipes.parse(text, "r.yaml", [])
 
-    records = [made("a", "none", 0.5), made("b", "none", 0.7), made("a", "rift", 0.6), made("b", "rift", 0.6)]
+    def made(data: str, regularizer: str, acc: float) -> Record:
+        return Record(f"{data}-{regularizer}", data, recipe(data, regularizer), data, 0, Path(), {"acc": acc}, {"acc": True})
+
+    scores = [("digits", "none", 0.5), ("demo_fashion", "none", 0.7), ("digits", "rift", 0.6), ("demo_fashion", "rift", 0.6)]
+    records = [made(*score) for score in scores]
     found = compare(records, [], None, by_method=False)
-    assert found.columns == ["acc (a)", "acc (b)", "acc (mean)"]
+    assert found.columns == ["acc (digits)", "acc (demo_fashion)", "acc (mean)"]
     assert found.rows["full"]["acc (mean)"].mean == pytest.approx(0.6)
-    assert found.rows["full + rift"]["acc (a)"].change == pytest.approx(0.2)
-    assert [found.rows[name]["acc (b)"].best for name in ("full", "full + rift")] == [True, False]
+    assert found.rows["full + rift"]["acc (digits)"].change == pytest.approx(0.2)
+    assert [found.rows[name]["acc (demo_fashion)"].best for name in ("full", "full + rift")] == [True, False]
 
 
 @pytest.mark.parametrize(

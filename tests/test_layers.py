@@ -13,7 +13,7 @@ LAYERS = {
     5: "cli __main__ commands/*",
     4: "train build inputs session evaluate evaluate_run dry_run launch repeats data_check "
     "kept_model merge_run wise_run report/* subjects encoding retention image_files knn_run similarity_run sharpness_run "
-    "centrality_run correlate_run predict_run attention_run",
+    "naming centrality_run correlate_run predict_run attention_run",
     3: "recipe recipe_model recipe_check recipe_messages recipe_family recipe_schema catalog",
     2: "objectives/* adapters/* regularizers/* datasets/* metrics/*",
     1: "model head saved_model features optim loader transforms checkpoint run console splits holdout step "

@@ -116,7 +116,7 @@ def test_mutual_knn_counts_shared_neighbours():
     assert neighbours.mutual_knn(X, Y, 5) == pytest.approx(expected, abs=1e-12)
     assert neighbours.mutual_knn(X, X @ rotation(6), 5) == 1
     assert neighbours.neighbours(X, 5, chunk=7).tolist() == neighbours.neighbours(X, 5).tolist()
-    unrelated = neighbours.mutual_knn(torch.randn(400, 8), torch.randn(400, 8), 10)
+    unrelated = neighbours.mutual_knn(cloud(400, 8, 11) - 3, cloud(400, 8, 12) - 3, 10)
     assert unrelated == pytest.approx(10 / 399, abs=0.02)
 
 
@@ -165,6 +165,18 @@ def test_majority_vote_equals_scikit_learn_where_there_is_no_tie():
     reference = KNeighborsClassifier(5, metric="cosine").fit(bank.numpy(), labels.numpy())
     found = knn_predict(bank, labels, queries, k=5, vote="majority", chunk=7)
     assert found.tolist() == reference.predict(queries.numpy()).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.07, 1.0])
+def test_votes_at_any_temperature(temperature):
+    labels = torch.arange(40) % 4
+    bank, queries = X.float(), cloud(30, 6, 8).float()
+    found = knn_predict(bank, labels, queries, k=9, temperature=temperature)
+    cosine = torch.nn.functional.normalize(queries.double()) @ torch.nn.functional.normalize(bank.double()).T
+    for i, line in enumerate(cosine):
+        near = line.argsort(descending=True)[:9]
+        scores = [sum(math.exp((float(line[j]) - 1) / temperature) for j in near if labels[j] == c) for c in range(4)]
+        assert int(found[i]) == int(np.argmax(scores))
 
 
 def test_a_tied_vote_goes_to_the_class_of_the_nearest_neighbour():

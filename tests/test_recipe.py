@@ -116,7 +116,8 @@ zzz: 1
             "recipe r.yaml:9: train.epochs: expected a number > 0, got 0",
             "recipe r.yaml:10: eval.metrics.1: unknown metric 'ckaa' (did you mean 'cka'?)",
             "  allowed here: acc, bacc, f1, auroc, map, kappa, ece, ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, "
-            "rsa, rsa_spearman, rsa_euclid, procrustes, cca, svcca, mutual_knn, centre_distance, overlap, effective_rank",
+            "rsa, rsa_centred, rsa_spearman, rsa_euclid, procrustes, cca, svcca, mutual_knn, "
+            "centre_distance, overlap, effective_rank",
             "recipe r.yaml:10: eval.best: 'f1' must be one of eval.metrics",
             "  allowed here: acc, ckaa",
             "recipe r.yaml:11: zzz: unknown key",

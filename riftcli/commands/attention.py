@@ -34,8 +34,10 @@ def attention(
     from riftcli.encoding import Encoder, sole
     from riftcli.report.table import averaged, print_grid, say, shown
 
+    common.check_out(out)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
-    source = sole(common.open_sets(data, subjects, overrides), "--data")
+    wished = subjects[:1] if images else subjects  # with images of one's own, the data only says how files are read
+    source = sole(common.open_sets(data, wished, overrides), "--data")
     encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
     chosen = chosen_images(source, split, count, seed, images, encoder)
     findings, pictures = attention_run(subjects, source, chosen, block, encoder)
@@ -49,10 +51,10 @@ def attention(
         [group, *(shown(cells[key][group,][0]) for key in keys)] for group in dict.fromkeys(r["group"] for r in findings.rows)
     ]
     print_grid(f"attention before and after, mean over {len(chosen)} images", ["model", *keys], lines)
-    for path in common.finish(findings, subjects, ["data", "split"], out, as_json):
+    for path in common.finish(findings, subjects, out, as_json):
         folder = path.parent
         own = [s for s in subjects if s.folder is not None and folder.is_relative_to(s.folder)] or subjects
-        labels = list(dict.fromkeys(label for s in own for label in (s.pretrained().label, s.label)))
+        labels = list(dict.fromkeys(label for s in own for label in (pictures["starts"][s.label], s.label)))
         draw(folder / "attention.png", pictures, labels, heads=False)
         say(f"plot: {folder / 'attention.png'}")
         if heads and len(own) == 1:

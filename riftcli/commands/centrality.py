@@ -22,10 +22,11 @@ def centrality(
     from riftcli.report.table import print_grid, shown
     from riftcli.subjects import open_runs
 
+    common.check_out(out)
     findings = centrality_run(open_runs(runs, []), pretrained)
     keys = ["distance", "relative", "rms", *(["from_pretrained"] if pretrained else [])]
     lines = [[row["method"], row["model"], *(shown(row[key]) for key in keys)] for row in findings.rows]
     for mean in findings.tables["averages"]:
         lines.append([mean["method"], "mean", *(shown(mean[key], mean[f"{key}_std"]) for key in keys)])
     print_grid("distance to the centre of the runs of a method (L2 over the backbone)", ["method", "run", *keys], lines)
-    common.finish(findings, [], [], out, as_json)
+    common.finish(findings, [], out, as_json)

@@ -57,31 +57,30 @@ def open_subjects(
         raise UsageError("the same --run or --model is given twice")
     kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]
     of_runs = [o for o in kept if not o.startswith("model.") or o.startswith("model.weights")] if models or other_model else kept
-    return [*subjects.open_runs(paths, of_runs), *(subjects.open_model(name, kept) for name in models)]
+    opened = [*subjects.open_runs(paths, of_runs), *(subjects.open_model(name, kept) for name in models)]
+    return subjects.distinct(opened)
 
 
 def with_pretrained(subjects: list[Subject]) -> list[Subject]:
     """Before the runs, what they were finetuned from, each once."""
-    bases: dict[str, Subject] = {}
-    for subject in subjects:
-        if subject.is_run:
-            bases.setdefault(repr(subject.recipe.model.model_dump(exclude={"pretrained", "drop_path"})), subject.pretrained())
-    return [*bases.values(), *subjects]
+    from riftcli.subjects import bases_of
+
+    starts = bases_of([subject for subject in subjects if subject.is_run])
+    return [*{start.label: start for start in starts.values()}.values(), *subjects]
 
 
 def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Sequence[str]) -> list[DataSet]:
     """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
-    from riftcli.encoding import DataSet, open_data
+    from riftcli.encoding import DataSet, distinct_sets, open_data
     from riftcli.errors import UsageError
 
     if wishes:
-        return [open_data(wish, list(overrides)) for wish in wishes]
+        return distinct_sets([open_data(wish, list(overrides)) for wish in wishes])
     found: dict[str, DataSet] = {}
     for subject in subjects:
-        if subject.is_run or any(o.startswith("data.format=") for o in overrides):
-            recipe = subject.recipe
-            parts = {key: recipe.resolved[key] for key in ("data", "input")}
-            found.setdefault(repr(parts), DataSet(recipe.data, recipe.input))
+        if subject.has_data:
+            parts = {key: subject.recipe.resolved[key] for key in ("data", "input")}
+            found.setdefault(repr(parts), DataSet.of_run(subject))
     if not found:
         raise UsageError("a model without its run does not say what to look at: give --data RECIPE or --data imagefolder:PATH")
     if len(found) > 1:
@@ -89,7 +88,15 @@ def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Seq
     return list(found.values())
 
 
-def finish(findings: Findings, subjects: Sequence[Subject], place: Sequence[str], out: Path | None, as_json: bool) -> list[Path]:
+def check_out(out: Path | None) -> None:
+    """Raise UsageError for an --out that cannot become a folder: before the work, not after it."""
+    from riftcli.errors import UsageError
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: exists and is not a folder")
+
+
+def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as_json: bool) -> list[Path]:
     """Write what was found into the runs (and `out`), say where, and print the JSON where asked; returns the files.
 
     Rank 0 only.
@@ -97,7 +104,7 @@ def finish(findings: Findings, subjects: Sequence[Subject], place: Sequence[str]
     from riftcli.report.table import leave, say
 
     folders = {subject.label: subject.folder for subject in subjects if subject.is_run and subject.folder is not None}
-    written = leave(findings, folders, place, out)
+    written = leave(findings, folders, out)
     for path in written:
         say(f"report: {path}")
     if as_json:
@@ -112,6 +119,10 @@ def open_other(wish: str, overrides: Sequence[str]) -> Subject:
     path = Path(wish).expanduser()
     if path.is_dir():
         from riftcli.encoding import sole
+        from riftcli.errors import UsageError
 
+        for override in overrides:
+            if override.startswith("model.") and not override.startswith("model.weights"):
+                raise UsageError(f"--set {override}: --against {wish} is a folder of weights, which has its own model")
         return sole(subjects.open_runs([path], []), f"--against {wish}")
     return subjects.open_model(wish, [o for o in overrides if o.startswith("model.")])

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from riftcli.commands.common import AsJson, Out
+from riftcli.commands.common import AsJson, Out, check_out
 
 OptionalText = Optional[str]  # noqa: UP045 - typer reads it at run time
 
@@ -28,6 +28,7 @@ def compare(
     from riftcli.run import now
     from riftcli.subjects import open_runs
 
+    check_out(out)
     records = [record(subject) for subject in open_runs(runs, [])]
     table = tables.compare(records, [m.strip() for m in metrics.split(",") if m.strip()], baseline, by_method)
     names = list(table.rows)

@@ -36,11 +36,12 @@ def correlate(
     from riftcli.report.table import print_grid, say, shown
     from riftcli.subjects import open_runs
 
+    common.check_out(out)
     members = [(subject.label, subject.folder) for subject in open_runs(runs, []) if subject.folder is not None]
     findings = correlate_run(members, x, y, bins, points.value, trim)
     keys = ["points", "left_out", "bins", "binned_r", "binned_p", "binned_slope", "single_r"]
     lines = [[row["y"], *(shown(row[key]) for key in keys)] for row in findings.rows]
     print_grid(f"against {x}, {len(members)} runs", ["y", *keys], lines)
-    common.finish(findings, [], [], out, as_json)
+    common.finish(findings, [], out, as_json)
     if out is not None:
         say(f"plot: {draw(out, findings)}")

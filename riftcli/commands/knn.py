@@ -47,6 +47,7 @@ def knn(
     from riftcli.errors import UsageError
     from riftcli.knn_run import Protocol, knn_run
 
+    common.check_out(out)
     try:
         numbers = tuple(int(part) for part in k.split(","))
     except ValueError:
@@ -62,7 +63,7 @@ def knn(
     dist.close()
     if main:
         print_knn(findings)
-        common.finish(findings, subjects, ["data"], out, as_json)
+        common.finish(findings, subjects, out, as_json)
 
 
 def print_knn(findings: Findings) -> None:

@@ -23,18 +23,26 @@ def report(
     device: Device = "auto",
 ) -> None:
     """One self-contained HTML page on one run or many."""
+    from riftcli import dist
     from riftcli.errors import UsageError
     from riftcli.report.page import write_page
+    from riftcli.report.records import record
     from riftcli.report.table import say
     from riftcli.subjects import open_runs
 
+    if dist.launched():
+        raise UsageError("rift report runs in one process: start it without torchrun")
+    if overrides and not evaluate:
+        raise UsageError(f"--set {overrides[0]}: only --evaluate reads data; without it the page shows what the runs hold")
+    subjects = open_runs(runs, overrides)
     target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"--out {target}: not a file that can be written")  # before the work, not after it
-    subjects = open_runs(runs, overrides)
+    for subject in subjects:
+        record(subject)  # an unfinished run is told before the work, too
     if evaluate:
         from riftcli.report.fill import fill
 
-        fill(subjects, overrides, device)
+        fill(subjects, overrides, dist.init(device))
     write_page(target, subjects, baseline)
     say(f"page: {target}")

@@ -46,6 +46,7 @@ def sharpness(
     from riftcli.sharpness import Ascent
     from riftcli.sharpness_run import sharpness_run
 
+    common.check_out(out)
     ascent = Ascent(method.value, rho, adaptive, steps, draws, seed)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
     sets = common.open_sets(data, subjects, overrides) if data else None
@@ -55,7 +56,7 @@ def sharpness(
     dist.close()
     if main:
         print_sharpness(findings)
-        common.finish(findings, subjects, ["data", "split", "method"], out, as_json)
+        common.finish(findings, subjects, out, as_json)
 
 
 def print_sharpness(findings: Findings) -> None:

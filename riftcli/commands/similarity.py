@@ -33,7 +33,7 @@ def similarity(
     maps: Annotated[bool, typer.Option("--map", help="Also a PCA and a t-SNE map of the samples, before and after.")] = False,
     data: DataSets = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
-    bootstrap: Annotated[int, typer.Option(min=0, help="Random halves behind the 95 % intervals; 0 for none.")] = 100,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Random halves behind the 95 % intervals; 0 for none.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the random halves.")] = 0,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
@@ -47,6 +47,7 @@ def similarity(
     from riftcli.encoding import Encoder
     from riftcli.similarity_run import DEFAULT, Question, measures, similarity_run
 
+    common.check_out(out)
     wanted = measures() if metrics == "all" else [m.strip() for m in metrics.split(",") if m.strip()] or DEFAULT
     question = Question(tuple(wanted), split, layers is Layers.all, bootstrap, seed, maps)
     subjects = common.open_subjects(run, model, overrides, own_data=not data, other_model=against != "pretrained")
@@ -58,7 +59,7 @@ def similarity(
     dist.close()
     if main:
         print_similarity(findings)
-        for path in common.finish(findings, subjects, ["data", "split"], out, as_json):
+        for path in common.finish(findings, subjects, out, as_json):
             draw_all_layers(path)
 
 

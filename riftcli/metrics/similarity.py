@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from riftcli.protocols import Predictions
 from riftcli.similarity import alignment, cka, covariance, kernels, neighbours, overlap, rsa
+from riftcli.similarity.thinning import thinned
 
 MANY = 5000  # samples of the measures that need an N x N table; more are thinned out, evenly
 MAP_MANY = 2000  # samples of the map's densities
@@ -15,13 +16,8 @@ MAP_MANY = 2000  # samples of the map's densities
 def _pair(predictions: Predictions, at_most: int | None = None) -> tuple[Any, Any]:
     """(reference, features), both (n, D); of more than `at_most` samples every so-many-th."""
     assert predictions.reference is not None, "a similarity needs the features of two models"
-    before, after = predictions.reference, predictions.features
-    if at_most is not None and len(before) > at_most:
-        import torch
-
-        kept = torch.linspace(0, len(before) - 1, at_most).round().long()
-        before, after = before[kept], after[kept]
-    return before, after
+    kept = thinned(len(predictions.features), at_most)
+    return predictions.reference[kept], predictions.features[kept]
 
 
 def _entry(
@@ -32,7 +28,7 @@ def _entry(
 
 @dataclass(frozen=True)
 class Cka:
-    """Biased linear CKA: `Sim`, the papers' headline (RIFT paper Eq. 2). Streamed in fp64 over the whole split."""
+    """Biased linear CKA: `Sim`, the papers' headline (RIFT paper Eq. 2). Streamed over the whole split."""
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
@@ -62,11 +58,12 @@ class CkaRbf:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
     bandwidth: ClassVar[float] = 0.8
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """1 for features equal up to rotation, shift and scale; weighs near pairs more than linear CKA."""
-        before, after = _pair(predictions, MANY)
+        before, after = _pair(predictions, self.at_most)
         return {**_entry(kernels.rbf_cka(before, after, self.bandwidth), len(before)), "bandwidth": self.bandwidth}
 
 
@@ -76,11 +73,26 @@ class Rsa:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
-        before, after = _pair(predictions, MANY)
+        before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after), len(before))
+
+
+@dataclass(frozen=True)
+class RsaCentred:
+    """As rsa, of centred features: otherwise what all images have in common dominates the cosine."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Over all pairs of samples."""
+        before, after = _pair(predictions, self.at_most)
+        return _entry(rsa.rsa(before, after, centred=True), len(before))
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,11 @@ class RsaSpearman:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
-        before, after = _pair(predictions, MANY)
+        before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after, rank=True), len(before))
 
 
@@ -102,10 +115,11 @@ class RsaEuclid:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
-        before, after = _pair(predictions, MANY)
+        before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after, distance="euclid"), len(before))
 
 
@@ -161,11 +175,12 @@ class MutualKnn:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MANY
     k: ClassVar[int] = 10
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """`chance` is the value of unrelated features."""
-        before, after = _pair(predictions, MANY)
+        before, after = _pair(predictions, self.at_most)
         entry = _entry(neighbours.mutual_knn(before, after, self.k), len(before))
         return {**entry, "k": self.k, "chance": min(1.0, self.k / max(1, len(before) - 1))}
 
@@ -192,10 +207,11 @@ class Overlap:
 
     higher_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    at_most: ClassVar[int] = MAP_MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """RIFT paper Fig. 4; `aligned` is after the best rotation, which RIFT permits and a map would count as a loss."""
-        before, after = _pair(predictions, MAP_MANY)
+        before, after = _pair(predictions, self.at_most)
         if before.shape[1] != after.shape[1]:
             return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
         if len(before) < 3:

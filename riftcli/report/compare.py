@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli.centrality_run import method_name
 from riftcli.errors import UsageError, nearest
+from riftcli.naming import method_names
 from riftcli.repeats import spread
 from riftcli.report.records import Record
 from riftcli.report.table import write_csv
 
-SHOWN = ["acc", "map", "cka", "cka_debiased", "ece"]  # first, in this order; kNN and sharpness follow, then the cost
+HEADLINE = "acc or map"  # accuracy, or mAP of multi-label data: what the papers average over data sets
+SHOWN = [HEADLINE, "acc", "map", "cka", "cka_debiased", "ece"]  # first, in this order; kNN and sharpness follow, then the cost
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,15 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
     """
     sets = list(dict.fromkeys(record.data for record in records))
     by_method = by_method or len(sets) > 1
-    names = {id(record): method_name(record.method) if by_method else record.group for record in records}
+    methods = method_names([record.recipe for record in records])
+    names = {id(record): name if by_method else record.group for record, name in zip(records, methods, strict=True)}
     measured = list(dict.fromkeys(name for record in records for name in record.values))
     for metric in metrics:
         if metric not in measured:
             raise UsageError(f"--metrics {metric}: no run has it{nearest(metric, measured)}; measured: {', '.join(measured)}")
     wanted = list(metrics) or _default_columns(records, measured)
+    if not metrics and len(sets) == 1:
+        wanted.remove(HEADLINE)
     values: dict[str, dict[str, list[float]]] = {}
     better: dict[str, bool | None] = {}
     for record in records:
@@ -64,7 +68,8 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
     means = {name: {column: spread(list(found)) for column, found in row.items()} for name, row in values.items()}
     if len(sets) > 1:
         columns, means, better = _with_means(columns, means, better, wanted, sets)
-    reference = _baseline(records, names, baseline)
+    plain = [names[id(r)] for r, method in zip(records, methods, strict=True) if method == "full"]
+    reference = _baseline(list(values), plain, baseline)
     return Comparison(columns, _cells(columns, means, better, reference), reference, values)
 
 
@@ -80,23 +85,19 @@ def _with_means(columns: list[str], means: Any, better: Any, wanted: Sequence[st
     for metric in wanted:
         own = [c for c in columns if c in {f"{metric} ({name})" for name in sets}]
         title = f"{metric} (mean)"
-        ordered += [*own, title]
+        complete = [row for row in means.values() if len(own) == len(sets) and all(c in row for c in own)]
+        ordered += [*own, title] if complete else own
         better[title] = better.get(own[0]) if own else None
-        for row in means.values():
-            if len(own) == len(sets) and all(c in row for c in own):
-                row[title] = {"mean": sum(row[c]["mean"] for c in own) / len(own), "std": None, "n": len(own)}
+        for row in complete:
+            row[title] = {"mean": sum(row[c]["mean"] for c in own) / len(own), "std": None, "n": len(own)}
     return ordered, means, better
 
 
-def _baseline(records: Sequence[Record], names: dict[int, str], wish: str | None) -> str | None:
+def _baseline(rows: list[str], plain: list[str], wish: str | None) -> str | None:
     """The row that changes refer to: the one that is named, else plain full finetuning where there is exactly one."""
-    present = list(dict.fromkeys(names.values()))
-    if wish is not None:
-        if wish not in present:
-            raise UsageError(f"--baseline {wish}: no such row{nearest(wish, present)}; rows: {', '.join(present)}")
-        return wish
-    plain = [names[id(r)] for r in records if method_name(r.method) == "full"]
-    return plain[0] if len(set(plain)) == 1 else None
+    if wish is not None and wish not in rows:
+        raise UsageError(f"--baseline {wish}: no such row{nearest(wish, rows)}; rows: {', '.join(rows)}")
+    return wish if wish is not None else plain[0] if len(set(plain)) == 1 else None
 
 
 def _cells(columns: Sequence[str], means: Any, better: dict[str, Any], reference: str | None) -> dict[str, dict[str, Cell]]:

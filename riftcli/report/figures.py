@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from riftcli.report.compare import Comparison
+from riftcli.report.heat_map import draw_heat
 from riftcli.report.records import Record
 from riftcli.report.reliability import draw_reliability
 from riftcli.report.table import Row
@@ -186,21 +187,9 @@ def scatter_maps(name: str, points: Sequence[Row]) -> list[Figure]:
     return [on(plane) for plane in PLANES]
 
 
-def layers(name: str, cells: Sequence[Row]) -> Figure:
+def layers(name: str, cells: list[Row]) -> Figure:
     """CKA of every layer before with every layer after."""
-    ours = list(dict.fromkeys(cell["reference_layer"] for cell in cells))
-    theirs = list(dict.fromkeys(cell["layer"] for cell in cells))
-    values = [float("nan") if cell["cka"] is None else cell["cka"] for cell in cells]
-    grid = [values[i * len(theirs) : (i + 1) * len(theirs)] for i in range(len(ours))]
-
-    def draw(axes: Any) -> None:
-        image = axes[0].imshow(grid, vmin=0, vmax=1, cmap="viridis", origin="lower")
-        axes[0].set_xticks(range(len(theirs)), theirs, rotation=90, fontsize=7)
-        axes[0].set_yticks(range(len(ours)), ours, fontsize=7)
-        axes[0].set(xlabel="finetuned", ylabel="pretrained")
-        axes[0].figure.colorbar(image, label="linear CKA")
-
-    return figure(f"Layers of {name}", list(cells), draw, height=4.0)
+    return figure(f"Layers of {name}", cells, lambda axes: draw_heat(axes[0], cells), height=4.0)
 
 
 def groups_of(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -1,14 +1,19 @@
-"""Measure what a report page would show and a run does not have yet."""
+"""Measure what a report page would show and a run does not have yet. One process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from riftcli import dist
+import torch
+
 from riftcli.attention_run import attention_run, chosen_images, draw
 from riftcli.console import Console
 from riftcli.encoding import DataSet, Encoder
+from riftcli.errors import UsageError
 from riftcli.evaluate_run import evaluate_run
+from riftcli.report.final import eval_name
+from riftcli.report.records import read_json, read_report
 from riftcli.report.table import leave
 from riftcli.sharpness import Ascent
 from riftcli.sharpness_run import sharpness_run
@@ -16,29 +21,60 @@ from riftcli.similarity_run import DEFAULT, Question, similarity_run
 from riftcli.subjects import Subject
 
 SAMPLE = 6  # images of an attention picture
+COMMANDS = {
+    "calibration": "rift eval --run {run}",
+    "similarity": "rift similarity --run {run} --layers all --map",
+    "sharpness": "rift sharpness --run {run}",
+    "attention": "rift attention --run {run}",
+}
 
 
-def fill(subjects: Sequence[Subject], overrides: Sequence[str], device: str) -> None:
-    """Calibration, similarity with layers and maps, sharpness and attention of every run, where its folder lacks them."""
-    console = Console(quiet=not dist.is_main())
+def lacking(run: Path) -> list[str]:
+    """Parts of a page that nobody measured on the test split of this run."""
+    name = eval_name(read_report(run))
+
+    def has(path: Path, *keys: str) -> bool:
+        return path.is_file() and all(read_json(path).get(key) for key in keys)
+
+    there = {
+        "calibration": (run / "eval" / name / "reliability.csv").is_file(),
+        "similarity": has(run / "similarity" / name / "metrics.json", "rows", "layers", "map"),
+        "sharpness": has(run / "sharpness" / name / "metrics.json", "rows"),
+        "attention": has(run / "attention" / name / "metrics.json", "rows"),
+    }
+    return [part for part, found in there.items() if not found]
+
+
+def fill(subjects: Sequence[Subject], overrides: Sequence[str], device: torch.device) -> None:
+    """Measure what each run lacks. What a model does not offer (layers of a convolutional network) is told and left out."""
+    console = Console()
     for subject in subjects:
-        run = subject.folder
-        assert run is not None
-        encoder = Encoder.of_recipe(subject.recipe, dist.init(device), console)
-        source = DataSet(subject.recipe.data, subject.recipe.input)
-        if not list(run.glob("eval/*/reliability.csv")):
-            console.line(f"{subject.label}: calibration")
-            evaluate_run(run, [], "test", list(overrides), device)
-        if not list(run.glob("similarity/*/metrics.json")):
-            console.line(f"{subject.label}: similarity, layers and maps")
-            question = Question((*DEFAULT, "centre_distance", "overlap"), all_layers=True, maps=True, intervals=20)
-            leave(similarity_run([subject], None, [source], question, encoder), {subject.label: run}, ["data", "split"], None)
-        if not list(run.glob("sharpness/*/metrics.json")):
-            found = sharpness_run([subject], None, "test", Ascent(), encoder)
-            leave(found, {subject.label: run}, ["data", "split", "method"], None)
-        if not list(run.glob("attention/*/metrics.json")):
-            console.line(f"{subject.label}: attention")
-            chosen = chosen_images(source, "test", SAMPLE, 0, [], encoder)
-            findings, pictures = attention_run([subject], source, chosen, -1, encoder)
-            for path in leave(findings, {subject.label: run}, ["data", "split"], None):
-                draw(path.with_name("attention.png"), pictures, [subject.pretrained().label, subject.label], heads=False)
+        assert subject.folder is not None
+        encoder = Encoder.of_recipe(subject.recipe, device, console)
+        parts = _parts(subject, DataSet.of_run(subject), encoder, overrides)
+        for part in lacking(subject.folder):
+            console.line(f"{subject.label}: {part}")
+            try:
+                parts[part]()
+            except UsageError as error:
+                console.warn(f"{subject.label}: no {part}: {error}")
+
+
+def _parts(subject: Subject, source: DataSet, encoder: Encoder, overrides: Sequence[str]) -> dict[str, Callable[[], object]]:
+    run = subject.folder
+    assert run is not None
+    place = {subject.label: run}
+    question = Question((*DEFAULT, "centre_distance", "overlap"), all_layers=True, maps=True)
+
+    def attention() -> None:
+        chosen = chosen_images(source, "test", SAMPLE, 0, [], encoder)
+        findings, pictures = attention_run([subject], source, chosen, -1, encoder)
+        for path in leave(findings, place, None):
+            draw(path.with_name("attention.png"), pictures, [*pictures["maps"]], heads=False)
+
+    return {
+        "calibration": lambda: evaluate_run(run, [], "test", list(overrides), str(encoder.device)),
+        "similarity": lambda: leave(similarity_run([subject], None, [source], question, encoder), place, None),
+        "sharpness": lambda: leave(sharpness_run([subject], None, "test", Ascent(), encoder), place, None),
+        "attention": attention,
+    }

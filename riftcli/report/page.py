@@ -14,6 +14,8 @@ from riftcli.report import figures
 from riftcli.report.compare import Comparison, compare, text_of
 from riftcli.report.curves import read_rows
 from riftcli.report.figures import Figure
+from riftcli.report.fill import COMMANDS, lacking
+from riftcli.report.final import eval_name
 from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
 from riftcli.run import now, read_run
@@ -69,7 +71,7 @@ def write_page(out: Path, subjects: Sequence[Subject], baseline: str | None = No
         table=table,
         results=figures._address("text/csv", figures.csv_of(_flat(table)).encode()),
         sections=sections,
-        missing=_missing(subjects),
+        missing=_missing(records),
         provenance=[_provenance(r) for r in records],
         written=now(),
     )
@@ -96,8 +98,9 @@ def _sections(
 ) -> list[tuple[str, list[Figure]]]:
     logs = {group: [read_rows(r.folder) for r in members] for group, members in groups.items()}
     first = [members[0] for members in groups.values()]  # pictures of single runs are of the first seed
-    score = next((c for c in table.columns if c.split(" ")[0] in ("acc", "map")), None)
-    balance = [figures.trade_off(table, score, c, palette) for c in ("cka",) if score and c in table.columns]
+    score = next((c for c in ("acc or map (mean)", "map", "acc") if c in table.columns), None)
+    kept = next((c for c in ("cka (mean)", "cka") if c in table.columns), None)
+    balance = [figures.trade_off(table, score, kept, palette)] if score and kept else []
     found: list[tuple[str, list[Figure | None]]] = [
         ("Kept against learned", list(balance)),
         ("Training: mean over seeds, the band is their range", list(figures.curves(logs, palette))),
@@ -112,10 +115,10 @@ def _sections(
 def _reliability(records: Sequence[Record]) -> Figure | None:
     curves = {}
     for r in records:
-        for path in sorted(r.folder.glob("eval/*/reliability.csv"))[:1]:
-            curves[r.group] = [
-                {k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(path.open(encoding="utf-8"))
-            ]
+        path = r.folder / "eval" / eval_name(read_report(r.folder)) / "reliability.csv"
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                curves[r.group] = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
     return figures.reliability(curves) if curves else None
 
 
@@ -150,21 +153,16 @@ def _attention(r: Record) -> list[Figure]:
     return parts
 
 
-def _missing(subjects: Sequence[Subject]) -> list[str]:
-    """What a page could show if someone measured it, with the command."""
-    wanted = {
-        "knn": "nearest neighbours: rift knn",
-        "similarity": "layers and maps: rift similarity --layers all --map",
-        "sharpness": "sharpness: rift sharpness",
-        "attention": "attention maps: rift attention",
-    }
-    lines = []
-    for part, command in wanted.items():
-        without = [s for s in subjects if s.folder is not None and not list(s.folder.glob(f"{part}/*/metrics.json"))]
-        if without:
-            which = " ".join(f"--run {s.folder}" for s in without[:3]) + (" ..." if len(without) > 3 else "")
-            lines.append(f"{command} {which}")
-    return lines
+def _missing(records: Sequence[Record]) -> list[str]:
+    """What the page would show if someone measured it: the command, and how many runs lack it."""
+    lacking_runs: dict[str, list[Path]] = {}
+    for r in records:
+        for part in lacking(r.folder):
+            lacking_runs.setdefault(part, []).append(r.folder)
+    return [
+        f"{part} of {len(runs)} run{'s' * (len(runs) > 1)}: {COMMANDS[part].format(run=runs[0])}"
+        for part, runs in lacking_runs.items()
+    ]
 
 
 def _provenance(r: Record) -> dict[str, str]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from riftcli import catalog
 from riftcli.errors import StorageError, UsageError
+from riftcli.recipe import Recipe
+from riftcli.report.table import PLAIN
 from riftcli.subjects import Subject
 
 
@@ -17,7 +20,7 @@ class Record:
 
     label: str
     group: str
-    method: dict[str, Any]
+    recipe: Recipe
     data: str
     seed: int
     folder: Path
@@ -42,8 +45,9 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 
 def record(subject: Subject) -> Record:
     """The final report of a run, and the kNN, similarity and sharpness that were measured on it since."""
-    assert subject.folder is not None
     run = subject.folder
+    if run is None or not subject.is_run:
+        raise UsageError(f"{subject.label}: not a run folder; tables are of finished runs")
     report = read_report(run)
     values: dict[str, float | None] = {}
     better: dict[str, bool] = {}
@@ -59,25 +63,28 @@ def record(subject: Subject) -> Record:
     for name, entry in report.get("retention", {}).items():
         note(f"knn {name}", entry["knn_after"], True)
         note(f"cka {name}", entry["cka"], True)
-    for path in sorted(run.glob("knn/*/metrics.json")):
-        for row in _own(path, subject.label):
-            k = "" if row["k"] is None else f" k={row['k']}"
-            shots = f" {row['shots']} per class" if row["shots"] else ""
-            note(f"{row['classifier']}{k}{shots} {row['data']}", row["acc"], True)
-    for path in sorted(run.glob("similarity/*/metrics.json")):
-        for row in _own(path, subject.label):
-            if row["data"] != report["data"]["name"] or row["metric"] not in report["metrics"]:
-                direction = row["metric"] not in ("procrustes", "centre_distance")
-                note(f"{row['metric']} {row['data']}", row["value"], direction)
-    for path in sorted(run.glob("sharpness/*/metrics.json")):
-        for row in _own(path, subject.label):
-            note("sharpness" if row["method"] == "sam" else f"sharpness {row['method']}", row["sharpness"], False)
+    here = (report["data"]["name"], report["data"]["split"])
+    for row in _measured(run, "knn", subject, report):
+        k = "" if row["k"] is None else f" k={row['k']}"
+        note(f"{row['classifier']}{k} {_where(row, here[:1])}", row["acc"], True)
+    for row in _measured(run, "similarity", subject, report):
+        metric: Any = catalog.component("metric", row["metric"])
+        if str(row["reference"]).startswith("pretrained"):
+            place = _where(row, here)
+            if place or row["metric"] not in report["metrics"]:
+                note(f"{row['metric']} {place}".strip(), row["value"], metric.higher_is_better)
+    for row in _measured(run, "sharpness", subject, report):
+        note(f"sharpness {_where(row, here)}".strip(), row["sharpness"], False)
+    if "counts" in report["confusion_matrix"]:
+        note("acc or map", values.get("acc"), True)
+    else:
+        note("acc or map", values.get("map"), True)
     note("trainable parameters", report["model"]["trainable_params"], False)
     note("train seconds", report["timing"].get("train_seconds"), False)
     return Record(
         subject.label,
         subject.group,
-        report["model"]["method"],
+        subject.recipe,
         report["data"]["name"],
         report["env"]["seed"],
         run,
@@ -86,7 +93,19 @@ def record(subject: Subject) -> Record:
     )
 
 
-def _own(path: Path, label: str) -> list[dict[str, Any]]:
-    """Rows of a table that are about this run, not about what it is compared with."""
-    rows = read_json(path)["rows"]
-    return [row for row in rows if row["model"].split("/")[-1] == label.split("/")[-1]]
+def _measured(run: Path, command: str, subject: Subject, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that a command left about this run's weights, wherever the folder has been moved or renamed since."""
+    rows = []
+    for path in sorted(run.glob(f"{command}/*/metrics.json")):
+        found = read_json(path)
+        own = {m["label"] for m in found["models"] if m["sha256"] and m["sha256"] == report["model"]["sha256"]}
+        rows += [row for row in found["rows"] if row["model"] in own]
+    return rows
+
+
+def _where(row: dict[str, Any], here: tuple[str, ...]) -> str:
+    """What a column must say beside its name: data and split where they are not `here`, and unusual settings."""
+    own = tuple(row[key] for key in ("data", "split")[: len(here)])
+    parts = [] if len(here) > 1 and own == here else [str(part) for part in own]
+    parts += [f"{key}={row[key]}" for key, usual in PLAIN.items() if key in row and row[key] != usual]
+    return " ".join(parts)

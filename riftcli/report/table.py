@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,28 +110,38 @@ def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, 
     return found
 
 
-def leave(findings: Findings, runs: dict[str, Path], place: Sequence[str], out: Path | None) -> list[Path]:
+def leave(findings: Findings, runs: dict[str, Path], out: Path | None) -> list[Path]:
     """Write the rows of every run into RUN/<command>/<place>/, with those of the models that it is compared with; and all
-    of them to `out`. runs: label -> run folder; place: columns that name the folder, e.g. the data set. Returns the files.
+    of them to `out`. runs: label -> run folder. Returns the files.
     """
-
-    def named(row: Row) -> str:
-        return "-".join(str(row[key]) for key in place)
-
     written = [findings.write(out)] if out else []
     for label, folder in runs.items():
         mine = [row for row in findings.rows if row["model"] == label or row["model"] not in runs]
-        for name in dict.fromkeys(map(named, mine)):
-            rows = [row for row in mine if named(row) == name]
+        for name in dict.fromkeys(place_of(row) for row in mine):
+            rows = [row for row in mine if place_of(row) == name]
             seen = {row[key] for row in rows for key in ("model", "reference") if key in row}
             part = replace(
                 findings,
                 rows=rows,
                 models=[model for model in findings.models if model["label"] in seen],
                 tables={
-                    key: [row for row in table if row["model"] in seen and named(row) == name]
+                    key: [row for row in table if row["model"] in seen and place_of(row) == name]
                     for key, table in findings.tables.items()
                 },
             )
             written.append(part.write(folder / findings.command / name))
     return written
+
+
+PLAIN = {"method": "sam", "rho": 0.01, "adaptive": 0, "vote": "softmax", "temperature": 0.07, "shots": None}
+
+
+def place_of(row: Row) -> str:
+    """Folder of a row below its command: the data, the split, and whatever is not as usual. Another question has another
+    folder and never overwrites the answer to this one.
+    """
+    parts = [str(row[key]) for key in ("data", "split") if key in row]
+    parts += [f"{key}-{row[key]}" for key, usual in PLAIN.items() if key in row and row[key] != usual]
+    if not str(row.get("reference", "pretrained")).startswith("pretrained"):
+        parts.append(f"against-{row['reference']}")
+    return re.sub(r"[^\w.=-]+", "-", "-".join(parts))

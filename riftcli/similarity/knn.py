@@ -28,7 +28,7 @@ def nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int, chunk: int
     itself = queries is None
     queries = bank if queries is None else torch.nn.functional.normalize(queries.float(), dim=1)
     k = min(k, bank.shape[0] - int(itself))
-    similarity, index = [], []
+    similarity, index = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.long)]  # a rank may have no query
     for start in range(0, queries.shape[0], chunk):
         table = queries[start : start + chunk] @ bank.T  # (c, N)
         if itself:
@@ -50,7 +50,9 @@ def votes(found: Neighbours, bank_targets: torch.Tensor, classes: int, k: int, t
     labels = bank_targets[found.index[:, :k]]  # (M, k)
     scores = torch.zeros(labels.shape[0], classes)
     if vote == "softmax":
-        return scores.scatter_add_(1, labels, (found.similarity[:, :k] / temperature).exp())
+        # relative to the nearest: the same shares, and no overflow at low temperatures
+        gaps = found.similarity[:, :k] - found.similarity[:, :1]
+        return scores.scatter_add_(1, labels, (gaps / temperature).exp())
     scores.scatter_add_(1, labels, torch.ones(labels.shape))
     places = torch.arange(k, dtype=scores.dtype).expand(labels.shape)
     nearest_place = torch.full_like(scores, k).scatter_reduce_(1, labels, places, "amin")

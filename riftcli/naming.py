@@ -1,0 +1,38 @@
+"""What runs are called in tables that put methods, not folders, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from riftcli.recipe import Recipe, flatten
+
+TELLING = ("model.", "adapter.", "regularizer.")  # settings that make another method, beside its names
+SILENT = ("model.weights", "model.pretrained", "adapter.name", "regularizer.name", "regularizer.strength")
+
+
+def method_name(method: dict[str, Any]) -> str:
+    """What was done, short: `full`, `lora + rift`, `full + rift 0.5`."""
+    if not method.get("pretrained", True):
+        return "scratch"
+    added = method["regularizer"]
+    strength = "" if method["strength"] in (None, 1.0) else f" {method['strength']:g}"
+    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{strength}"
+
+
+def method_names(recipes: Sequence[Recipe]) -> list[str]:
+    """One name per recipe; where recipes of the same method differ in backbone, adapter or regularizer, or in the learning
+    rate on the same data, the names say in what: `full (model.name vit_large_patch16_224)`.
+    """
+    short = [method_name(recipe.method) for recipe in recipes]
+    settings = [flatten(recipe.resolved) for recipe in recipes]
+    names = []
+    for own, name, recipe in zip(settings, short, recipes, strict=True):
+        same = [i for i, other in enumerate(short) if other == name]
+        keys = [key for key in own if key.startswith(TELLING) and key not in SILENT]
+        beside = [i for i in same if recipes[i].data.name == recipe.data.name]
+        telling = [key for key in keys if any(settings[i].get(key) != own[key] for i in same)]
+        telling += ["optim.lr"] * any(settings[i]["optim.lr"] != own["optim.lr"] for i in beside)
+        detail = ", ".join(f"{key} {own[key]}" for key in telling)
+        names.append(f"{name} ({detail})" if detail else name)
+    return names
