@@ -137,7 +137,7 @@ class EvalSection(Section):
     batch_size: int = Field(128, gt=0, description="per rank")
     knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
     trajectory: bool = Field(False, description="at every evaluation also ECE, and kNN and CKA on the retention sets")
-    cache: str | None = Field(None, description="folder that keeps features of the pretrained model; null computes them anew")
+    cache: str | None = Field(None, description="folder that keeps features, found again by content; null computes them anew")
 
 
 TRAJECTORY = ("acc", "cka", "ece")  # what a trajectory follows, beside the retention sets
