@@ -77,6 +77,8 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
         "eval/digits-test/metrics.json",
         "eval/digits-test/predictions.csv",
         "eval/digits-test/confusion_matrix.csv",
+        "eval/digits-test/reliability.csv",
+        "eval/digits-test/reliability.png",
         *(f"last/step-0000000{step}/{name}" for step in (4, 8) for name in checkpoint),
     }
     report = valid(read_json(run / "metrics.json"))
@@ -99,7 +101,7 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
     assert "accuracy: " in err
     assert "kept on demo_fashion: kNN " in err
     assert "\x1b" not in err, "no terminal control codes in a log"
-    assert "data:image/png;base64," in (run / "report.html").read_text()
+    assert (run / "report.html").read_text().count("data:image/svg+xml;base64,") >= 8  # curves, reliability, confusion matrix
 
 
 def test_timm_gets_the_same_predictions_from_the_saved_folder(rift, tiny_recipe, write_recipe, tmp_path):
@@ -491,8 +493,9 @@ def test_eval_errors(rift, tiny_recipe, write_recipe, tmp_path):
     tiny_recipe["train"]["epochs"] = 1
     assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
     assert rift("eval", "--run", "r", "--metrics", "acc,ckaa")[2] == (
-        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, bacc, f1, auroc, map, kappa, ece, cka, "
-        "cka_debiased\n"
+        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, bacc, f1, auroc, map, kappa, ece, "
+        "ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, rsa, rsa_centred, rsa_spearman, rsa_euclid, procrustes, cca, "
+        "svcca, mutual_knn, centre_distance, overlap, effective_rank\n"
     )
     assert rift("eval", "--run", "r", "--set", "optim.lr=1")[2] == (
         "error: --set optim.lr=1: evaluation can change data.*, input.*, eval.*, model.weights and train.workers, not the run\n"

@@ -172,7 +172,7 @@ def test_few_shot_and_probe(rift, run, tmp_path):
     assert code == 0, err
     rows = read(out)["rows"]
     assert [(row["classifier"], row["k"], row["shots"], row["bank_n"]) for row in rows] == [
-        ("knn", 4, 2, 4),
+        ("knn", 20, 2, 4),
         ("probe", None, 2, 4),
     ]
     assert [row["acc"] for row in rows] == [1.0, 1.0]
@@ -666,6 +666,7 @@ def test_a_multi_label_model_on_its_own_still_knows_that_it_is_one(rift, tiny_we
             "images": ["pictures"],
             "image_column": "file",
             "label_columns": ["a", "b", "c"],
+            "task": "multilabel",
             "val": {"from": "train", "fraction": 0.25},
             "allow_overlap": True,
         },

@@ -52,7 +52,7 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
         if metric not in measured:
             raise UsageError(f"--metrics {metric}: no run has it{nearest(metric, measured)}; measured: {', '.join(measured)}")
     wanted = list(metrics) or _default_columns(records, measured)
-    if not metrics and len(sets) == 1:
+    if not metrics and len(sets) == 1 and HEADLINE in wanted:
         wanted.remove(HEADLINE)
     values: dict[str, dict[str, list[float]]] = {}
     better: dict[str, bool | None] = {}

@@ -91,7 +91,8 @@ class StreamingCka:
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add paired rows; (k, D), (k, E)."""
         assert x.shape[0] == y.shape[0], "CKA compares the same samples"
-        x, y = (rows.detach().cpu() if rows.dtype == torch.float64 else rows.detach().cpu().float() for rows in (x, y))
+        exact = torch.float64 in (x.dtype, y.dtype)
+        x, y = (rows.detach().cpu().to(torch.float64 if exact else torch.float32) for rows in (x, y))
         if x.shape[0] == 0:
             return
         if self._shift is None:
