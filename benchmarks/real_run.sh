@@ -18,7 +18,7 @@ dinov2() { # method, name of the folder, further options
 dinov2 linear linear --set optim.lr=1e-3
 for lr in 4e-5 1e-5; do
   for method in full rift rift_fixed rsc scratch; do
-    dinov2 $method $method-$lr --set optim.lr=$lr
+    dinov2 $method $method-$lr --set optim.lr=$lr --set eval.trajectory=true
   done
 done
 # adapters at the rates of their recipes, alone and with RIFT; then the other regularizers on full finetuning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,9 @@ from riftcli.transforms import sample_seed
 # Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
 # moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).
 QUIET = 0.05
+
+# What a launcher, a scheduler or a terminal sends to a whole process group.
+GROUP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H, W), targets, positions in the split (n,)
 
@@ -158,9 +162,21 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
     if loader.num_workers:
         time.sleep(QUIET)
     try:
-        yield from loader
+        yield from _start(loader)
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
+
+
+def _start(loader: DataLoader) -> Iterator[Batch]:
+    """Start the workers with the group's signals held back: one that comes before a worker has left the group must not kill it.
+
+    A worker inherits the mask; this process gets its signal, late, when the mask is taken off again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS if loader.num_workers else set())
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_the_group(worker: int) -> None:
@@ -169,6 +185,9 @@ def _leave_the_group(worker: int) -> None:
     Ignoring the signal instead would make a worker immune to its own parent, which then waits for it forever at exit.
     """
     os.setpgrp()
+    while arrived := signal.sigpending() & GROUP_SIGNALS:  # sent to the group between the fork and here: not meant for us
+        signal.sigwait(arrived)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def _workers(workers: int) -> dict[str, Any]:

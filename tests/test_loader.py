@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 
 import pytest
 import torch
@@ -38,6 +40,18 @@ def test_the_same_pixels_with_any_number_of_workers_and_ranks():
     assert digest(workers=0, ranks=2) == reference
     assert digest(workers=0, ranks=4) == reference
     assert digest(workers=0, epoch=4) != reference
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_group_does_not_kill_a_worker_that_is_just_being_forked(number):
+    reference, armed = digest(workers=0), []
+    os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), number))
+    armed.append(True)
+    try:
+        assert digest(workers=2) == reference
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()), "this process listens again"
+    finally:
+        armed.clear()
 
 
 def test_loading_does_not_touch_the_global_random_stream():
