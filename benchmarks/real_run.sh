@@ -34,5 +34,7 @@ named=("${runs[@]/#/--run=}")
 cache=(--set "eval.cache=$OUT/features")
 rift knn "${named[@]}" --data "imagefolder:$CLIPART" --k 5 "${cache[@]}" --out "$OUT/kept/knn-clipart"
 rift knn "${named[@]}" --k 20 "${cache[@]}" --out "$OUT/kept/knn-fashion"
-rift sharpness "${named[@]}" --out "$OUT/kept/sharpness"
+for rho in 0.01 0.001; do rift sharpness "${named[@]}" --rho $rho --out "$OUT/kept/sharpness-$rho"; done
+rift correlate "${runs[@]}" --out "$OUT/kept/correlate"
 rift report "${runs[@]}" --evaluate "${cache[@]}" --out "$OUT/kept/report.html"
+rift compare "${runs[@]}" --out "$OUT/kept/table"

@@ -66,7 +66,9 @@ def attention_run(
         rows += _distances(subject, base, source, split, before, after)
     env = runs.environment(encoder.device, "fp32", dist.world_size(), 0)
     settings = {"block": block, "split": split.name, "images": len(split)}
-    findings = Findings("attention", settings, list(entries.values()), rows, env, seconds=clock.seconds)
+    where = {"data": source.name, "split": split.name}
+    tables = {"maps": [row for label, values in maps.items() for row in _map_rows(label, values, split.ids, where)]}
+    findings = Findings("attention", settings, list(entries.values()), rows, env, tables, clock.seconds)
     pairs = {subject.label: starts[subject.label].label for subject in subjects}
     return findings, {"images": shown, "maps": maps, "ids": split.ids, "starts": pairs}
 
@@ -91,6 +93,17 @@ def _distances(
             "cosine": float(cosine[i]),
         }
         for i in range(len(split))
+    ]
+
+
+def _map_rows(label: str, maps: torch.Tensor, ids: Sequence[str], where: Row) -> list[Row]:
+    """What the pictures show, as numbers: one row per image, head and row of patches; maps (n, heads, rows, columns)."""
+    heads = {"mean": maps.mean(1), **{str(h): maps[:, h] for h in range(maps.shape[1])}}
+    return [
+        {"model": label, **where, "id": ids[i], "head": head, "row": r, **{f"c{c}": share for c, share in enumerate(line)}}
+        for head, values in heads.items()
+        for i, picture in enumerate(values.tolist())
+        for r, line in enumerate(picture)
     ]
 
 

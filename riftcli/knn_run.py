@@ -16,7 +16,7 @@ from riftcli.encoding import DataSet, Encoder
 from riftcli.errors import UsageError
 from riftcli.protocols import Split
 from riftcli.report.table import Findings, Row
-from riftcli.similarity.knn import Vote, nearest, votes
+from riftcli.similarity.knn import Neighbours, Vote, nearest, votes
 from riftcli.splits import load_retention
 from riftcli.subjects import Loaded, Subject
 
@@ -70,7 +70,7 @@ def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Prot
             name = source.name
             encoded = _encoded(loaded, source, query, bank, encoder, f"{name} with {subject.label}")
             facts = {"model": subject.label, "group": subject.group, "data": name, "bank": bank.name if bank else "leave-one-out"}
-            for row in classify(encoded, protocol):
+            for row in classify(encoded, protocol, encoder.device):
                 rows.append({**facts, "n": len(query), **row})
             console.line(f"{subject.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in _of(rows, facts)))
         del loaded
@@ -79,13 +79,13 @@ def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Prot
     return Findings("knn", settings, entries, rows, env, seconds=clock.seconds)
 
 
-def classify(data: Encoded, protocol: Protocol) -> list[Row]:
+def classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[Row]:
     """One row per k, and one for the probe; with few_shot, means over the draws."""
     if protocol.few_shot is None:
-        return [{**row, "std": None} for row in _classify(data, protocol)]
+        return [{**row, "std": None} for row in _classify(data, protocol, device)]
     if data.queries is None:
         raise UsageError("--few-shot needs queries beside the bank: this set is scored leave-one-out")
-    drawn = [_classify(_few(data, protocol.few_shot, protocol.seed + i), protocol) for i in range(protocol.draws)]
+    drawn = [_classify(_few(data, protocol.few_shot, protocol.seed + i), protocol, device) for i in range(protocol.draws)]
     rows = []
     for same in zip(*drawn, strict=True):
         values = torch.tensor([row["acc"] for row in same], dtype=torch.float64)
@@ -94,7 +94,7 @@ def classify(data: Encoded, protocol: Protocol) -> list[Row]:
     return rows
 
 
-def _classify(data: Encoded, protocol: Protocol) -> list[Row]:
+def _classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[Row]:
     truth = data.targets
     facts = {
         "vote": protocol.vote,
@@ -102,7 +102,7 @@ def _classify(data: Encoded, protocol: Protocol) -> list[Row]:
         "shots": protocol.few_shot,
         "bank_n": len(data.bank),
     }
-    found = _nearest_over_ranks(data, max(protocol.k))
+    found = _nearest_over_ranks(data, max(protocol.k), device)
     rows = []
     for k in protocol.k:
         scores = votes(found, data.bank_targets, data.classes, k, protocol.temperature, protocol.vote)
@@ -115,15 +115,18 @@ def _classify(data: Encoded, protocol: Protocol) -> list[Row]:
     return rows
 
 
-def _nearest_over_ranks(data: Encoded, k: int) -> Any:
-    """Every rank searches for its part of the queries; all get all."""
-    ranks = dist.world_size()
-    if ranks == 1 or data.queries is None:  # leave-one-out needs to know which row is its own
-        return nearest(data.bank, data.queries, k)
-    mine = data.queries.tensor_split(ranks)[dist.rank()]
-    parts = dist.gather_objects(nearest(data.bank, mine, k))
-    first = parts[0]
-    return type(first)(torch.cat([p.similarity for p in parts]), torch.cat([p.index for p in parts]))
+def _nearest_over_ranks(data: Encoded, k: int, device: torch.device) -> Neighbours:
+    """Every rank searches, on its device, for its part of the queries; all get all."""
+    mine = torch.arange(len(data.targets)).tensor_split(dist.world_size())[dist.rank()]
+    bank = data.bank.to(device)
+    if data.queries is None:
+        return _gathered(nearest(bank, None, k, members=mine))
+    return _gathered(nearest(bank, data.queries[mine].to(device), k))
+
+
+def _gathered(found: Neighbours) -> Neighbours:
+    parts = dist.gather_objects((found.similarity.cpu(), found.index.cpu()))
+    return Neighbours(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 
 def _few(data: Encoded, shots: int, seed: int) -> Encoded:

@@ -24,20 +24,20 @@ def encode_layers(
 ) -> list[torch.Tensor]:
     """Features after each block and, last, before the head; L + 1 tables (N, D), rows in split order, on every rank.
 
-    A block's feature is what the head would read: the class token, or the mean of the patches where the model pools them.
-    Raises UsageError for a model without forward_intermediates.
+    A block's feature is what the head would read: the class token, or the mean over the image where the model pools it.
+    Of a network without tokens the blocks are its stages. Raises UsageError for a model without forward_intermediates.
     """
     vit: Any = model.vit
-    if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "num_prefix_tokens"):
-        raise UsageError("--layers all: the layers of a network that is not a vision transformer cannot be compared")
+    if not hasattr(vit, "forward_intermediates"):
+        raise UsageError("--layers all: this network does not hand out its layers (timm: forward_intermediates)")
+    tokens = hasattr(vit, "num_prefix_tokens")
+    form = {"return_prefix_tokens": True, "output_fmt": "NLC"} if tokens else {"output_fmt": "NCHW"}
     model.eval()
     positions, layers = [], []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for images, _, index in batches:
-            final, blocks = vit.forward_intermediates(
-                preprocessing.normalise(images.to(device, non_blocking=True)), return_prefix_tokens=True, output_fmt="NLC"
-            )
-            pooled = [_pooled(vit, patches, prefix) for patches, prefix in map(_parts, blocks)]
+            final, blocks = vit.forward_intermediates(preprocessing.normalise(images.to(device, non_blocking=True)), **form)
+            pooled = [_pooled(vit, *_parts(block)) if tokens else block.mean((2, 3)) for block in blocks]
             layers.append([row.float().cpu() for row in [*pooled, vit.forward_head(final, pre_logits=True)]])
             positions.append(index)
             tick(len(index))

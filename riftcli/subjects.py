@@ -12,7 +12,7 @@ import torch
 
 from riftcli import catalog
 from riftcli import recipe as recipes
-from riftcli.errors import ModelError, UsageError
+from riftcli.errors import ModelError, UsageError, nearest
 from riftcli.model import Backbone, Classifier
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
@@ -188,12 +188,22 @@ def open_run(run: Path, overrides: Sequence[str]) -> Subject:
     members = seeds_of(run)
     if members:
         raise UsageError(f"--run {run}: a folder of {len(members)} runs, and this looks at one; name it, e.g. {members[0]}")
+    if not run.exists():
+        raise UsageError(f"{run}: no such folder{_nearest_folder(run)}")
     if not (run / "config.json").is_file():
         raise UsageError(f"--run {run}: neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)")
     if not (run / "model.safetensors").is_file():
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
     recipe, has_data = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)
     return Subject(run.name, run.name, recipe, run, run / "model.safetensors", has_data=has_data)
+
+
+def _nearest_folder(path: Path) -> str:
+    """The part of a path that is not there, and what is called nearly so."""
+    while not path.parent.exists():
+        path = path.parent
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    return nearest(path.name, beside)
 
 
 def open_model(name: str, overrides: Sequence[str]) -> Subject:

@@ -432,13 +432,22 @@ def test_sharpness_needs_a_radius(rift, run):
 def test_two_ranks_answer_as_one(run, tmp_path, few):
     """The real torchrun: bank and queries, layers, gradients and losses are shared out and put together again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = tmp_path / "alone.yaml"  # one split on both sides: leave-one-out
+    alone.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"name": "vit_tiny_patch16_224"},
+                "data": {"format": "demo_fashion", "train": dict(CLOTHES), "test": dict(CLOTHES)},
+            }
+        )
+    )
     wanted = {
-        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", str(few)],
+        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", str(few), "--data", str(alone)],
         "similarity": ["--layers", "all", "--metrics", "cka,rsa", "--bootstrap", "4"],
         "sharpness": [],
         "attention": ["--count", "3"],
     }
-    for command, options in wanted.items():
+    for command, options in [*wanted.items(), ("knn", ["--probe", "--no-pretrained", "--few-shot", "3", "--data", str(few)])]:
         found = []
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
         for start in (["-m", "riftcli"], torchrun):  # without the `--`, torchrun takes --run for an option of its own
@@ -454,6 +463,132 @@ def test_two_ranks_answer_as_one(run, tmp_path, few):
                 assert left == close
 
 
+# ---- other networks than the plain ViT
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    """Folders of untrained weights: a ViT without class token, one whose head reads the mean, and a convolutional network."""
+    from riftcli.model import Backbone
+    from riftcli.saved_model import save_folder
+
+    place = tmp_path_factory.mktemp("networks")
+    small = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    wanted = {
+        "mean": ("vit_tiny_patch16_224", {**small, "global_pool": "avg"}),
+        "no_token": ("vit_tiny_patch16_224", {**small, "global_pool": "avg", "class_token": False}),
+        "registers": ("vit_tiny_patch16_224", {**small, "reg_tokens": 2}),
+        "convolutional": ("test_resnet", {}),
+    }
+    for name, (architecture, args) in wanted.items():
+        torch.manual_seed(3)
+        vit = Backbone(architecture, pretrained=False, image_size=16, args=args).build()
+        save_folder(place / name, vit, [], Preprocessing.of_model(vit, 16, 1.0))
+    return place
+
+
+def trained_on(rift, write_recipe, model: Path, **changes) -> None:
+    """One epoch into the folder `r`."""
+    recipe = {
+        "model": {"name": f"local-dir:{model}"},
+        "data": DATA,
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 1, "batch_size": 32, "workers": 0},
+        "eval": {"metrics": ["acc", "cka"], "batch_size": 16},
+    }
+    code, _, err = rift("finetune", "--recipe", write_recipe(recipe | changes), "--out", "r")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("adapter", ["vpt", "adaptformer", "ssf", "oft", "partial"])
+def test_every_command_on_a_network_that_something_was_put_into(rift, tiny_weights, tmp_path, write_recipe, adapter):
+    trained_on(rift, write_recipe, tiny_weights, adapter={"name": adapter, **({"blocks": 1} if adapter == "partial" else {})})
+    code, _, err = rift("report", "r", "--evaluate", "--out", "page.html")
+    assert code == 0, err
+    assert "warning" not in err
+    page = (tmp_path / "page.html").read_text()
+    assert all(title in page for title in ("Layers of r", "Attention of r", "PCA map of r", "Confusion matrix of r", "sharpness"))
+    assert "Not measured yet" not in page
+    code, out, err = rift("knn", "--run", "r", "--json")
+    assert code == 0, err
+    layers = json.loads((tmp_path / "r/similarity/digits-test/metrics.json").read_text())["layers"]
+    names = ["block1", "block2", "head"]
+    assert [(cell["reference_layer"], cell["layer"]) for cell in layers] == [(x, y) for x in names for y in names]
+    rows = json.loads((tmp_path / "r/attention/digits-test/metrics.json").read_text())["rows"]
+    assert all(0 <= row["js_distance"] < 1 for row in rows)
+
+
+@pytest.mark.parametrize("network", ["mean", "no_token", "registers"])
+def test_attention_follows_what_the_head_reads(networks, network):
+    from riftcli.attention import attention_maps
+    from riftcli.model import Backbone
+
+    vit = Backbone(f"local-dir:{networks / network}").build().eval()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))  # (2, prefix + 16, 32)
+    prefix = {"mean": 1, "no_token": 0, "registers": 3}[network]
+    assert tokens.shape[1] == prefix + 16
+    attn = vit.blocks[1].attn
+    with torch.no_grad():
+        qkv = attn.qkv(vit.blocks[1].norm1(vit.blocks[0](tokens)))
+        q, key, _ = qkv.reshape(2, prefix + 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        weights = (q @ key.transpose(-2, -1) * 16**-0.5).softmax(-1)  # (2, heads, T, T)
+    seen = weights[:, :, 0] if network == "registers" else weights[:, :, prefix:].mean(2)
+    seen = seen[..., prefix:] / seen[..., prefix:].sum(-1, keepdim=True)
+    assert torch.allclose(attention_maps(vit, images).flatten(2), seen, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mean", "no_token"])
+def test_every_command_without_a_class_token(rift, networks, tmp_path, write_recipe, network):
+    trained_on(rift, write_recipe, networks / network)
+    code, _, err = rift("report", "r", "--evaluate", "--out", "page.html")
+    assert code == 0, err
+    assert "warning" not in err
+    assert "Not measured yet" not in (tmp_path / "page.html").read_text()
+    for command in ("knn", "sharpness", "similarity"):
+        code, out, err = rift(command, "--run", "r", "--json")
+        assert code == 0, err
+        read(out)
+
+
+def test_every_command_on_a_convolutional_network(rift, networks, tmp_path, write_recipe):
+    trained_on(rift, write_recipe, networks / "convolutional")
+    for command in ("knn", "sharpness", "similarity"):
+        code, out, err = rift(command, "--run", "r", "--json")
+        assert code == 0, err
+        assert all(math.isfinite(row.get("acc", row.get("sharpness", row.get("value", 0)))) for row in read(out)["rows"])
+    code, _, err = rift("attention", "--run", "r")
+    assert (code, err) == (2, "error: attention maps need a vision transformer with timm's attention blocks\n")
+    code, _, err = rift("report", "r", "--evaluate", "--out", "page.html")
+    assert code == 0, err
+    assert "warning" not in err
+    page = (tmp_path / "page.html").read_text()
+    assert "Attention of r" not in page
+    assert "Not measured yet" not in page, "nothing that cannot be measured is asked for"
+    assert "Layers of r" in page
+
+
+def test_layers_of_a_network_without_tokens_are_the_means_of_its_stages(networks):
+    from riftcli.layer_features import encode_layers
+    from riftcli.model import Backbone
+
+    net = Backbone(f"local-dir:{networks / 'convolutional'}").build().eval()
+    prepare = Preprocessing.of_model(net, 16, 1.0)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches = iter([(images[2:], torch.zeros(2), torch.tensor([2, 3])), (images[:2], torch.zeros(2), torch.tensor([0, 1]))])
+    layers = encode_layers(Classifier(net), batches, prepare, torch.device("cpu"))
+    with torch.no_grad():
+        x = net.maxpool(net.act1(net.bn1(net.conv1(prepare.normalise(images)))))
+        by_hand = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            by_hand.append(x.mean((2, 3)))
+        final = Classifier(net)(prepare.normalise(images)).features
+    assert len(layers) == 6, "stem, four stages, head"
+    assert all(torch.allclose(ours, wanted, atol=1e-5) for ours, wanted in zip(layers[1:5], by_hand, strict=True))
+    assert torch.allclose(layers[5], final, atol=1e-5)
+
+
 # ---- attention, predict
 
 
@@ -464,7 +599,13 @@ def test_attention_before_and_after(rift, run):
     assert len(rows) == 3
     assert all(0 < row["js_distance"] < 1 for row in rows)
     folder = run / "attention" / "digits-test"
-    assert {p.name for p in folder.iterdir()} == {"metrics.json", "table.csv", "attention.png", "attention_heads.png"}
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", "table.csv", "maps.csv", "attention.png", "attention_heads.png"}
+    cells = list(csv.DictReader((folder / "maps.csv").open()))
+    assert len(cells) == 2 * 3 * (1 + 2) * 4, "two models, three images, the mean and two heads, four rows of patches"
+    shares = dict.fromkeys({(c["model"], c["id"], c["head"]) for c in cells}, 0.0)
+    for cell in cells:
+        shares[cell["model"], cell["id"], cell["head"]] += sum(float(cell[f"c{i}"]) for i in range(4))
+    assert all(share == pytest.approx(1, abs=1e-5) for share in shares.values())
 
 
 def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
@@ -570,6 +711,13 @@ def test_groups_of_one_name_in_two_places_are_not_seeds_of_each_other(trained, t
     found = open_runs([tmp_path / "full" / "x", tmp_path / "rift" / "x"], [])
     assert [subject.group for subject in found] == ["full/x", "full/x", "rift/x", "rift/x"]
     assert [subject.label for subject in found] == ["full/x/s0", "full/x/s1", "rift/x/s0", "rift/x/s1"]
+
+
+def test_a_folder_that_is_not_there_names_the_nearest(rift, run):
+    code, _, err = rift("knn", "--run", run.parent / "myrum")
+    assert (code, err) == (2, f"error: {run.parent / 'myrum'}: no such folder (did you mean 'myrun'?)\n")
+    code, _, err = rift("compare", "nowhere/at/all")
+    assert (code, err) == (2, "error: nowhere/at/all: no such folder\n")
 
 
 def test_a_folder_that_holds_runs_is_no_folder_of_seeds(rift, trained):
@@ -824,6 +972,13 @@ def test_compare_means_spread_best_and_change(rift, trained, tmp_path):
     assert found["mean"] == pytest.approx(np.mean(accs))
     assert found["std"] == pytest.approx(np.std(accs, ddof=1))
     assert found["change"] == pytest.approx(np.mean(accs) / base - 1)
+    bases = [json.loads((trained / "full" / f"s{i}" / "metrics.json").read_text())["metrics"]["cka"]["value"] for i in range(2)]
+    ckas = [json.loads((trained / "rift" / f"s{i}" / "metrics.json").read_text())["metrics"]["cka"]["value"] for i in range(2)]
+    differences = np.subtract(ckas, bases)
+    t = abs(differences.mean()) / (differences.std(ddof=1) / np.sqrt(2))
+    assert cells["rift", "cka"]["p"] == pytest.approx(1 - 2 / np.pi * np.arctan(t)), "Student's t with one degree of freedom"
+    assert f" %, p {cells['rift', 'cka']['p']:.2g})" in err
+    assert cells["lora", "acc"]["p"] is None, "one run has no partner"
     assert cells["lora", "acc"]["std"] is None
     assert cells["full", "acc"]["change"] is None
     top = max(cells[name, "acc"]["mean"] for name in ("full", "rift", "lora"))
@@ -861,6 +1016,19 @@ def test_compare_over_data_sets_has_a_mean_and_rows_by_method():
     assert found.rows["full"]["acc (mean)"].mean == pytest.approx(0.6)
     assert found.rows["full + rift"]["acc (digits)"].change == pytest.approx(0.2)
     assert [found.rows[name]["acc (demo_fashion)"].best for name in ("full", "full + rift")] == [True, False]
+
+
+def test_a_t_test_is_of_the_same_seeds_and_of_nothing_else():
+    from scipy.stats import ttest_rel
+
+    from riftcli.report.compare import paired_p
+
+    ours, base = [((0, 0), 0.8), ((1, 0), 0.9), ((2, 0), 0.85)], [((1, 0), 0.7), ((0, 0), 0.75), ((2, 0), 0.71)]
+    assert paired_p(ours, base) == pytest.approx(ttest_rel([0.8, 0.9, 0.85], [0.75, 0.7, 0.71]).pvalue)
+    assert paired_p(ours, base[:2]) is None, "other seeds"
+    assert paired_p(ours[:1], base[1:2]) is None, "one seed"
+    assert paired_p([*ours, ours[0]], [*base, base[1]]) is None, "a seed twice: what belongs to what?"
+    assert paired_p(ours, ours) is None, "no differences"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.encoding import Encoder
+    from riftcli.report.table import Findings
 
 
 def attention(
@@ -27,35 +31,38 @@ def attention(
     as_json: AsJson = False,
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
-    from riftcli import dist
     from riftcli.attention_run import attention_run, chosen_images, draw
     from riftcli.commands import common
-    from riftcli.console import Console
-    from riftcli.encoding import Encoder, sole
-    from riftcli.report.table import averaged, print_grid, say, shown
+    from riftcli.encoding import sole
+    from riftcli.report.table import say
 
     common.check_out(out)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
     wished = subjects[:1] if images else subjects  # with images of one's own, the data only says how files are read
     source = sole(common.open_sets(data, wished, overrides), "--data")
-    encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    chosen = chosen_images(source, split, count, seed, images, encoder)
-    findings, pictures = attention_run(subjects, source, chosen, block, encoder)
-    main = dist.is_main()
-    dist.close()
-    if not main:
-        return
-    keys = ("js_distance", "js_distance_heads", "cosine")
-    cells = {key: averaged(findings.rows, ["group"], key) for key in keys}
-    lines = [
-        [group, *(shown(cells[key][group,][0]) for key in keys)] for group in dict.fromkeys(r["group"] for r in findings.rows)
-    ]
-    print_grid(f"attention before and after, mean over {len(chosen)} images", ["model", *keys], lines)
-    for path in common.finish(findings, subjects, out, as_json):
-        folder = path.parent
+    found: dict[str, Any] = {}
+
+    def look(encoder: Encoder) -> Findings:
+        chosen = chosen_images(source, split, count, seed, images, encoder)
+        findings, found["pictures"] = attention_run(subjects, source, chosen, block, encoder)
+        return findings
+
+    for path in common.measure(look, print_attention, subjects, subjects[0].recipe, device, out, as_json):
+        pictures, folder = found["pictures"], path.parent
         own = [s for s in subjects if s.folder is not None and folder.is_relative_to(s.folder)] or subjects
         labels = list(dict.fromkeys(label for s in own for label in (pictures["starts"][s.label], s.label)))
         draw(folder / "attention.png", pictures, labels, heads=False)
         say(f"plot: {folder / 'attention.png'}")
         if heads and len(own) == 1:
             draw(folder / "attention_heads.png", pictures, labels, heads=True)
+
+
+def print_attention(findings: Findings) -> None:
+    """Models down; the distance of the mean maps, of the single heads' maps, and the cosine, averaged over the images."""
+    from riftcli.report.table import averaged, print_grid, shown
+
+    keys = ("js_distance", "js_distance_heads", "cosine")
+    cells = {key: averaged(findings.rows, ["group"], key) for key in keys}
+    groups = dict.fromkeys(row["group"] for row in findings.rows)
+    lines = [[group, *(shown(cells[key][group,][0]) for key in keys)] for group in groups]
+    print_grid(f"attention before and after, mean over {findings.settings['images']} images", ["model", *keys], lines)

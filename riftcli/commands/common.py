@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 if TYPE_CHECKING:
-    from riftcli.encoding import DataSet
+    from riftcli.encoding import DataSet, Encoder
+    from riftcli.recipe import Recipe
     from riftcli.report.table import Findings
     from riftcli.subjects import Subject
 
@@ -94,6 +95,32 @@ def check_out(out: Path | None) -> None:
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: exists and is not a folder")
+
+
+def measure(
+    look: Callable[[Encoder], Findings],
+    show: Callable[[Findings], None],
+    subjects: Sequence[Subject],
+    recipe: Recipe,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> list[Path]:
+    """Look at `subjects` on every rank, then print, write and hand out the files of what was found, on rank 0 only.
+
+    recipe: says how images are batched and where features are kept.
+    """
+    from riftcli import dist
+    from riftcli.console import Console
+    from riftcli.encoding import Encoder
+
+    findings = look(Encoder.of_recipe(recipe, dist.init(device), Console(quiet=not dist.is_main())))
+    main = dist.is_main()
+    dist.close()
+    if not main:
+        return []
+    show(findings)
+    return finish(findings, subjects, out, as_json)
 
 
 def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as_json: bool) -> list[Path]:

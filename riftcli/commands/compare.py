@@ -39,7 +39,9 @@ def compare(
             cell = table.rows[name].get(column)
             texts.append(tables.text_of(column, cell) + ("*" if cell and cell.best else ""))
         lines.append([column, *texts])
+    tested = any(cell.p is not None for row in table.rows.values() for cell in row.values())
     against = f"; changes against {table.baseline}" if table.baseline else ""
+    against += ", p of the paired t test over seeds" if tested else ""
     print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
     if out is not None:
         for path in tables.write(out, table):

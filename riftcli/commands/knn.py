@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -40,10 +41,7 @@ def knn(
     as_json: AsJson = False,
 ) -> None:
     """Nearest-neighbour accuracy of features, on one or several data sets: train is the bank, test the queries."""
-    from riftcli import dist
     from riftcli.commands import common
-    from riftcli.console import Console
-    from riftcli.encoding import Encoder
     from riftcli.errors import UsageError
     from riftcli.knn_run import Protocol, knn_run
 
@@ -57,13 +55,8 @@ def knn(
     sets = common.open_sets(data, subjects, overrides)
     if pretrained:
         subjects = common.with_pretrained(subjects)
-    encoder = Encoder.of_recipe(subjects[-1].recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    findings = knn_run(subjects, sets, protocol, encoder)
-    main = dist.is_main()
-    dist.close()
-    if main:
-        print_knn(findings)
-        common.finish(findings, subjects, out, as_json)
+    look = partial(knn_run, subjects, sets, protocol)
+    common.measure(look, print_knn, subjects, subjects[-1].recipe, device, out, as_json)
 
 
 def print_knn(findings: Findings) -> None:

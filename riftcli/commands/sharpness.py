@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,10 +40,7 @@ def sharpness(
     as_json: AsJson = False,
 ) -> None:
     """How much the loss of a finished run can rise when its weights move a little."""
-    from riftcli import dist
     from riftcli.commands import common
-    from riftcli.console import Console
-    from riftcli.encoding import Encoder
     from riftcli.sharpness import Ascent
     from riftcli.sharpness_run import sharpness_run
 
@@ -50,13 +48,8 @@ def sharpness(
     ascent = Ascent(method.value, rho, adaptive, steps, draws, seed)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
     sets = common.open_sets(data, subjects, overrides) if data else None
-    encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    findings = sharpness_run(subjects, sets, split, ascent, encoder)
-    main = dist.is_main()
-    dist.close()
-    if main:
-        print_sharpness(findings)
-        common.finish(findings, subjects, out, as_json)
+    look = partial(sharpness_run, subjects, sets, split, ascent)
+    common.measure(look, print_sharpness, subjects, subjects[0].recipe, device, out, as_json)
 
 
 def print_sharpness(findings: Findings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,10 +42,7 @@ def similarity(
     as_json: AsJson = False,
 ) -> None:
     """Similarity of features to the pretrained model's, or to any other model's, on the same images."""
-    from riftcli import dist
     from riftcli.commands import common
-    from riftcli.console import Console
-    from riftcli.encoding import Encoder
     from riftcli.similarity_run import DEFAULT, Question, measures, similarity_run
 
     common.check_out(out)
@@ -53,14 +51,9 @@ def similarity(
     subjects = common.open_subjects(run, model, overrides, own_data=not data, other_model=against != "pretrained")
     other = None if against == "pretrained" else common.open_other(against, overrides)
     sets = common.open_sets(data, subjects, overrides)
-    encoder = Encoder.of_recipe(subjects[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    findings = similarity_run(subjects, other, sets, question, encoder)
-    main = dist.is_main()
-    dist.close()
-    if main:
-        print_similarity(findings)
-        for path in common.finish(findings, subjects, out, as_json):
-            draw_all_layers(path)
+    look = partial(similarity_run, subjects, other, sets, question)
+    for path in common.measure(look, print_similarity, subjects, subjects[0].recipe, device, out, as_json):
+        draw_all_layers(path)
 
 
 def draw_all_layers(report: Path) -> None:

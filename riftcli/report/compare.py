@@ -14,18 +14,24 @@ from riftcli.report.records import Record
 from riftcli.report.table import write_csv
 
 HEADLINE = "acc or map"  # accuracy, or mAP of multi-label data: what the papers average over data sets
+Repeats = dict[str, dict[str, list[tuple[tuple[int, int], float]]]]  # row -> column -> ((seed, fold), value) per run
 SHOWN = [HEADLINE, "acc", "map", "cka", "cka_debiased", "ece"]  # first, in this order; kNN and sharpness follow, then the cost
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table. change: relative to the baseline's mean, None for the baseline itself."""
+    """One number of the table.
+
+    change: relative to the baseline's mean, None for the baseline itself. p: two-sided paired t test against the baseline's
+    runs of the same seeds (DiVE Tab. 13), not adjusted for the number of tests; None without such pairs.
+    """
 
     mean: float | None
     std: float | None
     count: int
     best: bool = False
     change: float | None = None
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
     if not metrics and len(sets) == 1 and HEADLINE in wanted:
         wanted.remove(HEADLINE)
     values: dict[str, dict[str, list[float]]] = {}
+    repeats: Repeats = {}
     better: dict[str, bool | None] = {}
     for record in records:
         row = values.setdefault(names[id(record)], {})
@@ -63,6 +70,7 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
             better[column] = record.better.get(metric, better.get(column))
             if metric in record.values:
                 row.setdefault(column, []).append(record.values[metric])
+                repeats.setdefault(names[id(record)], {}).setdefault(column, []).append((record.repeat, record.values[metric]))
     columns = [m if len(sets) == 1 else f"{m} ({name})" for m in wanted for name in sets]
     columns = list(dict.fromkeys(c for c in columns if any(c in row for row in values.values())))
     means = {name: {column: spread(list(found)) for column, found in row.items()} for name, row in values.items()}
@@ -70,7 +78,7 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
         columns, means, better = _with_means(columns, means, better, wanted, sets)
     plain = [names[id(r)] for r, method in zip(records, methods, strict=True) if method == "full"]
     reference = _baseline(list(values), plain, baseline)
-    return Comparison(columns, _cells(columns, means, better, reference), reference, values)
+    return Comparison(columns, _cells(columns, means, better, reference, repeats), reference, values)
 
 
 def _default_columns(records: Sequence[Record], measured: Sequence[str]) -> list[str]:
@@ -100,7 +108,9 @@ def _baseline(rows: list[str], plain: list[str], wish: str | None) -> str | None
     return wish if wish is not None else plain[0] if len(set(plain)) == 1 else None
 
 
-def _cells(columns: Sequence[str], means: Any, better: dict[str, Any], reference: str | None) -> dict[str, dict[str, Cell]]:
+def _cells(
+    columns: Sequence[str], means: Any, better: dict[str, Any], reference: str | None, repeats: Repeats
+) -> dict[str, dict[str, Cell]]:
     rows: dict[str, dict[str, Cell]] = {name: {} for name in means}
     for column in columns:
         known = {name: row[column]["mean"] for name, row in means.items() if column in row}
@@ -112,12 +122,30 @@ def _cells(columns: Sequence[str], means: Any, better: dict[str, Any], reference
         for name, value in known.items():
             entry = means[name][column]
             change = None if not base or name == reference else value / base - 1
-            rows[name][column] = Cell(value, entry["std"], entry["n"], value == top, change)
+            p = None
+            if reference and name != reference:
+                p = paired_p(repeats[name].get(column, []), repeats[reference].get(column, []))
+            rows[name][column] = Cell(value, entry["std"], entry["n"], value == top, change, p)
     return rows
 
 
+def paired_p(values: Sequence[tuple[Any, float]], base: Sequence[tuple[Any, float]]) -> float | None:
+    """p of the two-sided paired t test; (repeat, value) each. None unless both have the same two or more repeats.
+
+    None also where all differences are equal: the test has no spread to measure them with.
+    """
+    ours, theirs = dict(values), dict(base)
+    if len(ours) < 2 or ours.keys() != theirs.keys() or len(ours) != len(values) or len(theirs) != len(base):
+        return None
+    if len({ours[repeat] - theirs[repeat] for repeat in ours}) == 1:
+        return None
+    from scipy.stats import ttest_rel
+
+    return float(ttest_rel([ours[repeat] for repeat in ours], [theirs[repeat] for repeat in ours]).pvalue)
+
+
 def text_of(column: str, cell: Cell | None) -> str:
-    """A cell for people: `0.8123 +- 0.0040 (+1.2 %)`."""
+    """A cell for people: `0.8123 +- 0.0040 (+1.2 %, p 0.031)`."""
     if cell is None or cell.mean is None:
         return ""
     whole = column.startswith(("trainable parameters", "train seconds"))
@@ -125,7 +153,10 @@ def text_of(column: str, cell: Cell | None) -> str:
     text = f"{cell.mean:,.{digits}f}"
     if cell.std is not None and not column.startswith("trainable"):
         text += f" +- {cell.std:,.{digits}f}"
-    return text if cell.change is None or whole else f"{text} ({100 * cell.change:+.1f} %)"
+    if cell.change is None or whole:
+        return text
+    chance = "" if cell.p is None else f", p {cell.p:.2g}"
+    return f"{text} ({100 * cell.change:+.1f} %{chance})"
 
 
 def markdown(table: Comparison) -> str:
@@ -173,6 +204,7 @@ def flat(table: Comparison) -> list[dict[str, Any]]:
             "n": cell.count,
             "best": cell.best,
             "change": cell.change,
+            "p": cell.p,
             "values": table.values.get(name, {}).get(column),
         }
         for name, row in table.rows.items()

@@ -27,7 +27,6 @@ class Figure:
     picture: str
     table: str
     note: str = ""
-    wide: bool = False  # takes a line of its own
 
 
 def figure(
@@ -93,6 +92,40 @@ def trade_off(table: Comparison, score: str, similarity: str, palette: dict[str,
     return figure(f"{score} and {similarity}: up and to the right is better", rows, draw, height=4.2)
 
 
+ENOUGH = 5  # runs of one row below which a curve of their density would be drawn from nothing
+
+
+def spread_of_runs(groups: dict[str, list[Record]], column: str, palette: dict[str, str]) -> Figure | None:
+    """One mark per run and, from ENOUGH runs on, their density (similarity-space paper Fig. 1b). None without repeats."""
+    values = {group: [r.values[column] for r in members if column in r.values] for group, members in groups.items()}
+    if max(map(len, values.values())) < 2:
+        return None
+    rows: list[Row] = [
+        {"group": group, "run": r.label, "value": r.values[column]}
+        for group, members in groups.items()
+        for r in members
+        if column in r.values
+    ]
+
+    def draw(axes: Any) -> None:
+        import numpy as np
+        from scipy.stats import gaussian_kde
+
+        every = [row["value"] for row in rows]
+        margin = 0.15 * (max(every) - min(every)) or 0.05
+        grid = np.linspace(min(every) - margin, max(every) + margin, 300)
+        for place, (group, own) in enumerate(values.items()):
+            axes[0].plot(own, [-place - 1] * len(own), "|", ms=11, mew=1.6, color=palette[group])
+            if len(own) >= ENOUGH and len(set(own)) > 1:
+                density = gaussian_kde(own)(grid)
+                axes[0].fill_between(grid, len(values) * density / density.max(), color=palette[group], alpha=0.3, lw=0)
+        axes[0].set(xlabel=column)
+        axes[0].set_yticks([-place - 1 for place in range(len(values))], list(values), fontsize=7)
+
+    note = f"One mark per run; a density, scaled to equal height, for rows of {ENOUGH} runs or more."
+    return figure(f"{column} of every run", rows, draw, note=note, height=4.2)
+
+
 CURVES = ["task_loss", "penalty_loss", "similarity_relative", "batch_cka", "trace_ratio"]
 
 
@@ -135,10 +168,10 @@ def _curve(name: str, kind: str, logs: dict[str, list[list[Row]]], palette: dict
     return figure(name if kind == "step" else f"validation {name}", rows, draw, height=3.2)
 
 
-def reliability(curves_by_run: dict[str, list[Row]]) -> Figure:
+def reliability(curves_by_run: dict[str, list[Row]], palette: dict[str, str]) -> Figure:
     """Accuracy over confidence of every run."""
     rows = [{"run": name, **row} for name, own in curves_by_run.items() for row in own]
-    return figure("Reliability", rows, lambda axes: draw_reliability(axes[0], curves_by_run), height=4.2)
+    return figure("Reliability", rows, lambda axes: draw_reliability(axes[0], curves_by_run, palette), height=4.2)
 
 
 def confusion(name: str, matrix: dict[str, Any]) -> Figure:

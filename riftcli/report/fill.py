@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from riftcli.attention_run import attention_run, chosen_images, draw
 from riftcli.console import Console
@@ -30,8 +31,10 @@ COMMANDS = {
 
 
 def lacking(run: Path) -> list[str]:
-    """Parts of a page that nobody measured on the test split of this run."""
+    """Parts of a page that nobody measured on the test split of this run; no attention of networks that have none."""
     name = eval_name(read_report(run))
+    with safe_open(run / "model" / "model.safetensors", "pt") as weights:
+        attends = any(".attn." in key for key in weights.keys())  # noqa: SIM118 - the file is no mapping
 
     def has(path: Path, *keys: str) -> bool:
         return path.is_file() and all(read_json(path).get(key) for key in keys)
@@ -42,7 +45,7 @@ def lacking(run: Path) -> list[str]:
         "sharpness": has(run / "sharpness" / name / "metrics.json", "rows"),
         "attention": has(run / "attention" / name / "metrics.json", "rows"),
     }
-    return [part for part, found in there.items() if not found]
+    return [part for part, found in there.items() if not found and (attends or part != "attention")]
 
 
 def fill(subjects: Sequence[Subject], overrides: Sequence[str], device: torch.device) -> None:

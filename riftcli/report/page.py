@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from riftcli.report import figures
-from riftcli.report.compare import Comparison, compare, text_of
+from riftcli.report.compare import Cell, Comparison, compare, text_of
 from riftcli.report.curves import read_rows
 from riftcli.report.figures import Figure
 from riftcli.report.fill import COMMANDS, lacking
@@ -25,7 +25,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>{{ style }}</style></head><body>
-{% macro figure(f) %}<figure{{ ' class="wide"'|safe if f.wide }}><figcaption>{{ f.title }}</figcaption>
+{% macro figure(f) %}<figure><figcaption>{{ f.title }}</figcaption>
 <img alt="{{ f.title }}" src="{{ f.picture }}">
 <small>{{ f.note }} <a download="{{ f.title }}.csv" href="{{ f.table }}">numbers (CSV)</a></small></figure>{% endmacro %}
 <h1>{{ title }}</h1>
@@ -36,10 +36,12 @@ _PAGE = """<!doctype html>
 <table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for c in table.columns %}<tr><th>{{ c }}</th>
 {% for row in table.rows.values() %}
-<td class="n{{ ' best' if row[c] and row[c].best }}">{{ text(c, row[c]) }}</td>{% endfor %}</tr>
+<td class="n{{ ' best' if row[c] and row[c].best }}">{{ text(c, row[c])[0] }}
+{%- if text(c, row[c])[1] %}<small>{{ text(c, row[c])[1] }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <small>Mean and standard deviation over seeds; the best of a line is bold
-{%- if table.baseline %}; in brackets the change against {{ table.baseline }}{% endif %}.
+{%- if table.baseline %}; below it the change against {{ table.baseline }} and, where both
+have the same seeds, p of the paired t test{% endif %}.
 <a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
@@ -63,7 +65,7 @@ def write_page(out: Path, subjects: Sequence[Subject], baseline: str | None = No
     palette = figures.colours(list(groups))
     sections = [(name, parts) for name, parts in _sections(records, groups, table, palette) if parts]
     environment = jinja2.Environment(autoescape=True)
-    environment.globals["text"] = lambda column, cell: text_of(column, cell).replace("+-", "±")
+    environment.globals["text"] = _two_lines
     page = environment.from_string(_PAGE).render(
         style=STYLE,
         title=records[0].label if len(records) == 1 else f"{len(groups)} methods, {len(records)} runs",
@@ -78,6 +80,12 @@ def write_page(out: Path, subjects: Sequence[Subject], baseline: str | None = No
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(out)
+
+
+def _two_lines(column: str, cell: Cell | None) -> tuple[str, str]:
+    """A cell's value, and below it its change: side by side, few rows would fit a screen."""
+    value, _, change = text_of(column, cell).replace("+-", "±").partition(" (")
+    return value, change.removesuffix(")")
 
 
 def _flat(table: Comparison) -> list[dict[str, Any]]:
@@ -101,10 +109,11 @@ def _sections(
     score = next((c for c in ("acc or map (mean)", "map", "acc") if c in table.columns), None)
     kept = next((c for c in ("cka (mean)", "cka") if c in table.columns), None)
     balance = [figures.trade_off(table, score, kept, palette)] if score and kept else []
+    balance += [figures.spread_of_runs(groups, "cka", palette)] if kept == "cka" else []
     found: list[tuple[str, list[Figure | None]]] = [
         ("Kept against learned", list(balance)),
         ("Training: mean over seeds, the band is their range", list(figures.curves(logs, palette))),
-        ("Calibration", [_reliability(first)]),
+        ("Calibration", [_reliability(first, palette)]),
         ("Mistakes", [_confusion(r) for r in first]),
         ("Features, before and after", [part for r in first for part in _maps(r)]),
         ("Attention, before and after", [part for r in first for part in _attention(r)]),
@@ -112,14 +121,14 @@ def _sections(
     return [(name, [part for part in parts if part is not None]) for name, parts in found]
 
 
-def _reliability(records: Sequence[Record]) -> Figure | None:
+def _reliability(records: Sequence[Record], palette: dict[str, str]) -> Figure | None:
     curves = {}
     for r in records:
         path = r.folder / "eval" / eval_name(read_report(r.folder)) / "reliability.csv"
         if path.is_file():
             with path.open(encoding="utf-8") as file:
                 curves[r.group] = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
-    return figures.reliability(curves) if curves else None
+    return figures.reliability(curves, palette) if curves else None
 
 
 def _confusion(r: Record) -> Figure | None:
@@ -144,12 +153,14 @@ def _maps(r: Record) -> list[Figure]:
 def _attention(r: Record) -> list[Figure]:
     parts = []
     for path in sorted(r.folder.glob("attention/*/attention.png")):
-        rows = read_json(path.with_name("metrics.json"))["rows"]
+        found = read_json(path.with_name("metrics.json"))
+        rows = found["rows"]
         mean = sum(row["js_distance"] for row in rows) / len(rows)
         note = f"Jensen-Shannon distance of the mean maps, averaged over {len(rows)} images: {mean:.3f}."
-        table = figures._address("text/csv", figures.csv_of(rows).encode())
+        numbers = [row for row in found.get("maps", []) if row["head"] == "mean"] or rows
+        table = figures._address("text/csv", figures.csv_of(numbers).encode())
         name = f"Attention of {r.label} on {path.parent.name}"
-        parts.append(Figure(name, figures.picture_address(path.read_bytes()), table, note, wide=True))
+        parts.append(Figure(name, figures.picture_address(path.read_bytes()), table, note))
     return parts
 
 

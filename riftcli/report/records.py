@@ -27,6 +27,11 @@ class Record:
     values: dict[str, float]
     better: dict[str, bool] = field(default_factory=dict)
 
+    @property
+    def repeat(self) -> tuple[int, int]:
+        """(seed, fold): what tells the runs of one row apart, and pairs them with those of another row."""
+        return self.seed, (self.recipe.resolved["data"]["val"] or {}).get("fold", 0)
+
 
 def read_report(run: Path) -> dict[str, Any]:
     """metrics.json of a finished run; raise UsageError or StorageError."""

@@ -50,15 +50,16 @@ def write_reliability(folder: Path, seen: Predictions, temperature: float | None
     plt.close(figure)
 
 
-def draw_reliability(axis: Any, curves: dict[str, list[Row]]) -> None:
-    """Accuracy over confidence, the size of a point growing with its bin; the diagonal is perfect."""
+def draw_reliability(axis: Any, curves: dict[str, list[Row]], palette: dict[str, str] | None = None) -> None:
+    """Accuracy over confidence, the size of a point growing with its bin; the diagonal is perfect. palette: name -> colour."""
     axis.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
     for name, rows in curves.items():
         filled = [row for row in rows if row["count"]]
         total = sum(row["count"] for row in filled) or 1
         x, y = [row["confidence"] for row in filled], [row["accuracy"] for row in filled]
-        axis.plot(x, y, lw=1.2, label=name)
-        axis.scatter(x, y, s=[12 + 160 * row["count"] / total for row in filled], alpha=0.6)
+        (curve,) = axis.plot(x, y, lw=1.2, label=name, color=(palette or {}).get(name))
+        sizes = [12 + 160 * row["count"] / total for row in filled]
+        axis.scatter(x, y, s=sizes, alpha=0.6, color=curve.get_color())
     axis.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)

@@ -10,8 +10,9 @@ th { font-weight: 600 } td { white-space: nowrap } td.best { font-weight: 700 }
 tr { border-bottom: 1px solid #e3e7ee } td.n { text-align: right; font-variant-numeric: tabular-nums }
 img { max-width: 100%; height: auto } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem }
 figure { margin: 1rem 0; overflow-x: auto } figcaption { font-weight: 600 } small { color: #556 }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 0 1.2rem; align-items: end }
-.wide { grid-column: 1 / -1 } th:first-child { position: sticky; left: 0; background: #fff } th.n { text-align: right }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 0 1.2rem }
+.grid { align-items: start } td.n small { display: block; font-weight: 400 }
+th:first-child { position: sticky; left: 0; background: #fff } th.n { text-align: right }
 figcaption { overflow-wrap: anywhere } figure img { display: block }
 nav a { margin-right: .8rem } details { margin: .4rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 """

@@ -18,22 +18,28 @@ class Neighbours:
     index: torch.Tensor  # (M, k) rows of the bank
 
 
-def nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int, chunk: int = 512) -> Neighbours:
+def nearest(
+    bank: torch.Tensor, queries: torch.Tensor | None, k: int, chunk: int = 512, members: torch.Tensor | None = None
+) -> Neighbours:
     """The k nearest rows of the bank by cosine; bank (N, D), queries (M, D). k is clamped to the bank's size.
 
-    Without queries every bank sample looks for its neighbours among the others (leave-one-out). Chunked: the (M, N) matrix
-    of similarities is never held.
+    Without queries the bank samples `members` (M,), by default all, look for their neighbours among the others
+    (leave-one-out). Chunked: the (M, N) matrix of similarities is never held.
     """
     bank = torch.nn.functional.normalize(bank.float(), dim=1)
-    itself = queries is None
-    queries = bank if queries is None else torch.nn.functional.normalize(queries.float(), dim=1)
-    k = min(k, bank.shape[0] - int(itself))
-    similarity, index = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.long)]  # a rank may have no query
+    if queries is None:
+        members = torch.arange(len(bank), device=bank.device) if members is None else members.to(bank.device)
+        queries = bank[members]
+    else:
+        assert members is None, "members are rows of the bank that take the queries' place"
+        queries = torch.nn.functional.normalize(queries.float(), dim=1)
+    k = min(k, bank.shape[0] - int(members is not None))
+    similarity, index = [bank.new_empty(0, k)], [bank.new_empty(0, k, dtype=torch.long)]  # a rank may have no query
     for start in range(0, queries.shape[0], chunk):
         table = queries[start : start + chunk] @ bank.T  # (c, N)
-        if itself:
-            own = torch.arange(table.shape[0])
-            table[own, own + start] = -torch.inf
+        if members is not None:
+            own = members[start : start + chunk, None]
+            table.scatter_(1, own, -torch.inf)
         top = table.topk(k, dim=1)
         similarity.append(top.values)
         index.append(top.indices)
