@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The two measured tables of the README: the demo, and DINOv2 ViT-S/14 on Fashion-MNIST. Three seeds each.
+# The measured tables of the README: the demo, and DINOv2 ViT-S/14 on Fashion-MNIST. Three seeds each.
 #   FASHION=dir WEIGHTS=file.safetensors CLIPART=dir OUT=dir bash benchmarks/real_run.sh
 # FASHION: torchvision's root of Fashion-MNIST; WEIGHTS: a DINOv2 ViT-S/14; CLIPART: image folder with train/ and test/.
 # Runs that are there already are kept. Then: python benchmarks/table.py OUT/*
@@ -16,6 +16,7 @@ dinov2() { # method, name of the folder, further options
     --set eval.knn_k=5 --set "retention=[{format: image_folder, root: $CLIPART}]" "$@"
 }
 dinov2 linear linear --set optim.lr=1e-3
+# with kNN and CKA on the clip art at every evaluation, for the curves of the page and rift correlate
 for lr in 4e-5 1e-5; do
   for method in full rift rift_fixed rsc scratch; do
     dinov2 $method $method-$lr --set optim.lr=$lr --set eval.trajectory=true

@@ -67,7 +67,8 @@ def attention_run(
     env = runs.environment(encoder.device, "fp32", dist.world_size(), 0)
     settings = {"block": block, "split": split.name, "images": len(split)}
     where = {"data": source.name, "split": split.name}
-    tables = {"maps": [row for label, values in maps.items() for row in _map_rows(label, values, split.ids, where)]}
+    shown_maps = [{**row, **where} for label, values in maps.items() for row in map_rows(label, values.mean(1), split.ids)]
+    tables = {"maps": shown_maps}  # of the single heads they would be a file of many megabytes
     findings = Findings("attention", settings, list(entries.values()), rows, env, tables, clock.seconds)
     pairs = {subject.label: starts[subject.label].label for subject in subjects}
     return findings, {"images": shown, "maps": maps, "ids": split.ids, "starts": pairs}
@@ -96,14 +97,22 @@ def _distances(
     ]
 
 
-def _map_rows(label: str, maps: torch.Tensor, ids: Sequence[str], where: Row) -> list[Row]:
-    """What the pictures show, as numbers: one row per image, head and row of patches; maps (n, heads, rows, columns)."""
-    heads = {"mean": maps.mean(1), **{str(h): maps[:, h] for h in range(maps.shape[1])}}
+def map_rows(label: str, maps: torch.Tensor, ids: Sequence[str]) -> list[Row]:
+    """What a column of pictures shows, as numbers: one row per image and row of patches; maps (n, rows, columns)."""
     return [
-        {"model": label, **where, "id": ids[i], "head": head, "row": r, **{f"c{c}": share for c, share in enumerate(line)}}
-        for head, values in heads.items()
-        for i, picture in enumerate(values.tolist())
+        {"model": label, "id": ids[i], "row": r, **{f"c{c}": share for c, share in enumerate(line)}}
+        for i, picture in enumerate(maps.tolist())
         for r, line in enumerate(picture)
+    ]
+
+
+def head_rows(pictures: Pictures, labels: Sequence[str]) -> list[Row]:
+    """The same for every head."""
+    return [
+        {"head": head, **row}
+        for label in labels
+        for head in range(pictures["maps"][label].shape[1])
+        for row in map_rows(label, pictures["maps"][label][:, head], pictures["ids"])
     ]
 
 

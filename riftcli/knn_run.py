@@ -118,10 +118,9 @@ def _classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[R
 def _nearest_over_ranks(data: Encoded, k: int, device: torch.device) -> Neighbours:
     """Every rank searches, on its device, for its part of the queries; all get all."""
     mine = torch.arange(len(data.targets)).tensor_split(dist.world_size())[dist.rank()]
-    bank = data.bank.to(device)
     if data.queries is None:
-        return _gathered(nearest(bank, None, k, members=mine))
-    return _gathered(nearest(bank, data.queries[mine].to(device), k))
+        return _gathered(nearest(data.bank.to(device), None, k, members=mine))
+    return _gathered(nearest(data.bank.to(device), data.queries[mine].to(device), k))
 
 
 def _gathered(found: Neighbours) -> Neighbours:

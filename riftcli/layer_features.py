@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,13 +25,14 @@ def encode_layers(
 ) -> list[torch.Tensor]:
     """Features after each block and, last, before the head; L + 1 tables (N, D), rows in split order, on every rank.
 
-    A block's feature is what the head would read: the class token, or the mean over the image where the model pools it.
-    Of a network without tokens the blocks are its stages. Raises UsageError for a model without forward_intermediates.
+    A block's feature is what the head would read: the class token, or the mean over the image where the model pools it. Where
+    timm hands out no class token (convolutional networks, whose blocks are stem and stages; some transformers) it is the mean
+    over the image. Raises UsageError for a model without forward_intermediates.
     """
     vit: Any = model.vit
     if not hasattr(vit, "forward_intermediates"):
         raise UsageError("--layers all: this network does not hand out its layers (timm: forward_intermediates)")
-    tokens = hasattr(vit, "num_prefix_tokens")
+    tokens = "return_prefix_tokens" in inspect.signature(vit.forward_intermediates).parameters
     form = {"return_prefix_tokens": True, "output_fmt": "NLC"} if tokens else {"output_fmt": "NCHW"}
     model.eval()
     positions, layers = [], []

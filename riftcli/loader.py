@@ -170,7 +170,8 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
 def _start(loader: DataLoader) -> Iterator[Batch]:
     """Start the workers with the group's signals held back: one that comes before a worker has left the group must not kill it.
 
-    A worker inherits the mask; this process gets its signal, late, when the mask is taken off again.
+    A worker inherits the mask. This process is not deaf meanwhile: another of its threads, or else the end of the mask, takes
+    the signal, and Python's handler runs.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS if loader.num_workers else set())
     try:

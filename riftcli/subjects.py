@@ -202,7 +202,10 @@ def _nearest_folder(path: Path) -> str:
     """The part of a path that is not there, and what is called nearly so."""
     while not path.parent.exists():
         path = path.parent
-    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:  # a file, or a folder that others may pass but not list
+        beside = []
     return nearest(path.name, beside)
 
 

@@ -599,13 +599,16 @@ def test_attention_before_and_after(rift, run):
     assert len(rows) == 3
     assert all(0 < row["js_distance"] < 1 for row in rows)
     folder = run / "attention" / "digits-test"
-    assert {p.name for p in folder.iterdir()} == {"metrics.json", "table.csv", "maps.csv", "attention.png", "attention_heads.png"}
-    cells = list(csv.DictReader((folder / "maps.csv").open()))
-    assert len(cells) == 2 * 3 * (1 + 2) * 4, "two models, three images, the mean and two heads, four rows of patches"
-    shares = dict.fromkeys({(c["model"], c["id"], c["head"]) for c in cells}, 0.0)
-    for cell in cells:
-        shares[cell["model"], cell["id"], cell["head"]] += sum(float(cell[f"c{i}"]) for i in range(4))
-    assert all(share == pytest.approx(1, abs=1e-5) for share in shares.values())
+    pictures = {"attention.png", "attention_heads.png", "attention_heads.csv"}
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", "table.csv", "maps.csv", *pictures}
+    for name, count in (("maps", 1), ("attention_heads", 2)):
+        cells = list(csv.DictReader((folder / f"{name}.csv").open()))
+        assert len(cells) == 2 * 3 * count * 4, "two models, three images, the mean or two heads, four rows of patches"
+        shares: dict[tuple, float] = {}
+        for cell in cells:
+            key = (cell["model"], cell["id"], cell.get("head"))
+            shares[key] = shares.get(key, 0) + sum(float(cell[f"c{i}"]) for i in range(4))
+        assert all(share == pytest.approx(1, abs=1e-5) for share in shares.values())
 
 
 def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
@@ -1029,6 +1032,47 @@ def test_a_t_test_is_of_the_same_seeds_and_of_nothing_else():
     assert paired_p(ours[:1], base[1:2]) is None, "one seed"
     assert paired_p([*ours, ours[0]], [*base, base[1]]) is None, "a seed twice: what belongs to what?"
     assert paired_p(ours, ours) is None, "no differences"
+    assert paired_p([((0, 0), 0.824), ((1, 0), 0.831)], [((0, 0), 0.812), ((1, 0), 0.819)]) is None, "equal but for rounding"
+
+
+def test_compare_by_a_measure_that_the_baseline_lacks(rift, run, trained, tmp_path):
+    other = shutil.copytree(trained / "rift" / "s0", tmp_path / "other")
+    assert rift("sharpness", "--run", other)[0] == 0
+    code, out, err = rift("compare", run, other, "--metrics", "sharpness", "--json")
+    assert code == 0, err
+    (row,) = read(out)["rows"]
+    assert (row["run"], row["change"], row["p"]) == ("other", None, None)
+
+
+def test_a_page_where_a_method_is_missing_on_one_data_set(rift, run, trained, write_recipe, tiny_recipe, tmp_path):
+    tiny_recipe["data"] = {"format": "image_folder", "root": make_folder(tmp_path).partition(":")[2]}
+    tiny_recipe |= {"regularizer": {"name": "none"}, "train": {"epochs": 1, "batch_size": 4, "workers": 0}}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "shapes-run")
+    assert code == 0, err
+    other = shutil.copytree(trained / "rift" / "s0", tmp_path / "other")
+    code, _, err = rift("report", run, "shapes-run", other, "--out", "page.html")
+    assert code == 0, err
+    assert "acc (shapes)" in (tmp_path / "page.html").read_text()
+
+
+def test_the_spread_of_many_runs_has_a_density_and_of_two_marks_only(trained):
+    import base64
+    from dataclasses import replace
+
+    from riftcli.report import figures
+    from riftcli.report.records import record
+    from riftcli.subjects import open_runs
+
+    (first, second), one = [record(s) for s in open_runs([trained / "full"], [])], figures.colours(["full", "narrow"])
+    many = [replace(first, label=f"n{i}", group="narrow", values={"cka": 0.99 + 1e-6 * i}) for i in range(figures.ENOUGH)]
+
+    def areas(groups) -> int:
+        found = figures.spread_of_runs(groups, "cka", one)
+        return base64.b64decode(found.picture.partition(",")[2]).decode().count("FillBetween")
+
+    assert figures.spread_of_runs({"full": [first]}, "cka", one) is None
+    assert areas({"full": [first, second]}) == 0
+    assert areas({"full": [first, second], "narrow": many}) == 1
 
 
 @pytest.mark.parametrize(

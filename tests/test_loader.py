@@ -45,6 +45,7 @@ def test_the_same_pixels_with_any_number_of_workers_and_ranks():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_group_does_not_kill_a_worker_that_is_just_being_forked(number):
     reference, armed = digest(workers=0), []
+    before = signal.signal(number, signal.SIG_DFL)  # Python's own handler of SIGINT would only raise, where nobody sees it
     os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), number))
     armed.append(True)
     try:
@@ -52,6 +53,7 @@ def test_a_signal_to_the_group_does_not_kill_a_worker_that_is_just_being_forked(
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()), "this process listens again"
     finally:
         armed.clear()
+        signal.signal(number, before)
 
 
 def test_loading_does_not_touch_the_global_random_stream():

@@ -31,10 +31,10 @@ def attention(
     as_json: AsJson = False,
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
-    from riftcli.attention_run import attention_run, chosen_images, draw
+    from riftcli.attention_run import attention_run, chosen_images, draw, head_rows
     from riftcli.commands import common
     from riftcli.encoding import sole
-    from riftcli.report.table import say
+    from riftcli.report.table import say, write_csv
 
     common.check_out(out)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
@@ -55,6 +55,7 @@ def attention(
         say(f"plot: {folder / 'attention.png'}")
         if heads and len(own) == 1:
             draw(folder / "attention_heads.png", pictures, labels, heads=True)
+            write_csv(folder / "attention_heads.csv", head_rows(pictures, labels))
 
 
 def print_attention(findings: Findings) -> None:

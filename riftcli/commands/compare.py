@@ -41,7 +41,7 @@ def compare(
         lines.append([column, *texts])
     tested = any(cell.p is not None for row in table.rows.values() for cell in row.values())
     against = f"; changes against {table.baseline}" if table.baseline else ""
-    against += ", p of the paired t test over seeds" if tested else ""
+    against += ", p of the paired t test" if tested else ""
     print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
     if out is not None:
         for path in tables.write(out, table):

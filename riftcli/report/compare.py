@@ -14,7 +14,7 @@ from riftcli.report.records import Record
 from riftcli.report.table import write_csv
 
 HEADLINE = "acc or map"  # accuracy, or mAP of multi-label data: what the papers average over data sets
-Repeats = dict[str, dict[str, list[tuple[tuple[int, int], float]]]]  # row -> column -> ((seed, fold), value) per run
+Repeats = dict[str, dict[str, list[tuple[Any, float]]]]  # row -> column -> (Record.repeat, value) per run
 SHOWN = [HEADLINE, "acc", "map", "cka", "cka_debiased", "ece"]  # first, in this order; kNN and sharpness follow, then the cost
 
 
@@ -23,7 +23,7 @@ class Cell:
     """One number of the table.
 
     change: relative to the baseline's mean, None for the baseline itself. p: two-sided paired t test against the baseline's
-    runs of the same seeds (DiVE Tab. 13), not adjusted for the number of tests; None without such pairs.
+    runs of the same seeds or folds (DiVE Tab. 13), not adjusted for the number of tests; None without such pairs.
     """
 
     mean: float | None
@@ -124,7 +124,7 @@ def _cells(
             change = None if not base or name == reference else value / base - 1
             p = None
             if reference and name != reference:
-                p = paired_p(repeats[name].get(column, []), repeats[reference].get(column, []))
+                p = paired_p(repeats.get(name, {}).get(column, []), repeats.get(reference, {}).get(column, []))
             rows[name][column] = Cell(value, entry["std"], entry["n"], value == top, change, p)
     return rows
 
@@ -137,11 +137,13 @@ def paired_p(values: Sequence[tuple[Any, float]], base: Sequence[tuple[Any, floa
     ours, theirs = dict(values), dict(base)
     if len(ours) < 2 or ours.keys() != theirs.keys() or len(ours) != len(values) or len(theirs) != len(base):
         return None
-    if len({ours[repeat] - theirs[repeat] for repeat in ours}) == 1:
+    differences = [ours[repeat] - theirs[repeat] for repeat in ours]
+    size = max(map(abs, [*ours.values(), *theirs.values()]))
+    if max(differences) - min(differences) <= 1e-9 * size:  # accuracies are multiples of 1 / n: equal but for rounding
         return None
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_1samp
 
-    return float(ttest_rel([ours[repeat] for repeat in ours], [theirs[repeat] for repeat in ours]).pvalue)
+    return float(ttest_1samp(differences, 0).pvalue)
 
 
 def text_of(column: str, cell: Cell | None) -> str:

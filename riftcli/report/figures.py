@@ -111,13 +111,13 @@ def spread_of_runs(groups: dict[str, list[Record]], column: str, palette: dict[s
         import numpy as np
         from scipy.stats import gaussian_kde
 
-        every = [row["value"] for row in rows]
-        margin = 0.15 * (max(every) - min(every)) or 0.05
-        grid = np.linspace(min(every) - margin, max(every) + margin, 300)
         for place, (group, own) in enumerate(values.items()):
             axes[0].plot(own, [-place - 1] * len(own), "|", ms=11, mew=1.6, color=palette[group])
             if len(own) >= ENOUGH and len(set(own)) > 1:
-                density = gaussian_kde(own)(grid)
+                kernel = gaussian_kde(own)
+                margin = 3 * float(kernel.covariance[0, 0]) ** 0.5
+                grid = np.linspace(min(own) - margin, max(own) + margin, 200)  # its own: another row may be far wider
+                density = kernel(grid)
                 axes[0].fill_between(grid, len(values) * density / density.max(), color=palette[group], alpha=0.3, lw=0)
         axes[0].set(xlabel=column)
         axes[0].set_yticks([-place - 1 for place in range(len(values))], list(values), fontsize=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def lacking(run: Path) -> list[str]:
     """Parts of a page that nobody measured on the test split of this run; no attention of networks that have none."""
     name = eval_name(read_report(run))
     with safe_open(run / "model" / "model.safetensors", "pt") as weights:
-        attends = any(".attn." in key for key in weights.keys())  # noqa: SIM118 - the file is no mapping
+        attends = any(re.match(r"blocks\.\d+\.attn\.", key) for key in weights.keys())  # noqa: SIM118 - the file is no mapping
 
     def has(path: Path, *keys: str) -> bool:
         return path.is_file() and all(read_json(path).get(key) for key in keys)
@@ -49,7 +50,7 @@ def lacking(run: Path) -> list[str]:
 
 
 def fill(subjects: Sequence[Subject], overrides: Sequence[str], device: torch.device) -> None:
-    """Measure what each run lacks. What a model does not offer (layers of a convolutional network) is told and left out."""
+    """Measure what each run lacks. What a model does not offer is told and left out."""
     console = Console()
     for subject in subjects:
         assert subject.folder is not None

@@ -35,13 +35,13 @@ _PAGE = """<!doctype html>
 <h2>Results</h2>
 <table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for c in table.columns %}<tr><th>{{ c }}</th>
-{% for row in table.rows.values() %}
-<td class="n{{ ' best' if row[c] and row[c].best }}">{{ text(c, row[c])[0] }}
-{%- if text(c, row[c])[1] %}<small>{{ text(c, row[c])[1] }}</small>{% endif %}</td>{% endfor %}</tr>
+{% for row in table.rows.values() %}{% set value, change = text(c, row.get(c)) %}
+<td class="n{{ ' best' if row.get(c) and row.get(c).best }}">{{ value }}{% if change %}<small>{{ change }}</small>{% endif %}</td>
+{%- endfor %}</tr>
 {% endfor %}</table>
 <small>Mean and standard deviation over seeds; the best of a line is bold
 {%- if table.baseline %}; below it the change against {{ table.baseline }} and, where both
-have the same seeds, p of the paired t test{% endif %}.
+have the same seeds or folds, p of the paired t test{% endif %}.
 <a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
@@ -157,8 +157,7 @@ def _attention(r: Record) -> list[Figure]:
         rows = found["rows"]
         mean = sum(row["js_distance"] for row in rows) / len(rows)
         note = f"Jensen-Shannon distance of the mean maps, averaged over {len(rows)} images: {mean:.3f}."
-        numbers = [row for row in found.get("maps", []) if row["head"] == "mean"] or rows
-        table = figures._address("text/csv", figures.csv_of(numbers).encode())
+        table = figures._address("text/csv", figures.csv_of(found.get("maps", rows)).encode())
         name = f"Attention of {r.label} on {path.parent.name}"
         parts.append(Figure(name, figures.picture_address(path.read_bytes()), table, note))
     return parts

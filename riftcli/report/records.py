@@ -28,9 +28,10 @@ class Record:
     better: dict[str, bool] = field(default_factory=dict)
 
     @property
-    def repeat(self) -> tuple[int, int]:
-        """(seed, fold): what tells the runs of one row apart, and pairs them with those of another row."""
-        return self.seed, (self.recipe.resolved["data"]["val"] or {}).get("fold", 0)
+    def repeat(self) -> tuple[Any, ...]:
+        """Seed, and where there are folds which one: what tells the runs of a row apart and pairs them with another row's."""
+        val = self.recipe.resolved["data"]["val"] or {}
+        return self.seed, *((val["folds"], val["fold"], val["seed"]) if val.get("folds") else ())
 
 
 def read_report(run: Path) -> dict[str, Any]:

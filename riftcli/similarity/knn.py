@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+TABLE = 2**28  # similarities that are held at once: 1 GiB, which a bank of a million samples would pass at the usual chunk
 Vote = Literal["softmax", "majority"]
 
 
@@ -34,6 +35,7 @@ def nearest(
         assert members is None, "members are rows of the bank that take the queries' place"
         queries = torch.nn.functional.normalize(queries.float(), dim=1)
     k = min(k, bank.shape[0] - int(members is not None))
+    chunk = max(1, min(chunk, TABLE // max(1, len(bank))))
     similarity, index = [bank.new_empty(0, k)], [bank.new_empty(0, k, dtype=torch.long)]  # a rank may have no query
     for start in range(0, queries.shape[0], chunk):
         table = queries[start : start + chunk] @ bank.T  # (c, N)
