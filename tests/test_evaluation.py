@@ -1035,6 +1035,21 @@ def test_a_t_test_is_of_the_same_seeds_and_of_nothing_else():
     assert paired_p([((0, 0), 0.824), ((1, 0), 0.831)], [((0, 0), 0.812), ((1, 0), 0.819)]) is None, "equal but for rounding"
 
 
+def test_runs_are_paired_by_seed_and_by_the_very_fold():
+    from riftcli.report.records import Record
+
+    def repeat(val: str, seed: int = 0) -> tuple:
+        text = f"model: {{name: vit_tiny_patch16_224}}\ndata: {{format: digits, val: {val}}}\n"
+        return Record("r", "r", recipes.parse(text, "r.yaml", []), "digits", seed, Path(), {}).repeat
+
+    first = repeat("{from: train, folds: 5, fold: 0}")
+    assert first == repeat("{from: train, folds: 5, fold: 0}")
+    others = ["{from: train, folds: 5, fold: 1}", "{from: train, folds: 4, fold: 0}", "{from: train, folds: 5, fold: 0, seed: 1}"]
+    assert first not in [repeat(other) for other in others]
+    assert repeat("null") == repeat("test") == repeat("{from: train, fraction: 0.2}") == (0,)
+    assert repeat("null", seed=3) == (3,)
+
+
 def test_compare_by_a_measure_that_the_baseline_lacks(rift, run, trained, tmp_path):
     other = shutil.copytree(trained / "rift" / "s0", tmp_path / "other")
     assert rift("sharpness", "--run", other)[0] == 0

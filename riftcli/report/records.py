@@ -30,8 +30,8 @@ class Record:
     @property
     def repeat(self) -> tuple[Any, ...]:
         """Seed, and where there are folds which one: what tells the runs of a row apart and pairs them with another row's."""
-        val = self.recipe.resolved["data"]["val"] or {}
-        return self.seed, *((val["folds"], val["fold"], val["seed"]) if val.get("folds") else ())
+        val = self.recipe.data.val
+        return self.seed, *((val.folds, val.fold, val.seed) if val is not None and val.folds else ())
 
 
 def read_report(run: Path) -> dict[str, Any]:
