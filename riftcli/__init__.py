@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from riftcli.version import __version__ as __version__
+
 if TYPE_CHECKING:
     import torch
-
-__version__ = "0.1.0"
 
 
 def load(run: str) -> torch.nn.Module:

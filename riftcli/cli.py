@@ -9,7 +9,6 @@ import traceback
 
 import typer
 
-from riftcli import __version__
 from riftcli.commands import (
     attention,
     centrality,
@@ -29,6 +28,7 @@ from riftcli.commands import (
     wise,
 )
 from riftcli.errors import ExitCode, RiftError
+from riftcli.version import __version__
 
 app = typer.Typer(
     name="rift",

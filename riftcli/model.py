@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, nearest
 from riftcli.protocols import Output
 
@@ -103,7 +104,7 @@ class Backbone:
 
     def _timm_name(self) -> str:
         if self.name.startswith("asset:"):
-            folder = Path(__file__).parent / "assets" / self.name.removeprefix("asset:")
+            folder = ASSETS / self.name.removeprefix("asset:")
             if not folder.is_dir():
                 raise ModelError(f"model.name {self.name}: riftcli ships no such model")
             return f"local-dir:{folder}"

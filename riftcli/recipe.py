@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from riftcli import recipe_family, strict_yaml
+from riftcli.assets import ASSETS
 from riftcli.errors import UsageError, nearest
 from riftcli.recipe_check import Checker
 from riftcli.recipe_messages import flatten
@@ -18,7 +19,7 @@ __all__ = ["Data", "Recipe", "dump", "find", "flatten", "load", "parse", "read",
 
 def shipped_folder() -> Path:
     """The folder of shipped recipes, in a wheel and in a checkout alike."""
-    package = Path(__file__).parent
+    package = ASSETS.parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 

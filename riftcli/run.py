@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from riftcli import __version__
 from riftcli.errors import RiftError, StorageError, Terminated, UsageError
+from riftcli.version import __version__
 
 RUNS = Path("runs")
 

@@ -80,3 +80,9 @@ def rift(capfd, monkeypatch, tmp_path):
 @pytest.fixture
 def read_json():
     return lambda path: json.loads(Path(path).read_text())
+
+
+@pytest.fixture
+def old_runs() -> Path:
+    """Runs that riftcli 0.1.0 wrote before its modules were moved: <method>/{interrupted,finished,final_state}."""
+    return Path(__file__).parent / "fixtures" / "runs_0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LAYERS = {
     1: "model head saved_model features optim loader transforms checkpoint run console splits holdout step "
     "surgery layers/* peft_format paired_penalty images parallel decode label_table sample_list audit "
     "classes feature_cache layer_features sharpness attention",
-    0: "similarity/* targets dist errors protocols strict_yaml __init__",
+    0: "similarity/* targets dist errors protocols strict_yaml version assets/* __init__",
 }
 SHARED = {"riftcli/objectives/class_weights.py"}  # one table of weights for both objectives
 
@@ -75,3 +76,11 @@ def test_no_unsafe_loader_anywhere():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in banned, f"{path}:{node.lineno}"
+
+
+def test_git_and_the_wheel_take_every_module():
+    """hatchling leaves out what git ignores, so an unanchored `data/` there would drop a package without a word."""
+    if not (ROOT.parent / ".git").exists():
+        pytest.skip("not a git checkout")
+    seen = subprocess.run(["git", "check-ignore", *map(str, MODULES)], cwd=ROOT.parent, capture_output=True, text=True)
+    assert seen.stdout == "", f"ignored by .gitignore: {seen.stdout}"

@@ -16,14 +16,13 @@ class DemoFashion:
 
     def load(self, split: str) -> Split:
         """The one split."""
-        from pathlib import Path
 
         import numpy as np
 
         from riftcli.images import ArrayReader, check_split
 
         check_split("demo_fashion", split, ["test"])
-        with np.load(Path(__file__).parent.parent / "assets" / "fashion_mnist_1000.npz", allow_pickle=False) as archive:
+        with np.load(ASSETS / "fashion_mnist_1000.npz", allow_pickle=False) as archive:
             images, targets, index = archive["images"], archive["targets"], archive["index"]
         return Split(
             name=split,
