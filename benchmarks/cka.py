@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from paired import ratio
 
-from riftcli.similarity.cka import cka
+from riftcli.functional.cka import cka
 
 N, D = 10_000, 384
 

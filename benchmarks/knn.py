@@ -10,7 +10,7 @@ import torch
 from paired import ratio
 from sklearn.neighbors import KNeighborsClassifier
 
-from riftcli.similarity.knn import knn_predict
+from riftcli.functional.knn import knn_predict
 
 QUERIES, BANK, D, K, CLASSES = 2_000, 50_000, 384, 20, 10
 

@@ -9,10 +9,10 @@ import timm
 import torch
 from paired import ratio
 
+from riftcli.functional.sharpness import Ascent, measure
 from riftcli.model import Classifier
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer
-from riftcli.sharpness import Ascent, measure
 from riftcli.step import Step
 
 COUNT, BATCH, CLASSES = 128, 16, 10

@@ -12,11 +12,11 @@ import torch
 
 from riftcli import catalog, dist
 from riftcli.features import Table, encode
+from riftcli.functional.cka import cka
+from riftcli.functional.knn import knn_accuracy
 from riftcli.loader import eval_loader
 from riftcli.protocols import Predictions, Split
 from riftcli.run import now
-from riftcli.similarity.cka import cka
-from riftcli.similarity.knn import knn_accuracy
 from riftcli.splits import class_counts, fingerprint
 from riftcli.transforms import EvalTransform, Preprocessing
 

@@ -12,10 +12,10 @@ from riftcli.classes import match_classes
 from riftcli.console import Console, Stopwatch
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError, nearest
+from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
-from riftcli.similarity.calibration import fit_temperature
 from riftcli.splits import load_splits
 from riftcli.subjects import open_run
 

@@ -14,9 +14,9 @@ from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
 from riftcli.encoding import DataSet, Encoder
 from riftcli.errors import UsageError
+from riftcli.functional.knn import Neighbours, Vote, nearest, votes
 from riftcli.protocols import Split
 from riftcli.report.table import Findings, Row
-from riftcli.similarity.knn import Neighbours, Vote, nearest, votes
 from riftcli.splits import load_retention
 from riftcli.subjects import Loaded, Subject
 

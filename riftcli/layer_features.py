@@ -10,9 +10,9 @@ import torch
 
 from riftcli import dist
 from riftcli.errors import UsageError
+from riftcli.functional.covariance import centre
 from riftcli.loader import Batch
 from riftcli.model import Classifier
-from riftcli.similarity.covariance import centre
 from riftcli.transforms import Preprocessing
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from riftcli.similarity.cka import linear_cka
-from riftcli.similarity.covariance import centre, effective_rank, eigenvalues
+from riftcli.functional.cka import linear_cka
+from riftcli.functional.covariance import centre, effective_rank, eigenvalues
 
 
 class PairedPenalty:

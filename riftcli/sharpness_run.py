@@ -14,10 +14,10 @@ from riftcli.classes import match_classes
 from riftcli.console import Stopwatch
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError
+from riftcli.functional.sharpness import Ascent, measure
 from riftcli.loader import Batch, eval_loader
 from riftcli.protocols import ObjectiveFn, Split
 from riftcli.report.table import Findings, Row
-from riftcli.sharpness import Ascent, measure
 from riftcli.splits import load_splits
 from riftcli.subjects import Loaded, Subject
 from riftcli.transforms import EvalTransform

@@ -14,11 +14,11 @@ from riftcli.console import Stopwatch
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import DataError, UsageError, nearest
 from riftcli.features import Table
+from riftcli.functional.thinning import thinned
 from riftcli.layer_features import cka_table, encode_layers, layer_names
 from riftcli.loader import eval_loader
 from riftcli.protocols import Metric, Predictions, Split
 from riftcli.report.table import Findings, Row
-from riftcli.similarity.thinning import thinned
 from riftcli.subjects import Loaded, Subject, bases_of
 from riftcli.transforms import EvalTransform
 
@@ -170,7 +170,7 @@ def map_rows(before: Table, after: Table, split: Split, seed: int) -> list[Row]:
     """
     from sklearn.manifold import TSNE
 
-    from riftcli.similarity.overlap import pca_map
+    from riftcli.functional.overlap import pca_map
 
     if before.features.shape[1] != after.features.shape[1] or len(split) < 4:
         return []

@@ -24,8 +24,8 @@ import riftcli
 from riftcli import cli
 from riftcli import recipe as recipes
 from riftcli.datasets.digits import Digits
+from riftcli.functional.sharpness import Ascent, measure
 from riftcli.model import Classifier
-from riftcli.sharpness import Ascent, measure
 from riftcli.transforms import EvalTransform, Preprocessing
 
 SCHEMAS = {

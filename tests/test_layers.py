@@ -19,8 +19,8 @@ LAYERS = {
     2: "objectives/* adapters/* regularizers/* datasets/* metrics/*",
     1: "model head saved_model features optim loader transforms checkpoint run console splits holdout step "
     "surgery layers/* peft_format paired_penalty images parallel decode label_table sample_list audit "
-    "classes feature_cache layer_features sharpness attention",
-    0: "similarity/* targets dist errors protocols strict_yaml version assets/* __init__",
+    "classes feature_cache layer_features functional/sharpness attention",
+    0: "functional/* targets dist errors protocols strict_yaml version assets/* __init__",
 }
 SHARED = {"riftcli/objectives/class_weights.py"}  # one table of weights for both objectives
 

@@ -12,10 +12,10 @@ from scipy.spatial.distance import pdist
 from sklearn.cross_decomposition import CCA
 
 from riftcli.attention import jensen_shannon
+from riftcli.functional import alignment, calibration, kernels, neighbours, overlap, rsa
+from riftcli.functional.cka import cka
+from riftcli.functional.knn import knn_predict
 from riftcli.layer_features import cka_table, layer_names
-from riftcli.similarity import alignment, calibration, kernels, neighbours, overlap, rsa
-from riftcli.similarity.cka import cka
-from riftcli.similarity.knn import knn_predict
 
 F64 = torch.float64
 

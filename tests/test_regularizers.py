@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from riftcli.functional.cka import linear_cka
+from riftcli.functional.covariance import covariance
 from riftcli.protocols import PenaltyContext
 from riftcli.regularizers.rift import Rift, RiftPenalty
 from riftcli.regularizers.rsc import Rsc
-from riftcli.similarity.cka import linear_cka
-from riftcli.similarity.covariance import covariance
 
 F64 = torch.float64
 

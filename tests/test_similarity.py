@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from riftcli.similarity.cka import StreamingCka, cka, linear_cka
-from riftcli.similarity.covariance import Covariance, centre, covariance, effective_rank, eigenvalues
-from riftcli.similarity.knn import knn_accuracy
-from riftcli.similarity.orthogonal import CayleyRotation
+from riftcli.functional.cka import StreamingCka, cka, linear_cka
+from riftcli.functional.covariance import Covariance, centre, covariance, effective_rank, eigenvalues
+from riftcli.functional.knn import knn_accuracy
+from riftcli.functional.orthogonal import CayleyRotation
 
 F64 = torch.float64
 

@@ -41,7 +41,7 @@ def sharpness(
 ) -> None:
     """How much the loss of a finished run can rise when its weights move a little."""
     from riftcli.commands import common
-    from riftcli.sharpness import Ascent
+    from riftcli.functional.sharpness import Ascent
     from riftcli.sharpness_run import sharpness_run
 
     common.check_out(out)

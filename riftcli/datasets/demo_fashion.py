@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from riftcli.assets import ASSETS
 from riftcli.protocols import Split
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from riftcli.functional import calibration
 from riftcli.protocols import Predictions
-from riftcli.similarity import calibration
 
 
 def confidences(predictions: Predictions) -> tuple[Any, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from riftcli.functional.knn import knn_accuracy
 from riftcli.protocols import Predictions
-from riftcli.similarity.knn import knn_accuracy
 
 
 @dataclass(frozen=True)

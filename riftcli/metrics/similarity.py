@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from riftcli.functional import alignment, cka, covariance, kernels, neighbours, overlap, rsa
+from riftcli.functional.thinning import thinned
 from riftcli.protocols import Predictions
-from riftcli.similarity import alignment, cka, covariance, kernels, neighbours, overlap, rsa
-from riftcli.similarity.thinning import thinned
 
 MANY = 5000  # samples of the measures that need an N x N table; more are thinned out, evenly
 MAP_MANY = 2000  # samples of the map's densities

@@ -43,7 +43,7 @@ class Rift:
         """Measure Sigma_0 on the training split; None when strength is 0, so that nothing at all is computed."""
         if self.strength == 0:
             return None
-        from riftcli.similarity.covariance import covariance
+        from riftcli.functional.covariance import covariance
 
         return RiftPenalty(self, covariance(context.reference_features()).float().to(context.device))
 
@@ -55,7 +55,7 @@ class RiftPenalty:
     on_weights = False
 
     def __init__(self, config: Rift, sigma_0: torch.Tensor) -> None:
-        from riftcli.similarity.orthogonal import CayleyRotation
+        from riftcli.functional.orthogonal import CayleyRotation
 
         self.config = config
         self.lr_scale = config.q_lr_scale
@@ -75,7 +75,7 @@ class RiftPenalty:
         """
         import torch
 
-        from riftcli.similarity.covariance import centre
+        from riftcli.functional.covariance import centre
 
         with torch.autocast(features.device.type, enabled=False):
             x = centre(features.float())  # (n, D)
@@ -98,7 +98,7 @@ class RiftPenalty:
         """
         import torch
 
-        from riftcli.similarity.covariance import centre, effective_rank, eigenvalues
+        from riftcli.functional.covariance import centre, effective_rank, eigenvalues
 
         with torch.no_grad():
             raw = self.raw(features)

@@ -53,6 +53,6 @@ class Rsc:
 
     def dissimilarity(self, features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """1 - CKA; (n, D), (n, D) -> ()."""
-        from riftcli.similarity.cka import linear_cka
+        from riftcli.functional.cka import linear_cka
 
         return 1 - linear_cka(reference, features, debiased=self.estimator == "debiased")

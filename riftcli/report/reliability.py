@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from riftcli.functional.calibration import reliability
 from riftcli.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.protocols import Predictions
 from riftcli.report.table import Row, write_csv
-from riftcli.similarity.calibration import reliability
 
 BINS = ExpectedCalibrationError.bins
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from riftcli.similarity.covariance import centre
+from riftcli.functional.covariance import centre
 
 _EPS = 1e-8
 

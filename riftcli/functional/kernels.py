@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from riftcli.similarity.covariance import centre
+from riftcli.functional.covariance import centre
 
 
 def rbf_gram(features: torch.Tensor, bandwidth: float = 0.8) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from riftcli.similarity.alignment import procrustes_align
+from riftcli.functional.alignment import procrustes_align
 
 GRID = 100  # cells per axis on which the two densities are compared
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from riftcli.similarity.covariance import centre
+from riftcli.functional.covariance import centre
 
 _EPS = 1e-12
 

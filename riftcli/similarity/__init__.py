@@ -1,1 +1,0 @@
-"""Pure maths on (N, D) tensors: no models, no configuration."""
