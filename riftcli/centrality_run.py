@@ -9,7 +9,7 @@ import torch
 from riftcli import run as runs
 from riftcli.errors import UsageError
 from riftcli.model import Backbone
-from riftcli.naming import method_names
+from riftcli.recipe.naming import method_names
 from riftcli.repeats import spread
 from riftcli.report.table import Findings, Row
 from riftcli.saved_model import read_config

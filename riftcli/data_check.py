@@ -17,7 +17,7 @@ from riftcli.errors import DataError
 from riftcli.holdout import hold_out
 from riftcli.parallel import in_parallel
 from riftcli.protocols import Split
-from riftcli.recipe_model import Data, Recipe
+from riftcli.recipe.sections import Data, Recipe
 from riftcli.run import now
 from riftcli.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
 

@@ -17,7 +17,7 @@ from riftcli.feature_cache import FeatureCache
 from riftcli.features import Table
 from riftcli.protocols import Split
 from riftcli.recipe import Data, Recipe
-from riftcli.recipe_model import InputSection
+from riftcli.recipe.sections import InputSection
 from riftcli.splits import load_split, load_splits
 from riftcli.subjects import Loaded, Subject
 from riftcli.transforms import Preprocessing

@@ -10,7 +10,7 @@ import numpy as np
 from riftcli.errors import DataError
 from riftcli.images import EXTENSIONS, FileReader
 from riftcli.protocols import Split
-from riftcli.recipe_model import InputSection
+from riftcli.recipe.sections import InputSection
 
 
 def image_split(paths: Sequence[Path], reading: InputSection, classes: Sequence[str] = ()) -> Split:

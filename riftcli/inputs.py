@@ -13,7 +13,7 @@ from riftcli.errors import DataError, Problems
 from riftcli.images import FileReader
 from riftcli.parallel import cores
 from riftcli.protocols import Split
-from riftcli.recipe_model import AugmentSection, InputSection, Recipe
+from riftcli.recipe.sections import AugmentSection, InputSection, Recipe
 from riftcli.splits import Splits, load_retention, load_splits
 from riftcli.transforms import Preprocessing
 

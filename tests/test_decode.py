@@ -23,7 +23,7 @@ from riftcli.errors import DataError, StorageError
 from riftcli.images import FileReader, read_image
 from riftcli.inputs import needed_short_side, sift, with_pixels
 from riftcli.protocols import Split
-from riftcli.recipe_model import AugmentSection, InputSection
+from riftcli.recipe.sections import AugmentSection, InputSection
 from riftcli.transforms import EvalTransform, Preprocessing
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)

@@ -779,7 +779,7 @@ def test_other_questions_do_not_overwrite_the_answer(rift, run, trained, tmp_pat
 
 
 def test_methods_that_differ_in_more_than_the_seed_have_different_names():
-    from riftcli.naming import method_names
+    from riftcli.recipe.naming import method_names
 
     base = "model: {name: vit_tiny_patch16_224}\ndata: {format: digits}\n"
     changes = [[], ["train.seed=1"], ["optim.lr=1e-5"], ["adapter.name=lora"], ["adapter.name=lora", "adapter.rank=8"]]

@@ -14,13 +14,13 @@ LAYERS = {
     5: "cli __main__ commands/*",
     4: "train build inputs session evaluate evaluate_run dry_run launch repeats data_check "
     "kept_model merge_run wise_run report/* subjects encoding retention image_files knn_run similarity_run sharpness_run "
-    "naming centrality_run correlate_run predict_run attention_run",
-    3: "recipe recipe_model recipe_check recipe_messages recipe_family recipe_schema catalog",
+    "recipe/naming centrality_run correlate_run predict_run attention_run",
+    3: "recipe recipe/__init__ recipe/reader recipe/sections recipe/check recipe/messages recipe/family recipe/schema catalog",
     2: "objectives/* adapters/* regularizers/* datasets/* metrics/*",
     1: "model head saved_model features optim loader transforms checkpoint run console splits holdout step "
     "surgery layers/* peft_format paired_penalty images parallel decode label_table sample_list audit "
     "classes feature_cache layer_features functional/sharpness attention",
-    0: "functional/* targets dist errors protocols strict_yaml version assets/* __init__",
+    0: "functional/* targets dist errors protocols recipe/strict_yaml version assets/* __init__",
 }
 SHARED = {"riftcli/objectives/class_weights.py"}  # one table of weights for both objectives
 

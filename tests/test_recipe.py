@@ -9,9 +9,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from riftcli import recipe, strict_yaml
+from riftcli import recipe
 from riftcli.errors import UsageError
-from riftcli.recipe_schema import recipe_schema
+from riftcli.recipe import strict_yaml
+from riftcli.recipe.schema import recipe_schema
 
 GOOD = """\
 model: {name: vit_tiny_patch16_224}

@@ -18,7 +18,7 @@ app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=Tr
 def ls() -> None:
     """List the shipped recipes and what each is for."""
     from riftcli import recipe as recipes
-    from riftcli import recipe_family
+    from riftcli.recipe import family
 
     folder = recipes.shipped_folder()
     names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -26,8 +26,8 @@ def ls() -> None:
     for name in names:
         print(f"{name:<{width}}  {_title(recipes.source(name)[0])}")
     print("\nand SET_METHOD for every")
-    print(f"  SET     {', '.join(recipe_family.sets(folder))}")
-    methods = recipe_family.methods(folder)
+    print(f"  SET     {', '.join(family.sets(folder))}")
+    methods = family.methods(folder)
     width = max(len(name) for name in methods)
     for i, name in enumerate(methods):
         title = _title((folder / "methods" / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -77,6 +77,6 @@ def validate(
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from riftcli.recipe_schema import recipe_schema
+    from riftcli.recipe.schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))

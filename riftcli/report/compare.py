@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import UsageError, nearest
-from riftcli.naming import method_names
+from riftcli.recipe.naming import method_names
 from riftcli.repeats import spread
 from riftcli.report.records import Record
 from riftcli.report.table import write_csv

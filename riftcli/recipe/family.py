@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from riftcli.recipe_model import TOP_LEVEL
+from riftcli.recipe.sections import TOP_LEVEL
 
 BASE = "_full.yaml"
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from riftcli import catalog, strict_yaml
+from riftcli import catalog
 from riftcli.errors import UsageError, nearest
 from riftcli.protocols import SplitRules, SplitSpec
-from riftcli.recipe_messages import flatten, show, wording
-from riftcli.recipe_model import COMPONENTS, RULES, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
+from riftcli.recipe import strict_yaml
+from riftcli.recipe.messages import flatten, show, wording
+from riftcli.recipe.sections import COMPONENTS, RULES, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
 
 Key = tuple[str | int, ...]  # a dotted key, split
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from riftcli import catalog
-from riftcli.recipe_check import fields_model
-from riftcli.recipe_model import COMPONENTS, RULES, SECTIONS, SplitSection
+from riftcli.recipe.check import fields_model
+from riftcli.recipe.sections import COMPONENTS, RULES, SECTIONS, SplitSection
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -7,14 +7,11 @@ from typing import Any
 
 import yaml
 
-from riftcli import recipe_family, strict_yaml
 from riftcli.assets import ASSETS
 from riftcli.errors import UsageError, nearest
-from riftcli.recipe_check import Checker
-from riftcli.recipe_messages import flatten
-from riftcli.recipe_model import TOP_LEVEL, Data, Recipe
-
-__all__ = ["Data", "Recipe", "dump", "find", "flatten", "load", "parse", "read", "shipped_folder", "shipped_names", "source"]
+from riftcli.recipe import family, strict_yaml
+from riftcli.recipe.check import Checker
+from riftcli.recipe.sections import TOP_LEVEL, Recipe
 
 
 def shipped_folder() -> Path:
@@ -27,14 +24,14 @@ def shipped_folder() -> Path:
 def shipped_names() -> list[str]:
     """Names of the shipped recipes, without `.yaml`: those that are written out, then the members of families."""
     folder = shipped_folder()
-    return [*sorted(path.stem for path in folder.glob("*.yaml")), *recipe_family.members(folder)]
+    return [*sorted(path.stem for path in folder.glob("*.yaml")), *family.members(folder)]
 
 
 def source(name: str) -> tuple[str, str]:
     """(text, file name) of a recipe by path, name, or family; raise UsageError with the nearest name."""
     stem = name.removesuffix(".yaml")
-    if not Path(name).expanduser().is_file() and stem in recipe_family.members(shipped_folder()):
-        return recipe_family.compose(shipped_folder(), stem), f"{stem}.yaml"
+    if not Path(name).expanduser().is_file() and stem in family.members(shipped_folder()):
+        return family.compose(shipped_folder(), stem), f"{stem}.yaml"
     path = find(name)
     return read(path), path.name
 

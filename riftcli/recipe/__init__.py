@@ -1,0 +1,13 @@
+"""YAML to a frozen, checked Recipe."""
+
+from riftcli.recipe.messages import flatten as flatten
+from riftcli.recipe.reader import dump as dump
+from riftcli.recipe.reader import find as find
+from riftcli.recipe.reader import load as load
+from riftcli.recipe.reader import parse as parse
+from riftcli.recipe.reader import read as read
+from riftcli.recipe.reader import shipped_folder as shipped_folder
+from riftcli.recipe.reader import shipped_names as shipped_names
+from riftcli.recipe.reader import source as source
+from riftcli.recipe.sections import Data as Data
+from riftcli.recipe.sections import Recipe as Recipe
