@@ -14,10 +14,10 @@ from paired import ratio
 from PIL import Image
 from scipy.ndimage import zoom
 
-from riftcli.decode import Decoding, ImageStore
-from riftcli.images import FileReader
-from riftcli.inputs import needed_short_side
-from riftcli.transforms import EvalTransform, Preprocessing
+from riftcli.data.image_store import Decoding, ImageStore
+from riftcli.data.images import FileReader
+from riftcli.data.reading import needed_short_side
+from riftcli.data.transforms import EvalTransform, Preprocessing
 
 SIZE = (4000, 3000)
 

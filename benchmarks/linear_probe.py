@@ -10,13 +10,13 @@ import torch
 from paired import ratio
 from timm.optim import create_optimizer_v2
 
+from riftcli.data.loader import TensorTable, epoch_batches, train_loader
+from riftcli.data.transforms import Preprocessing
 from riftcli.features import encode
-from riftcli.loader import TensorTable, epoch_batches, train_loader
 from riftcli.model import Classifier, HeadOnly
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer, set_lr
 from riftcli.step import Step
-from riftcli.transforms import Preprocessing
 
 IMAGES, BATCH, EPOCHS, CLASSES = 256, 32, 10, 10
 

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist, evaluate, inputs
+from riftcli import dist, evaluate
 from riftcli.console import Console
+from riftcli.data import reading as inputs
+from riftcli.data.loader import ImageDataset, TensorTable, balancing_weights, divide_batch, epoch_batches, steps_per_epoch
+from riftcli.data.splits import Splits, class_counts
+from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
 from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
 from riftcli.features import Table
 from riftcli.head import fit_head, reset_head, zero_head
-from riftcli.loader import ImageDataset, TensorTable, balancing_weights, divide_batch, epoch_batches, steps_per_epoch
 from riftcli.model import Backbone, Classifier, HeadOnly, frozen_copy
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe
 from riftcli.run import environment
-from riftcli.splits import Splits, class_counts
 from riftcli.step import Step
-from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
 
 MANY_CLASSES = 30  # above, only the rarest are printed
 

@@ -7,7 +7,7 @@ import dataclasses
 from riftcli import dist, evaluate
 from riftcli.build import set_up
 from riftcli.console import Console
-from riftcli.loader import train_loader
+from riftcli.data.loader import train_loader
 from riftcli.recipe import Recipe, flatten
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from riftcli import catalog, dist
+from riftcli.data.loader import eval_loader
+from riftcli.data.splits import class_counts, fingerprint
+from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.features import Table, encode
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
-from riftcli.loader import eval_loader
 from riftcli.protocols import Predictions, Split
 from riftcli.run import now
-from riftcli.splits import class_counts, fingerprint
-from riftcli.transforms import EvalTransform, Preprocessing
 
 SCHEMA = "rift.metrics/1"
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli.decode import file_state
+from riftcli.data.image_store import file_state
+from riftcli.data.splits import fingerprint
+from riftcli.data.transforms import Preprocessing
 from riftcli.features import Table
 from riftcli.protocols import Split
 from riftcli.saved_model import sha256
-from riftcli.splits import fingerprint
-from riftcli.transforms import Preprocessing
 
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
 

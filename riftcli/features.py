@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from riftcli import dist
-from riftcli.loader import Batch
+from riftcli.data.loader import Batch
+from riftcli.data.transforms import Preprocessing
 from riftcli.protocols import Output
-from riftcli.transforms import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from riftcli import dist, inputs
+from riftcli import dist
 from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
+from riftcli.data import reading as inputs
+from riftcli.data.splits import load_retention
 from riftcli.encoding import DataSet, Encoder
 from riftcli.errors import UsageError
 from riftcli.functional.knn import Neighbours, Vote, nearest, votes
 from riftcli.protocols import Split
 from riftcli.report.table import Findings, Row
-from riftcli.splits import load_retention
 from riftcli.subjects import Loaded, Subject
 
 

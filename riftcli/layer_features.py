@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from riftcli import dist
+from riftcli.data.loader import Batch
+from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
 from riftcli.functional.covariance import centre
-from riftcli.loader import Batch
 from riftcli.model import Classifier
-from riftcli.transforms import Preprocessing
 
 
 def encode_layers(

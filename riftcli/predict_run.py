@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from riftcli import inputs
+from riftcli.data import reading as inputs
+from riftcli.data.image_files import image_split
 from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
-from riftcli.image_files import image_split
 from riftcli.subjects import Subject
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
 from riftcli.model import Backbone
-from riftcli.transforms import Preprocessing
 
 
 def save_folder(

@@ -12,8 +12,8 @@ from riftcli import checkpoint, dist
 from riftcli import run as runs
 from riftcli.build import Parts
 from riftcli.console import Console
+from riftcli.data.splits import fingerprint
 from riftcli.errors import DataError, RiftError, UsageError
-from riftcli.splits import fingerprint
 
 
 @dataclass

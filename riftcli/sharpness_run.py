@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from riftcli import dist, inputs
+from riftcli import dist
 from riftcli import run as runs
-from riftcli.classes import match_classes
 from riftcli.console import Stopwatch
+from riftcli.data import reading as inputs
+from riftcli.data.classes import match_classes
+from riftcli.data.loader import Batch, eval_loader
+from riftcli.data.splits import load_splits
+from riftcli.data.transforms import EvalTransform
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError
 from riftcli.functional.sharpness import Ascent, measure
-from riftcli.loader import Batch, eval_loader
 from riftcli.protocols import ObjectiveFn, Split
 from riftcli.report.table import Findings, Row
-from riftcli.splits import load_splits
 from riftcli.subjects import Loaded, Subject
-from riftcli.transforms import EvalTransform
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from riftcli import catalog, dist, inputs
+from riftcli import catalog, dist
 from riftcli import run as runs
 from riftcli.console import Stopwatch
+from riftcli.data import reading as inputs
+from riftcli.data.loader import eval_loader
+from riftcli.data.transforms import EvalTransform
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import DataError, UsageError, nearest
 from riftcli.features import Table
 from riftcli.functional.thinning import thinned
 from riftcli.layer_features import cka_table, encode_layers, layer_names
-from riftcli.loader import eval_loader
 from riftcli.protocols import Metric, Predictions, Split
 from riftcli.report.table import Findings, Row
 from riftcli.subjects import Loaded, Subject, bases_of
-from riftcli.transforms import EvalTransform
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]
 

@@ -12,13 +12,13 @@ import torch
 
 from riftcli import catalog
 from riftcli import recipe as recipes
+from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError, nearest
 from riftcli.model import Backbone, Classifier
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.run import read_run
 from riftcli.saved_model import load_saved, read_config, sha256
-from riftcli.transforms import Preprocessing
 
 RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # what evaluation may change of a run
 

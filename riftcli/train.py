@@ -14,9 +14,10 @@ from riftcli import recipe as recipes
 from riftcli import run as runs
 from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
+from riftcli.data.loader import TensorTable, train_loader
+from riftcli.data.splits import fingerprint
 from riftcli.errors import DivergedError, RiftError, Terminated
 from riftcli.kept_model import keep_model
-from riftcli.loader import TensorTable, train_loader
 from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
@@ -24,7 +25,6 @@ from riftcli.report.final import eval_name, final_report, summary
 from riftcli.report.page import write_page
 from riftcli.retention import trajectory_row
 from riftcli.session import Progress, Session, StopSignal, restore, save
-from riftcli.splits import fingerprint
 from riftcli.step import StepResult
 from riftcli.subjects import open_run
 

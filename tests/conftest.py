@@ -19,9 +19,9 @@ TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A timm model folder with a tiny ViT: what tests call pretrained."""
+    from riftcli.data.transforms import Preprocessing
     from riftcli.model import Backbone
     from riftcli.saved_model import save_folder
-    from riftcli.transforms import Preprocessing
 
     torch.manual_seed(7)
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=TINY_ARGS).build()

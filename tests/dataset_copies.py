@@ -91,7 +91,7 @@ def medfm_line(task: str, i: int) -> str:
 
 
 def medfm_csv(task: str, indices: list[int], labelled: bool = True) -> str:
-    from riftcli.datasets.medfm import CHEST
+    from riftcli.data.datasets.medfm import CHEST
 
     def cells(i: int) -> str:
         return ",".join(map(str, medfm_labels(task, i))) if labelled else "," * (len(medfm_labels(task, i)) - 1)

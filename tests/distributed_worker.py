@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from riftcli import catalog, dist, evaluate
-from riftcli.datasets.digits import Digits
+from riftcli.data.datasets.digits import Digits
+from riftcli.data.holdout import limit
+from riftcli.data.transforms import Preprocessing
 from riftcli.head import reset_head
-from riftcli.holdout import limit
 from riftcli.model import Backbone, Classifier
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import PenaltyContext
 from riftcli.regularizers.rift import Rift, RiftPenalty
 from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
-from riftcli.transforms import Preprocessing
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 BATCH = 12

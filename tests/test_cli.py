@@ -109,8 +109,8 @@ def test_timm_gets_the_same_predictions_from_the_saved_folder(rift, tiny_recipe,
     assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
     model = timm.create_model(f"local-dir:{tmp_path}/r/model", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    from riftcli.datasets.digits import Digits
-    from riftcli.holdout import limit
+    from riftcli.data.datasets.digits import Digits
+    from riftcli.data.holdout import limit
 
     split = limit(Digits().load("test"), 60, seed=0)
     with torch.inference_mode():

@@ -10,16 +10,16 @@ import pytest
 from dataset_copies import pets
 from PIL import Image
 
-from riftcli.datasets.csv_table import CsvTable
-from riftcli.datasets.demo_fashion import DemoFashion
-from riftcli.datasets.digits import Digits
-from riftcli.datasets.image_folder import ImageFolder
-from riftcli.datasets.torchvision import Torchvision
+from riftcli.data.datasets.csv_table import CsvTable
+from riftcli.data.datasets.demo_fashion import DemoFashion
+from riftcli.data.datasets.digits import Digits
+from riftcli.data.datasets.image_folder import ImageFolder
+from riftcli.data.datasets.torchvision import Torchvision
+from riftcli.data.holdout import hold_out, limit
+from riftcli.data.images import read_image
+from riftcli.data.splits import class_counts, fingerprint, load_retention, load_split, load_splits
 from riftcli.errors import DataError
-from riftcli.holdout import hold_out, limit
-from riftcli.images import read_image
 from riftcli.protocols import SplitRules, SplitSpec
-from riftcli.splits import class_counts, fingerprint, load_retention, load_split, load_splits
 
 
 def refused(call, *arguments) -> str:

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from riftcli.audit import inspect_file, near_pairs, perceptual_hash
+from riftcli.data.inspection import inspect_file, near_pairs, perceptual_hash
 
 SCHEMA = Draft202012Validator(json.loads((files("riftcli") / "assets" / "data_check.schema.json").read_text()))
 

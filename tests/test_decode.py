@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from riftcli import decode
 from riftcli.console import Console
-from riftcli.decode import Decoding, ImageStore
+from riftcli.data import image_store as decode
+from riftcli.data.image_store import Decoding, ImageStore
+from riftcli.data.images import FileReader, read_image
+from riftcli.data.reading import needed_short_side, sift, with_pixels
+from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.errors import DataError, StorageError
-from riftcli.images import FileReader, read_image
-from riftcli.inputs import needed_short_side, sift, with_pixels
 from riftcli.protocols import Split
 from riftcli.recipe.sections import AugmentSection, InputSection
-from riftcli.transforms import EvalTransform, Preprocessing
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
 
@@ -260,7 +260,7 @@ def test_unreadable_images_are_skipped_only_when_asked_counted_and_capped(paths,
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed():
-    script = "import time; from riftcli.parallel import in_parallel; list(in_parallel(time.sleep, [30] * 100, 2))"
+    script = "import time; from riftcli.data.parallel import in_parallel; list(in_parallel(time.sleep, [30] * 100, 2))"
     parent = subprocess.Popen([sys.executable, "-c", script])
     children: set[int] = set()
     deadline = time.monotonic() + 30

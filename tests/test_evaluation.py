@@ -23,10 +23,10 @@ from sklearn.neighbors import KNeighborsClassifier
 import riftcli
 from riftcli import cli
 from riftcli import recipe as recipes
-from riftcli.datasets.digits import Digits
+from riftcli.data.datasets.digits import Digits
+from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.model import Classifier
-from riftcli.transforms import EvalTransform, Preprocessing
 
 SCHEMAS = {
     f"rift.{name}/1": Draft202012Validator(
@@ -90,7 +90,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def features(path: Path, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """The slow way: image by image through the saved model."""
-    from riftcli.holdout import limit as cut
+    from riftcli.data.holdout import limit as cut
 
     vit = riftcli.load(str(path))
     samples = cut(Digits().load(split), limit, 0)
@@ -391,7 +391,7 @@ def test_sharpness_of_a_run_against_a_loop_by_hand(rift, run):
     assert code == 0, err
     (row,) = read(out)["rows"]
     vit = riftcli.load(str(run))
-    from riftcli.holdout import limit
+    from riftcli.data.holdout import limit
 
     samples = limit(Digits().load("test"), 60, 0)
     prepare = Preprocessing.of_model(vit, 16, 1.0)
@@ -632,7 +632,7 @@ def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
 
 
 def test_predict_gives_the_classes_of_the_evaluation(rift, run, tmp_path):
-    from riftcli.holdout import limit
+    from riftcli.data.holdout import limit
 
     samples = limit(Digits().load("test"), 60, 0)
     place = tmp_path / "pictures"

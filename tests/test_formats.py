@@ -31,16 +31,16 @@ from dataset_copies import (
     write,
 )
 
-from riftcli.datasets.aptos2019 import Aptos2019
-from riftcli.datasets.captions import Captions
-from riftcli.datasets.cub200 import Cub200
-from riftcli.datasets.imagenet import ImageNet
-from riftcli.datasets.isic2018 import Isic2018
-from riftcli.datasets.medfm import CHEST, MedFm
-from riftcli.datasets.torchvision import Torchvision
+from riftcli.data.datasets.aptos2019 import Aptos2019
+from riftcli.data.datasets.captions import Captions
+from riftcli.data.datasets.cub200 import Cub200
+from riftcli.data.datasets.imagenet import ImageNet
+from riftcli.data.datasets.isic2018 import Isic2018
+from riftcli.data.datasets.medfm import CHEST, MedFm
+from riftcli.data.datasets.torchvision import Torchvision
+from riftcli.data.splits import class_counts, load_splits
 from riftcli.errors import DataError
 from riftcli.protocols import SplitRules, SplitSpec
-from riftcli.splits import class_counts, load_splits
 
 TASKS = ["chest", "colon", "endo"]
 

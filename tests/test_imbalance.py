@@ -11,13 +11,13 @@ import pytest
 import torch
 from dataset_copies import picture
 
+from riftcli.data.holdout import hold_out
+from riftcli.data.loader import ImageDataset, balancing_weights, epoch_batches
+from riftcli.data.transforms import sample_seed
 from riftcli.errors import DataError
-from riftcli.holdout import hold_out
-from riftcli.loader import ImageDataset, balancing_weights, epoch_batches
 from riftcli.objectives.bce import BinaryCrossEntropy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import Split, SplitSpec
-from riftcli.transforms import sample_seed
 
 
 def test_effective_weights_are_the_paper_s():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from riftcli.datasets.digits import Digits
+from riftcli.data.datasets.digits import Digits
+from riftcli.data.holdout import limit
+from riftcli.data.loader import ImageDataset, divide_batch, epoch_batches, eval_batches, steps_per_epoch, train_loader
+from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import DataError, UsageError
-from riftcli.holdout import limit
-from riftcli.loader import ImageDataset, divide_batch, epoch_batches, eval_batches, steps_per_epoch, train_loader
-from riftcli.transforms import EvalTransform, Preprocessing, TrainTransform
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
 
@@ -105,7 +105,7 @@ def test_batch_arithmetic():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
-    from riftcli.images import FileReader
+    from riftcli.data.images import FileReader
     from riftcli.protocols import Split
 
     bad = tmp_path / "bad.png"

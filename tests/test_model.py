@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import riftcli
+from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
 from riftcli.head import fit_head, reset_head, zero_head
 from riftcli.model import Backbone, Classifier, frozen_copy
 from riftcli.saved_model import save_folder
-from riftcli.transforms import Preprocessing
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

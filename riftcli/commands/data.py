@@ -39,7 +39,7 @@ def check(
     """Decode every image, count classes, find duplicates, overlap and leakage. Exit code 3 on errors, 0 with warnings."""
     from riftcli import recipe as recipes
     from riftcli.console import Console
-    from riftcli.data_check import check_data
+    from riftcli.data.audit import check_data
 
     if html is not None and (html.is_dir() or not os.access(_existing(html.absolute().parent), os.W_OK)):
         raise UsageError(f"--html {html}: not a file that can be written")  # before the work, not after it

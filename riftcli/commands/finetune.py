@@ -125,9 +125,9 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
     """What can be checked here is checked before anything is started."""
     import torch
 
+    from riftcli.data.loader import divide_batch
+    from riftcli.data.splits import load_retention, load_splits
     from riftcli.errors import EnvironmentError
-    from riftcli.loader import divide_batch
-    from riftcli.splits import load_retention, load_splits
 
     if nnodes == "1":
         divide_batch(checked.train.batch_size, nproc, checked.train.micro_batch_size)

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from riftcli.data_check import Audit
+from riftcli.data.audit import Audit
+from riftcli.data.images import read_image
 from riftcli.errors import DataError
-from riftcli.images import read_image
 from riftcli.protocols import Split
 from riftcli.report.style import STYLE
 

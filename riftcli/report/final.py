@@ -7,13 +7,13 @@ from typing import Any
 
 from riftcli import evaluate
 from riftcli.build import Parts
+from riftcli.data.splits import class_counts, fingerprint
 from riftcli.kept_model import load_kept
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
 from riftcli.retention import measure_retention
 from riftcli.saved_model import sha256
 from riftcli.session import Session
-from riftcli.splits import class_counts, fingerprint
 
 
 def final_report(session: Session) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.errors import DataError, Problems
-from riftcli.images import EXTENSIONS, FileReader
 from riftcli.protocols import Split, Task
 
 OnDuplicate = Literal["error", "first", "keep"]

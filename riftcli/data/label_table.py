@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from riftcli.data.sample_list import LabelRow
 from riftcli.errors import DataError, Problems, nearest
 from riftcli.protocols import Task
-from riftcli.sample_list import LabelRow
 
 MAX_CLASSES = 100_000
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?$")  # 2 and, after a round trip through a data frame, 2.0

@@ -20,7 +20,7 @@ class DemoFashion:
 
         import numpy as np
 
-        from riftcli.images import ArrayReader, check_split
+        from riftcli.data.images import ArrayReader, check_split
 
         check_split("demo_fashion", split, ["test"])
         with np.load(ASSETS / "fashion_mnist_1000.npz", allow_pickle=False) as archive:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.errors import DataError
-from riftcli.images import EXTENSIONS, FileReader
 from riftcli.protocols import Split
 from riftcli.recipe.sections import InputSection
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from riftcli.data.splits import with_classes
 from riftcli.errors import DataError
 from riftcli.protocols import Split
-from riftcli.splits import with_classes
 
 
 def match_classes(split: Split, trained: list[str], allow_missing: bool = False) -> Split:

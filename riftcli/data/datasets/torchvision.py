@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from riftcli.data.images import FileReader, check_exist, check_split, existing_root, to_rgb
 from riftcli.errors import DataError, nearest
-from riftcli.images import FileReader, check_exist, check_split, existing_root, to_rgb
 from riftcli.protocols import Split
 
 # name -> its splits

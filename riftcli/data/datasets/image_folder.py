@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from riftcli.data.images import EXTENSIONS, FileReader, check_exist, check_no_loose_images, check_split, existing_root
 from riftcli.errors import DataError
-from riftcli.images import EXTENSIONS, FileReader, check_exist, check_no_loose_images, check_split, existing_root
 from riftcli.protocols import Split
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
+from riftcli.data.images import EXTENSIONS, check_split, existing_root
+from riftcli.data.label_table import numbered_lines, read_csv
+from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.errors import DataError, Problems
-from riftcli.images import EXTENSIONS, check_split, existing_root
-from riftcli.label_table import numbered_lines, read_csv
 from riftcli.protocols import Split
-from riftcli.sample_list import ImageFinder, LabelRow, SampleList
 
 
 @dataclass(frozen=True)

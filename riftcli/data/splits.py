@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from riftcli.data.holdout import hold_out, limit
 from riftcli.errors import DataError
-from riftcli.holdout import hold_out, limit
 from riftcli.protocols import Dataset, Split, SplitRules, SplitSpec
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from riftcli.data.images import check_split, existing_root
+from riftcli.data.label_table import LabelTable, numbered_lines
+from riftcli.data.sample_list import ImageFinder, LabelRow, OnDuplicate, SampleList
 from riftcli.errors import DataError, Problems
-from riftcli.images import check_split, existing_root
-from riftcli.label_table import LabelTable, numbered_lines
 from riftcli.protocols import Split
 from riftcli.protocols import Task as TaskKind
-from riftcli.sample_list import ImageFinder, LabelRow, OnDuplicate, SampleList
 
 Part = Literal["chest", "colon", "endo"]
 Protocol = Literal["official", "challenge", "paper"]

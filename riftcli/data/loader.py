@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from riftcli.data.transforms import sample_seed
 from riftcli.errors import DataError, UsageError
 from riftcli.protocols import Split
-from riftcli.transforms import sample_seed
 
 # Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
 # moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from riftcli.audit import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
 from riftcli.console import Console
+from riftcli.data.holdout import hold_out
+from riftcli.data.inspection import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
+from riftcli.data.parallel import in_parallel
+from riftcli.data.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
 from riftcli.errors import DataError
-from riftcli.holdout import hold_out
-from riftcli.parallel import in_parallel
 from riftcli.protocols import Split
 from riftcli.recipe.sections import Data, Recipe
 from riftcli.run import now
-from riftcli.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
 
 SCHEMA = "rift.data_check/1"
 MOST_EXAMPLES = 10_000  # in the report; the terminal shows a few

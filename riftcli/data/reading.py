@@ -8,14 +8,14 @@ from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.decode import Decoding, ImageStore, file_state, stored_files, unreadable
+from riftcli.data.image_store import Decoding, ImageStore, file_state, stored_files, unreadable
+from riftcli.data.images import FileReader
+from riftcli.data.parallel import cores
+from riftcli.data.splits import Splits, load_retention, load_splits
+from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError, Problems
-from riftcli.images import FileReader
-from riftcli.parallel import cores
 from riftcli.protocols import Split
 from riftcli.recipe.sections import AugmentSection, InputSection, Recipe
-from riftcli.splits import Splits, load_retention, load_splits
-from riftcli.transforms import Preprocessing
 
 
 @dataclass(frozen=True)

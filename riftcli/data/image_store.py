@@ -19,9 +19,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from riftcli.data.images import read_image
+from riftcli.data.parallel import in_parallel
 from riftcli.errors import DataError, Problems, StorageError
-from riftcli.images import read_image
-from riftcli.parallel import in_parallel
 
 VERSION = 1  # of the files below; another version is another folder
 ROW = np.dtype([("content", "S32"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from riftcli.data.images import check_split, existing_root
+from riftcli.data.label_table import numbered_lines
+from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.errors import DataError, Problems
-from riftcli.images import check_split, existing_root
-from riftcli.label_table import numbered_lines
 from riftcli.protocols import Split
-from riftcli.sample_list import ImageFinder, LabelRow, SampleList
 
 _FILES = ["images.txt", "image_class_labels.txt", "train_test_split.txt"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from riftcli.data.images import read_image
 from riftcli.errors import DataError
-from riftcli.images import read_image
 
 FLAT = 2.0  # standard deviation of grey levels below which a picture has no structure to compare
 TINY = 32  # pixels of the shorter side below which all pictures look alike

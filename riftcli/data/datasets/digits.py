@@ -21,7 +21,7 @@ class Digits:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        from riftcli.images import ArrayReader, check_split
+        from riftcli.data.images import ArrayReader, check_split
 
         check_split("digits", split, ["train", "test"])
         bunch: Any = load_digits()
