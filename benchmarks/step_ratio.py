@@ -10,7 +10,7 @@ import torch
 from paired import ratio
 from timm.optim import create_optimizer_v2
 
-from riftcli.model import Classifier, frozen_copy
+from riftcli.models.backbone import Classifier, frozen_copy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer, set_lr
 from riftcli.regularizers.rift import Rift, RiftPenalty

@@ -18,6 +18,6 @@ def load(run: str) -> torch.nn.Module:
     an adapter that is not a timm layer (adaptformer, vpt).
     """
     from riftcli.catalog import adapt
-    from riftcli.saved_model import load_saved
+    from riftcli.models.weights import load_saved
 
     return load_saved(run, adapt)

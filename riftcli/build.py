@@ -18,8 +18,8 @@ from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
 from riftcli.features import Table
-from riftcli.head import fit_head, reset_head, zero_head
-from riftcli.model import Backbone, Classifier, HeadOnly, frozen_copy
+from riftcli.models.backbone import Backbone, Classifier, HeadOnly, frozen_copy
+from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe

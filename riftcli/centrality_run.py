@@ -8,11 +8,11 @@ import torch
 
 from riftcli import run as runs
 from riftcli.errors import UsageError
-from riftcli.model import Backbone
+from riftcli.models.backbone import Backbone
+from riftcli.models.weights import read_config
 from riftcli.recipe.naming import method_names
 from riftcli.repeats import spread
 from riftcli.report.table import Findings, Row
-from riftcli.saved_model import read_config
 from riftcli.subjects import Subject
 
 State = dict[str, torch.Tensor]

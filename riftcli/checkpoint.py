@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from riftcli.errors import StorageError
-from riftcli.saved_model import sha256
+from riftcli.models.weights import sha256
 
 KEEP = 2  # the newest, and one to fall back to
 

@@ -17,8 +17,8 @@ from riftcli.data.image_store import file_state
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
 from riftcli.features import Table
+from riftcli.models.weights import sha256
 from riftcli.protocols import Split
-from riftcli.saved_model import sha256
 
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
 

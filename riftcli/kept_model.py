@@ -11,11 +11,11 @@ from torch import nn
 
 from riftcli import catalog, dist
 from riftcli.errors import StorageError
-from riftcli.peft_format import save_adapter
-from riftcli.report.model_card import model_card
-from riftcli.saved_model import load_saved, read_config, save_folder
+from riftcli.models.model_card import model_card
+from riftcli.models.peft_format import save_adapter
+from riftcli.models.surgery import merge
+from riftcli.models.weights import load_saved, read_config, save_folder
 from riftcli.session import Session
-from riftcli.surgery import merge
 
 TOLERANCE = 1e-4  # of logits, against the largest of them
 

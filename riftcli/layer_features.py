@@ -13,7 +13,7 @@ from riftcli.data.loader import Batch
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
 from riftcli.functional.covariance import centre
-from riftcli.model import Classifier
+from riftcli.models.backbone import Classifier
 
 
 def encode_layers(

@@ -14,11 +14,11 @@ from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError, nearest
-from riftcli.model import Backbone, Classifier
+from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.weights import load_saved, read_config, sha256
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.run import read_run
-from riftcli.saved_model import load_saved, read_config, sha256
 
 RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # what evaluation may change of a run
 

@@ -15,8 +15,8 @@ from riftcli.build import Parts, set_up
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.kept_model import check_saved
+from riftcli.models.weights import save_folder
 from riftcli.report.final import model_entry
-from riftcli.saved_model import save_folder
 
 State = dict[str, torch.Tensor]
 

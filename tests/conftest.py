@@ -20,8 +20,8 @@ TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A timm model folder with a tiny ViT: what tests call pretrained."""
     from riftcli.data.transforms import Preprocessing
-    from riftcli.model import Backbone
-    from riftcli.saved_model import save_folder
+    from riftcli.models.backbone import Backbone
+    from riftcli.models.weights import save_folder
 
     torch.manual_seed(7)
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=TINY_ARGS).build()

@@ -15,8 +15,8 @@ from riftcli import catalog, dist, evaluate
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
 from riftcli.data.transforms import Preprocessing
-from riftcli.head import reset_head
-from riftcli.model import Backbone, Classifier
+from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.head import reset_head
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import PenaltyContext
 from riftcli.regularizers.rift import Rift, RiftPenalty

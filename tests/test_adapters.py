@@ -11,17 +11,18 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from riftcli import catalog, surgery
+from riftcli import catalog
 from riftcli.adapters.adaptformer import AdaptFormer
 from riftcli.adapters.boft import Boft
 from riftcli.adapters.lora import Lora
 from riftcli.adapters.oft import Oft
 from riftcli.adapters.vpt import Vpt
 from riftcli.errors import ModelError, UsageError
-from riftcli.layers.butterfly import BoftLinear, butterfly
-from riftcli.layers.low_rank import LoraLinear
-from riftcli.layers.rotated import OftLinear
-from riftcli.peft_format import load_adapter, save_adapter
+from riftcli.models import surgery
+from riftcli.models.layers.butterfly import BoftLinear, butterfly
+from riftcli.models.layers.low_rank import LoraLinear
+from riftcli.models.layers.rotated import OftLinear
+from riftcli.models.peft_format import load_adapter, save_adapter
 
 TINY = {"img_size": 28, "patch_size": 14, "embed_dim": 48, "depth": 3, "num_heads": 4}
 ZOO = {

@@ -9,8 +9,8 @@ import torch
 
 from riftcli import catalog
 from riftcli.errors import UsageError
-from riftcli.head import reset_head
-from riftcli.model import Backbone, Classifier
+from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.head import reset_head
 from riftcli.protocols import PenaltyContext
 from riftcli.step import Step
 

@@ -26,7 +26,7 @@ from riftcli import recipe as recipes
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.functional.sharpness import Ascent, measure
-from riftcli.model import Classifier
+from riftcli.models.backbone import Classifier
 
 SCHEMAS = {
     f"rift.{name}/1": Draft202012Validator(
@@ -469,8 +469,8 @@ def test_two_ranks_answer_as_one(run, tmp_path, few):
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> Path:
     """Folders of untrained weights: a ViT without class token, one whose head reads the mean, and a convolutional network."""
-    from riftcli.model import Backbone
-    from riftcli.saved_model import save_folder
+    from riftcli.models.backbone import Backbone
+    from riftcli.models.weights import save_folder
 
     place = tmp_path_factory.mktemp("networks")
     small = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -521,7 +521,7 @@ def test_every_command_on_a_network_that_something_was_put_into(rift, tiny_weigh
 @pytest.mark.parametrize("network", ["mean", "no_token", "registers"])
 def test_attention_follows_what_the_head_reads(networks, network):
     from riftcli.attention import attention_maps
-    from riftcli.model import Backbone
+    from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{networks / network}").build().eval()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -570,7 +570,7 @@ def test_every_command_on_a_convolutional_network(rift, networks, tmp_path, writ
 
 def test_layers_of_a_network_without_tokens_are_the_means_of_its_stages(networks):
     from riftcli.layer_features import encode_layers
-    from riftcli.model import Backbone
+    from riftcli.models.backbone import Backbone
 
     net = Backbone(f"local-dir:{networks / 'convolutional'}").build().eval()
     prepare = Preprocessing.of_model(net, 16, 1.0)
@@ -613,7 +613,7 @@ def test_attention_before_and_after(rift, run):
 
 def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
     from riftcli.attention import attention_maps
-    from riftcli.model import Backbone
+    from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{tiny_weights}").build().eval()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

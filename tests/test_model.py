@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import riftcli
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
-from riftcli.head import fit_head, reset_head, zero_head
-from riftcli.model import Backbone, Classifier, frozen_copy
-from riftcli.saved_model import save_folder
+from riftcli.models.backbone import Backbone, Classifier, frozen_copy
+from riftcli.models.head import fit_head, reset_head, zero_head
+from riftcli.models.weights import save_folder
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -149,7 +149,7 @@ def test_fitted_head_is_logistic_regression():
     """L-BFGS with ridge r is scikit-learn's LogisticRegression(C = 1 / (r N)) on features of unit mean square."""
     from sklearn.linear_model import LogisticRegression
 
-    from riftcli.head import RIDGES
+    from riftcli.models.head import RIDGES
 
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(120) % 3

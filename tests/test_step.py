@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from riftcli.errors import DataError
-from riftcli.head import reset_head
-from riftcli.model import Backbone, Classifier
+from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.head import reset_head
 from riftcli.objectives.bce import BinaryCrossEntropy
 from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.regularizers.rift import Rift, RiftPenalty

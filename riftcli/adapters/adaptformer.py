@@ -33,8 +33,8 @@ class AdaptFormer:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and put a bottleneck beside every MLP."""
-        from riftcli import surgery
-        from riftcli.layers.bottleneck import Bottleneck
+        from riftcli.models import surgery
+        from riftcli.models.layers.bottleneck import Bottleneck
 
         found = surgery.blocks(vit, "adaptformer")
         if any(type(block).__name__.startswith("ResPost") for block in found):

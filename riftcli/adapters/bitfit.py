@@ -25,7 +25,7 @@ class BitFit:
         """Freeze all that is not a bias."""
         from torch import nn
 
-        from riftcli import surgery
+        from riftcli.models import surgery
 
         surgery.freeze_backbone(vit)
         for module in vit.modules():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from riftcli.errors import UsageError
-from riftcli.targets import SLICES, check_targets
+from riftcli.models.targets import SLICES, check_targets
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,8 @@ class Boft:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and wrap the target layers."""
-        from riftcli import surgery
-        from riftcli.layers.butterfly import BoftLinear
+        from riftcli.models import surgery
+        from riftcli.models.layers.butterfly import BoftLinear
 
         surgery.freeze_backbone(vit)
         span = self.block_size * 2 ** (self.factors - 1)

@@ -22,6 +22,6 @@ class Linear:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze all but the classifier."""
-        from riftcli import surgery
+        from riftcli.models import surgery
 
         surgery.freeze_backbone(vit)

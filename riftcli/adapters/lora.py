@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from riftcli.targets import check_targets
+from riftcli.models.targets import check_targets
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,8 @@ class Lora:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and wrap the target layers."""
-        from riftcli import surgery
-        from riftcli.layers.low_rank import LoraLinear
+        from riftcli.models import surgery
+        from riftcli.models.layers.low_rank import LoraLinear
 
         surgery.freeze_backbone(vit)
         for parent, name, layer, rows in surgery.target_layers(vit, self.targets, "lora"):

@@ -21,8 +21,8 @@ class NormTune:
         """Freeze all that is not a norm; raise UsageError where there are none."""
         from torch import nn
 
-        from riftcli import surgery
         from riftcli.errors import UsageError
+        from riftcli.models import surgery
 
         surgery.freeze_backbone(vit)
         norms = [module for module in vit.modules() if isinstance(module, nn.LayerNorm)]

@@ -29,7 +29,7 @@ class Partial:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze everything before the last blocks."""
-        from riftcli import surgery
+        from riftcli.models import surgery
 
         found = surgery.blocks(vit, "partial")
         if self.blocks > len(found):

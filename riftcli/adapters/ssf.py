@@ -25,8 +25,8 @@ class Ssf:
         """Freeze the backbone and wrap its operations."""
         from torch import nn
 
-        from riftcli import surgery
-        from riftcli.layers.scaled import Scaled
+        from riftcli.models import surgery
+        from riftcli.models.layers.scaled import Scaled
 
         surgery.freeze_backbone(vit)
         model: Any = vit

@@ -36,8 +36,8 @@ class Vpt:
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and hang prompts on its blocks; raise UsageError where positions live in the attention."""
-        from riftcli import surgery
-        from riftcli.layers.prompt import Carried, Prompt
+        from riftcli.models import surgery
+        from riftcli.models.layers.prompt import Carried, Prompt
 
         found = surgery.blocks(vit, "vpt")
         model: Any = vit

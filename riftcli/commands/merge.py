@@ -17,6 +17,6 @@ def merge(
     model: Annotated[str, typer.Option(help="Base model of an adapter folder that has no run.")] = "",
 ) -> None:
     """Fold an adapter into its base model: a plain timm folder without a trace of the adapter."""
-    from riftcli.merge_run import merge_run
+    from riftcli.models.merge import merge_run
 
     print(f"merged: {merge_run(source, out, model or None)}", file=sys.stderr)

@@ -9,10 +9,10 @@ from riftcli import evaluate
 from riftcli.build import Parts
 from riftcli.data.splits import class_counts, fingerprint
 from riftcli.kept_model import load_kept
+from riftcli.models.weights import sha256
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
 from riftcli.retention import measure_retention
-from riftcli.saved_model import sha256
 from riftcli.session import Session
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from riftcli.surgery import cayley, plain_linear
+from riftcli.models.surgery import cayley, plain_linear
 
 
 class OftLinear(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli.surgery import cayley, plain_linear
+from riftcli.models.surgery import cayley, plain_linear
 
 
 class BoftLinear(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from riftcli.errors import ModelError
-from riftcli.layers.butterfly import BoftLinear
-from riftcli.layers.low_rank import LoraLinear
-from riftcli.layers.rotated import OftLinear
-from riftcli.saved_model import write_tensors
+from riftcli.models.layers.butterfly import BoftLinear
+from riftcli.models.layers.low_rank import LoraLinear
+from riftcli.models.layers.rotated import OftLinear
+from riftcli.models.weights import write_tensors
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

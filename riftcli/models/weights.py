@@ -15,7 +15,7 @@ from torch import nn
 
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
-from riftcli.model import Backbone
+from riftcli.models.backbone import Backbone
 
 
 def save_folder(

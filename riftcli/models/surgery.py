@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from riftcli.errors import UsageError
-from riftcli.targets import SLICES, WHOLE
+from riftcli.models.targets import SLICES, WHOLE
 
 
 @runtime_checkable

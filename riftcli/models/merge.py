@@ -10,10 +10,10 @@ from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError
 from riftcli.kept_model import check_saved
-from riftcli.model import Backbone
-from riftcli.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
-from riftcli.saved_model import read_config, save_folder
-from riftcli.surgery import merge
+from riftcli.models.backbone import Backbone
+from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
+from riftcli.models.surgery import merge
+from riftcli.models.weights import read_config, save_folder
 
 
 def merge_run(source: Path, out: Path | None, model: str | None) -> Path:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from riftcli.surgery import plain_linear
+from riftcli.models.surgery import plain_linear
 
 
 class LoraLinear(nn.Module):

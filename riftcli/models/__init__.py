@@ -1,0 +1,1 @@
+"""Backbones from outside: built, loaded, given a head, changed by surgery, saved."""
