@@ -11,8 +11,8 @@ import torch
 from paired import ratio
 
 from riftcli import catalog
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier
-from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer, set_lr
 from riftcli.step import Step
 

@@ -9,7 +9,7 @@ import torch
 from paired import ratio
 from torch.nn.utils import parametrizations
 
-from riftcli.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 
 N = 128
 

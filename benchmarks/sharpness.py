@@ -10,8 +10,8 @@ import torch
 from paired import ratio
 
 from riftcli.functional.sharpness import Ascent, measure
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier
-from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer
 from riftcli.step import Step
 

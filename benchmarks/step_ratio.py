@@ -10,11 +10,11 @@ import torch
 from paired import ratio
 from timm.optim import create_optimizer_v2
 
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
+from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Classifier, frozen_copy
-from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.optim import build_optimizer, set_lr
-from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 
 BATCH, CLASSES = 16, 10

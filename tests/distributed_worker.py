@@ -15,12 +15,12 @@ from riftcli import catalog, dist, evaluate
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
 from riftcli.data.transforms import Preprocessing
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
+from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.head import reset_head
-from riftcli.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import PenaltyContext
-from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from riftcli import catalog
-from riftcli.adapters.adaptformer import AdaptFormer
-from riftcli.adapters.boft import Boft
-from riftcli.adapters.lora import Lora
-from riftcli.adapters.oft import Oft
-from riftcli.adapters.vpt import Vpt
 from riftcli.errors import ModelError, UsageError
+from riftcli.methods.adapters.adaptformer import AdaptFormer
+from riftcli.methods.adapters.boft import Boft
+from riftcli.methods.adapters.lora import Lora
+from riftcli.methods.adapters.oft import Oft
+from riftcli.methods.adapters.vpt import Vpt
 from riftcli.models import surgery
 from riftcli.models.layers.butterfly import BoftLinear, butterfly
 from riftcli.models.layers.low_rank import LoraLinear

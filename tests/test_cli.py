@@ -378,7 +378,7 @@ def test_sigterm_saves_and_exits_143(tiny_recipe, write_recipe, tmp_path, rift):
 
 
 def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, write_recipe, monkeypatch, read_json):
-    from riftcli.objectives import cross_entropy
+    from riftcli.methods.objectives import cross_entropy
 
     real = cross_entropy._CrossEntropy.losses
     calls = {"n": 0}

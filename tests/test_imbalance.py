@@ -15,8 +15,8 @@ from riftcli.data.holdout import hold_out
 from riftcli.data.loader import ImageDataset, balancing_weights, epoch_batches
 from riftcli.data.transforms import sample_seed
 from riftcli.errors import DataError
-from riftcli.objectives.bce import BinaryCrossEntropy
-from riftcli.objectives.cross_entropy import CrossEntropy
+from riftcli.methods.objectives.bce import BinaryCrossEntropy
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.protocols import Split, SplitSpec
 
 

@@ -9,9 +9,9 @@ import torch
 
 from riftcli.functional.cka import linear_cka
 from riftcli.functional.covariance import covariance
+from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.protocols import PenaltyContext
-from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc
 
 F64 = torch.float64
 

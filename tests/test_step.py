@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from riftcli.errors import DataError
+from riftcli.methods.objectives.bce import BinaryCrossEntropy
+from riftcli.methods.objectives.cross_entropy import CrossEntropy
+from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.head import reset_head
-from riftcli.objectives.bce import BinaryCrossEntropy
-from riftcli.objectives.cross_entropy import CrossEntropy
-from riftcli.regularizers.rift import Rift, RiftPenalty
-from riftcli.regularizers.rsc import Rsc
 from riftcli.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

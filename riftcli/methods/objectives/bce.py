@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from riftcli.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, effective_number, listed
+from riftcli.methods.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, effective_number, listed
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from riftcli.protocols import PenaltyContext
 if TYPE_CHECKING:
     import torch
 
-    from riftcli.paired_penalty import PairedPenalty
+    from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CosineGram:
 
     def build(self, context: PenaltyContext) -> PairedPenalty | None:
         """None when strength is 0."""
-        from riftcli.paired_penalty import PairedPenalty
+        from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
         return None if self.strength == 0 else PairedPenalty(self.strength, gram_difference)
 

@@ -10,7 +10,7 @@ from riftcli.protocols import PenaltyContext
 if TYPE_CHECKING:
     import torch
 
-    from riftcli.paired_penalty import PairedPenalty
+    from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rsc:
 
     def penalty(self) -> PairedPenalty:
         """The bound term."""
-        from riftcli.paired_penalty import PairedPenalty
+        from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
         return PairedPenalty(self.weight, self.dissimilarity, debiased_cka=self.estimator == "debiased")
 

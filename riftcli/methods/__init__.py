@@ -1,0 +1,1 @@
+"""The three axes of a finetuning method: objectives, adapters, regularizers. Components never import each other."""
