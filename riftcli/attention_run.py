@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from riftcli import dist
-from riftcli import run as runs
 from riftcli.attention import attention_maps, jensen_shannon
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
@@ -18,7 +17,8 @@ from riftcli.data.image_files import image_split
 from riftcli.data.transforms import EvalTransform
 from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.protocols import Split
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
 from riftcli.subjects import Subject, bases_of
 
 # "images": (n, 3, H, W) uint8; "maps": label -> (n, heads, rows, columns); "ids"; "starts": label -> that of its pretrained model

@@ -23,7 +23,7 @@ from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe
-from riftcli.run import environment
+from riftcli.runs.folder import environment
 from riftcli.step import Step
 
 MANY_CLASSES = 30  # above, only the rarest are printed

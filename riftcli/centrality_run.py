@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from riftcli import run as runs
 from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.weights import read_config
 from riftcli.recipe.naming import method_names
-from riftcli.repeats import spread
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
+from riftcli.runs.series import spread
 from riftcli.subjects import Subject
 
 State = dict[str, torch.Tensor]

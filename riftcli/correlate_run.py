@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from riftcli import run as runs
 from riftcli.errors import UsageError
 from riftcli.report.curves import read_rows
 from riftcli.report.records import read_report
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
 
 Points = Literal["all", "final"]
 

@@ -18,7 +18,7 @@ from riftcli.features import Table, encode
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
 from riftcli.protocols import Predictions, Split
-from riftcli.run import now
+from riftcli.runs.folder import now
 
 SCHEMA = "rift.metrics/1"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from riftcli import catalog, dist, evaluate
-from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
@@ -18,6 +17,7 @@ from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
+from riftcli.runs import folder as runs
 from riftcli.subjects import open_run
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay

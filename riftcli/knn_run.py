@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from riftcli import dist
-from riftcli import run as runs
 from riftcli.console import Console, Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.splits import load_retention
@@ -18,7 +17,8 @@ from riftcli.encoding import DataSet, Encoder
 from riftcli.errors import UsageError
 from riftcli.functional.knn import Neighbours, Vote, nearest, votes
 from riftcli.protocols import Split
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
 from riftcli.subjects import Loaded, Subject
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from riftcli import checkpoint, dist
-from riftcli import run as runs
 from riftcli.build import Parts
 from riftcli.console import Console
 from riftcli.data.splits import fingerprint
 from riftcli.errors import DataError, RiftError, UsageError
+from riftcli.runs import folder as runs
 
 
 @dataclass

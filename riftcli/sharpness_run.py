@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from riftcli import dist
-from riftcli import run as runs
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
@@ -20,7 +19,8 @@ from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.protocols import ObjectiveFn, Split
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
 from riftcli.subjects import Loaded, Subject
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
@@ -115,7 +115,7 @@ def _evaluator(
 
 def table_4(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
     """The paper's three blocks: name -> (group, data -> (mean, std)) with an average over the data sets."""
-    from riftcli.report.table import averaged
+    from riftcli.runs.result_table import averaged
 
     blocks = []
     sets = list(dict.fromkeys(row["data"] for row in rows))

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from riftcli import catalog, dist
-from riftcli import run as runs
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.loader import eval_loader
@@ -20,7 +19,8 @@ from riftcli.features import Table
 from riftcli.functional.thinning import thinned
 from riftcli.layer_features import cka_table, encode_layers, layer_names
 from riftcli.protocols import Metric, Predictions, Split
-from riftcli.report.table import Findings, Row
+from riftcli.runs import folder as runs
+from riftcli.runs.result_table import Findings, Row
 from riftcli.subjects import Loaded, Subject, bases_of
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]

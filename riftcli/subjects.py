@@ -18,7 +18,7 @@ from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.weights import load_saved, read_config, sha256
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
-from riftcli.run import read_run
+from riftcli.runs.folder import read_run
 
 RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # what evaluation may change of a run
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from riftcli import dist, evaluate, launch
 from riftcli import recipe as recipes
-from riftcli import run as runs
 from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.data.loader import TensorTable, train_loader
@@ -24,6 +23,7 @@ from riftcli.report.curves import plot_run
 from riftcli.report.final import eval_name, final_report, summary
 from riftcli.report.page import write_page
 from riftcli.retention import trajectory_row
+from riftcli.runs import folder as runs
 from riftcli.session import Progress, Session, StopSignal, restore, save
 from riftcli.step import StepResult
 from riftcli.subjects import open_run

@@ -10,13 +10,13 @@ import torch
 
 from riftcli import dist, evaluate
 from riftcli import recipe as recipes
-from riftcli import run as runs
 from riftcli.build import Parts, set_up
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.kept_model import check_saved
 from riftcli.models.weights import save_folder
 from riftcli.report.final import model_entry
+from riftcli.runs import folder as runs
 
 State = dict[str, torch.Tensor]
 

@@ -11,7 +11,7 @@ from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Ru
 
 if TYPE_CHECKING:
     from riftcli.encoding import Encoder
-    from riftcli.report.table import Findings
+    from riftcli.runs.result_table import Findings
 
 
 def attention(
@@ -34,7 +34,7 @@ def attention(
     from riftcli.attention_run import attention_run, chosen_images, draw, head_rows
     from riftcli.commands import common
     from riftcli.encoding import sole
-    from riftcli.report.table import say, write_csv
+    from riftcli.runs.result_table import say, write_csv
 
     common.check_out(out)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
@@ -60,7 +60,7 @@ def attention(
 
 def print_attention(findings: Findings) -> None:
     """Models down; the distance of the mean maps, of the single heads' maps, and the cosine, averaged over the images."""
-    from riftcli.report.table import averaged, print_grid, shown
+    from riftcli.runs.result_table import averaged, print_grid, shown
 
     keys = ("js_distance", "js_distance_heads", "cosine")
     cells = {key: averaged(findings.rows, ["group"], key) for key in keys}

@@ -19,7 +19,7 @@ def centrality(
     """Distance of each run's backbone to the mean of all runs of its method."""
     from riftcli.centrality_run import centrality_run
     from riftcli.commands import common
-    from riftcli.report.table import print_grid, shown
+    from riftcli.runs.result_table import print_grid, shown
     from riftcli.subjects import open_runs
 
     common.check_out(out)

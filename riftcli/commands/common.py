@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from riftcli.encoding import DataSet, Encoder
     from riftcli.recipe import Recipe
-    from riftcli.report.table import Findings
+    from riftcli.runs.result_table import Findings
     from riftcli.subjects import Subject
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
@@ -45,12 +45,12 @@ def open_subjects(
     """
     from riftcli import subjects
     from riftcli.errors import UsageError
-    from riftcli.run import newest_finished
+    from riftcli.runs.folder import newest_finished
 
     paths = list(runs)
     if not paths and not models:
         paths = [newest_finished()]
-        from riftcli.report.table import say
+        from riftcli.runs.result_table import say
 
         if os.environ.get("RANK", "0") == "0":
             say(f"run: {paths[0]} (the newest finished one)")
@@ -128,7 +128,7 @@ def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as
 
     Rank 0 only.
     """
-    from riftcli.report.table import leave, say
+    from riftcli.runs.result_table import leave, say
 
     folders = {subject.label: subject.folder for subject in subjects if subject.is_run and subject.folder is not None}
     written = leave(findings, folders, out)

@@ -24,8 +24,8 @@ def compare(
     """One table of finished runs: mean and spread over seeds, best in bold, change against the baseline."""
     from riftcli.report import compare as tables
     from riftcli.report.records import record
-    from riftcli.report.table import print_grid, say
-    from riftcli.run import now
+    from riftcli.runs.folder import now
+    from riftcli.runs.result_table import print_grid, say
     from riftcli.subjects import open_runs
 
     check_out(out)

@@ -33,7 +33,7 @@ def correlate(
     """Linear relation of similarity with kNN, calibration and accuracy over many runs, over means of bins."""
     from riftcli.commands import common
     from riftcli.correlate_run import correlate_run, draw
-    from riftcli.report.table import print_grid, say, shown
+    from riftcli.runs.result_table import print_grid, say, shown
     from riftcli.subjects import open_runs
 
     common.check_out(out)

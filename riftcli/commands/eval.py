@@ -26,7 +26,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
 ) -> None:
     """Evaluate a finished run on a split of its data."""
-    from riftcli import run as runs
+    from riftcli.runs import folder as runs
 
     if run is None:
         run = runs.newest_finished()

@@ -84,7 +84,7 @@ def _one(
     """One run, in this process or in several."""
     from riftcli import dist, launch
     from riftcli import recipe as recipes
-    from riftcli import run as runs
+    from riftcli.runs import folder as runs
 
     checked = recipes.load(recipe, overrides)
     nproc = launch.processes(nproc_per_node)
@@ -147,7 +147,7 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
 def _resume(resume: Path, recipe: str, overrides: list[str], device: str, nproc_per_node: str) -> dict[str, Any]:
     """Go on with a run; a recipe given beside it must say the same as the one stored in it."""
     from riftcli import recipe as recipes
-    from riftcli import run as runs
+    from riftcli.runs import folder as runs
 
     stored = resume / "recipe.resolved.yaml"
     if not stored.is_file():
@@ -189,8 +189,8 @@ def _series(
     """Complete runs side by side in one folder, and their mean and spread."""
     from riftcli import dist
     from riftcli import recipe as recipes
-    from riftcli import run as runs
-    from riftcli.repeats import Series, check_parent, summarise
+    from riftcli.runs import folder as runs
+    from riftcli.runs.series import Series, check_parent, summarise
 
     if dist.launched():
         option = "--folds" if folds else "--repeats"

@@ -11,7 +11,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.report.table import Findings
+    from riftcli.runs.result_table import Findings
 
 OptionalInt = Optional[int]  # noqa: UP045 - typer reads it at run time
 
@@ -61,7 +61,7 @@ def knn(
 
 def print_knn(findings: Findings) -> None:
     """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
-    from riftcli.report.table import averaged, print_grid, shown
+    from riftcli.runs.result_table import averaged, print_grid, shown
 
     kinds = dict.fromkeys((row["classifier"], row["k"]) for row in findings.rows)
     for classifier, k in kinds:

@@ -27,7 +27,7 @@ def report(
     from riftcli.errors import UsageError
     from riftcli.report.page import write_page
     from riftcli.report.records import record
-    from riftcli.report.table import say
+    from riftcli.runs.result_table import say
     from riftcli.subjects import open_runs
 
     if dist.launched():

@@ -11,7 +11,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.report.table import Findings
+    from riftcli.runs.result_table import Findings
 
 
 class Method(StrEnum):
@@ -54,7 +54,7 @@ def sharpness(
 
 def print_sharpness(findings: Findings) -> None:
     """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
-    from riftcli.report.table import print_grid, shown
+    from riftcli.runs.result_table import print_grid, shown
     from riftcli.sharpness_run import table_4
 
     sets = list(dict.fromkeys(row["data"] for row in findings.rows))

@@ -13,7 +13,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.report.table import Findings
+    from riftcli.runs.result_table import Findings
 
 
 class Layers(StrEnum):
@@ -69,7 +69,7 @@ def draw_all_layers(report: Path) -> None:
 
 def print_similarity(findings: Findings) -> None:
     """Measures down, models across."""
-    from riftcli.report.table import averaged, print_grid, shown
+    from riftcli.runs.result_table import averaged, print_grid, shown
 
     cells = averaged(findings.rows, ["data", "metric", "group"], "value")
     for data in dict.fromkeys(row["data"] for row in findings.rows):

@@ -19,7 +19,7 @@ from riftcli.data.splits import class_counts, fingerprint, load_split, shared_sa
 from riftcli.errors import DataError
 from riftcli.protocols import Split
 from riftcli.recipe.sections import Data, Recipe
-from riftcli.run import now
+from riftcli.runs.folder import now
 
 SCHEMA = "rift.data_check/1"
 MOST_EXAMPLES = 10_000  # in the report; the terminal shows a few

@@ -9,9 +9,9 @@ from typing import Any
 
 from riftcli.errors import UsageError, nearest
 from riftcli.recipe.naming import method_names
-from riftcli.repeats import spread
 from riftcli.report.records import Record
-from riftcli.report.table import write_csv
+from riftcli.runs.result_table import write_csv
+from riftcli.runs.series import spread
 
 HEADLINE = "acc or map"  # accuracy, or mAP of multi-label data: what the papers average over data sets
 Repeats = dict[str, dict[str, list[tuple[Any, float]]]]  # row -> column -> (Record.repeat, value) per run

@@ -17,7 +17,7 @@ from riftcli.evaluate_run import evaluate_run
 from riftcli.functional.sharpness import Ascent
 from riftcli.report.final import eval_name
 from riftcli.report.records import read_json, read_report
-from riftcli.report.table import leave
+from riftcli.runs.result_table import leave
 from riftcli.sharpness_run import sharpness_run
 from riftcli.similarity_run import DEFAULT, Question, similarity_run
 from riftcli.subjects import Subject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riftcli.report.table import Row
+from riftcli.runs.result_table import Row
 
 
 def draw_heat(axis: Any, cells: list[Row]) -> None:

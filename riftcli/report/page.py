@@ -18,7 +18,7 @@ from riftcli.report.fill import COMMANDS, lacking
 from riftcli.report.final import eval_name
 from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
-from riftcli.run import now, read_run
+from riftcli.runs.folder import now, read_run
 from riftcli.subjects import Subject
 
 _PAGE = """<!doctype html>

@@ -10,7 +10,7 @@ from typing import Any
 from riftcli import catalog
 from riftcli.errors import StorageError, UsageError
 from riftcli.recipe import Recipe
-from riftcli.report.table import PLAIN
+from riftcli.runs.result_table import PLAIN
 from riftcli.subjects import Subject
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from riftcli.functional.calibration import reliability
 from riftcli.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.protocols import Predictions
-from riftcli.report.table import Row, write_csv
+from riftcli.runs.result_table import Row, write_csv
 
 BINS = ExpectedCalibrationError.bins
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from riftcli.errors import UsageError
 from riftcli.protocols import SplitSpec
-from riftcli.run import write_json
+from riftcli.runs.folder import write_json
 
 
 def spread(values: list[float | None]) -> dict[str, Any]:

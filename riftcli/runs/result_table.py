@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from riftcli.run import now, write_json
+from riftcli.runs.folder import now, write_json
 
 SCHEMA = "rift.table/1"
 Row = dict[str, Any]
@@ -98,7 +98,7 @@ def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, 
 
     A group with an undefined value has no mean.
     """
-    from riftcli.repeats import spread
+    from riftcli.runs.series import spread
 
     groups: dict[tuple, list[float | None]] = {}
     for row in rows:
