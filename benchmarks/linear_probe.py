@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 
 from riftcli.data.loader import TensorTable, epoch_batches, train_loader
 from riftcli.data.transforms import Preprocessing
-from riftcli.features import encode
+from riftcli.evaluation.features import encode
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier, HeadOnly
 from riftcli.optim import build_optimizer, set_lr

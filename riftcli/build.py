@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist, evaluate
+from riftcli import dist
 from riftcli.console import Console
 from riftcli.data import reading as inputs
 from riftcli.data.loader import ImageDataset, TensorTable, balancing_weights, divide_batch, epoch_batches, steps_per_epoch
 from riftcli.data.splits import Splits, class_counts
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
-from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
-from riftcli.features import Table
+from riftcli.evaluation import scores as evaluate
+from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.features import Table
 from riftcli.models.backbone import Backbone, Classifier, HeadOnly, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.optim import build_optimizer

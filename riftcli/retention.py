@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from riftcli import evaluate
 from riftcli.build import Parts
+from riftcli.evaluation import scores as evaluate
 
 
 def measure_retention(parts: Parts, before: bool = True) -> dict[str, Any]:

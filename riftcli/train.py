@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist, evaluate, launch
+from riftcli import dist, launch
 from riftcli import recipe as recipes
 from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.data.loader import TensorTable, train_loader
 from riftcli.data.splits import fingerprint
 from riftcli.errors import DivergedError, RiftError, Terminated
+from riftcli.evaluation import scores as evaluate
+from riftcli.evaluation.candidates import open_run
 from riftcli.kept_model import keep_model
 from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
@@ -26,7 +28,6 @@ from riftcli.retention import trajectory_row
 from riftcli.runs import folder as runs
 from riftcli.session import Progress, Session, StopSignal, restore, save
 from riftcli.step import StepResult
-from riftcli.subjects import open_run
 
 TRACE_BOUNDS = (1 / 3, 3)  # variance of the features relative to the pretrained ones; outside, something broke
 

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from riftcli import catalog, dist, evaluate
+from riftcli import catalog, dist
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
 from riftcli.data.transforms import Preprocessing
+from riftcli.evaluation import scores as evaluate
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc

@@ -145,7 +145,7 @@ def test_eval_reads_the_newest_run_back(rift, tiny_recipe, write_recipe, tmp_pat
 
 
 def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, write_recipe, tiny_weights, read_json, monkeypatch):
-    from riftcli import evaluate
+    from riftcli.evaluation import scores as evaluate
 
     encoded: list[str] = []
     real = evaluate.encode_split
@@ -215,7 +215,7 @@ def test_repeats_give_mean_and_spread(rift, tiny_recipe, write_recipe, read_json
 
 
 def test_early_stopping_and_the_direction_of_a_metric(rift, tiny_recipe, write_recipe, read_json, monkeypatch):
-    from riftcli.metrics.calibration import ExpectedCalibrationError
+    from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError
 
     # one value per evaluation, the start included; lower is better, and neither NaN nor the larger value may win
     values = iter([0.9, 0.5, float("nan"), 0.2, 0.3, 0.8, 0.1, 0.1, 0.1])

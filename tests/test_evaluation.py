@@ -520,7 +520,7 @@ def test_every_command_on_a_network_that_something_was_put_into(rift, tiny_weigh
 
 @pytest.mark.parametrize("network", ["mean", "no_token", "registers"])
 def test_attention_follows_what_the_head_reads(networks, network):
-    from riftcli.attention import attention_maps
+    from riftcli.evaluation.evaluators.attention_maps import attention_maps
     from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{networks / network}").build().eval()
@@ -569,7 +569,7 @@ def test_every_command_on_a_convolutional_network(rift, networks, tmp_path, writ
 
 
 def test_layers_of_a_network_without_tokens_are_the_means_of_its_stages(networks):
-    from riftcli.layer_features import encode_layers
+    from riftcli.evaluation.layer_features import encode_layers
     from riftcli.models.backbone import Backbone
 
     net = Backbone(f"local-dir:{networks / 'convolutional'}").build().eval()
@@ -612,7 +612,7 @@ def test_attention_before_and_after(rift, run):
 
 
 def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
-    from riftcli.attention import attention_maps
+    from riftcli.evaluation.evaluators.attention_maps import attention_maps
     from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{tiny_weights}").build().eval()
@@ -707,7 +707,7 @@ def test_the_same_run_twice_is_refused(rift, trained):
 
 
 def test_groups_of_one_name_in_two_places_are_not_seeds_of_each_other(trained, tmp_path):
-    from riftcli.subjects import open_runs
+    from riftcli.evaluation.candidates import open_runs
 
     for name in ("full", "rift"):
         shutil.copytree(trained / name, tmp_path / name / "x")
@@ -920,7 +920,7 @@ def test_correlate_over_the_trajectories(rift, trained, tmp_path):
 
 
 def test_bins_and_outliers():
-    from riftcli.correlate_run import bin_means, line
+    from riftcli.evaluation.evaluators.correlation import bin_means, line
 
     pairs = [(0.0, 1.0), (0.1, 3.0), (1.0, 5.0), (0.45, 7.0)]
     found, left_out = bin_means(pairs, 3, 0)
@@ -1074,9 +1074,9 @@ def test_the_spread_of_many_runs_has_a_density_and_of_two_marks_only(trained):
     import base64
     from dataclasses import replace
 
+    from riftcli.evaluation.candidates import open_runs
     from riftcli.report import figures
     from riftcli.report.records import record
-    from riftcli.subjects import open_runs
 
     (first, second), one = [record(s) for s in open_runs([trained / "full"], [])], figures.colours(["full", "narrow"])
     many = [replace(first, label=f"n{i}", group="narrow", values={"cka": 0.99 + 1e-6 * i}) for i in range(figures.ENOUGH)]

@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as sk
 
 from riftcli import catalog
-from riftcli.evaluate import confusion, score
+from riftcli.evaluation.scores import confusion, score
 from riftcli.protocols import Predictions
 
 NAMES = catalog.names("metric")

@@ -10,7 +10,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.encoding import Encoder
+    from riftcli.evaluation.encoder import Encoder
     from riftcli.runs.result_table import Findings
 
 
@@ -31,9 +31,9 @@ def attention(
     as_json: AsJson = False,
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
-    from riftcli.attention_run import attention_run, chosen_images, draw, head_rows
     from riftcli.commands import common
-    from riftcli.encoding import sole
+    from riftcli.evaluation.encoder import sole
+    from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw, head_rows
     from riftcli.runs.result_table import say, write_csv
 
     common.check_out(out)

@@ -17,10 +17,10 @@ def centrality(
     as_json: AsJson = False,
 ) -> None:
     """Distance of each run's backbone to the mean of all runs of its method."""
-    from riftcli.centrality_run import centrality_run
     from riftcli.commands import common
+    from riftcli.evaluation.candidates import open_runs
+    from riftcli.evaluation.evaluators.centrality import centrality_run
     from riftcli.runs.result_table import print_grid, shown
-    from riftcli.subjects import open_runs
 
     common.check_out(out)
     findings = centrality_run(open_runs(runs, []), pretrained)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
-    from riftcli.encoding import DataSet, Encoder
+    from riftcli.evaluation.candidates import Subject
+    from riftcli.evaluation.encoder import DataSet, Encoder
     from riftcli.recipe import Recipe
     from riftcli.runs.result_table import Findings
-    from riftcli.subjects import Subject
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 
@@ -43,8 +43,8 @@ def open_subjects(
     own_data: overrides of data.* and input.* are for the runs' own data, else for --data. other_model: overrides of model.*
     are for a model that is opened elsewhere.
     """
-    from riftcli import subjects
     from riftcli.errors import UsageError
+    from riftcli.evaluation import candidates as subjects
     from riftcli.runs.folder import newest_finished
 
     paths = list(runs)
@@ -64,7 +64,7 @@ def open_subjects(
 
 def with_pretrained(subjects: list[Subject]) -> list[Subject]:
     """Before the runs, what they were finetuned from, each once."""
-    from riftcli.subjects import bases_of
+    from riftcli.evaluation.candidates import bases_of
 
     starts = bases_of([subject for subject in subjects if subject.is_run])
     return [*{start.label: start for start in starts.values()}.values(), *subjects]
@@ -72,8 +72,8 @@ def with_pretrained(subjects: list[Subject]) -> list[Subject]:
 
 def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Sequence[str]) -> list[DataSet]:
     """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
-    from riftcli.encoding import DataSet, distinct_sets, open_data
     from riftcli.errors import UsageError
+    from riftcli.evaluation.encoder import DataSet, distinct_sets, open_data
 
     if wishes:
         return distinct_sets([open_data(wish, list(overrides)) for wish in wishes])
@@ -112,7 +112,7 @@ def measure(
     """
     from riftcli import dist
     from riftcli.console import Console
-    from riftcli.encoding import Encoder
+    from riftcli.evaluation.encoder import Encoder
 
     findings = look(Encoder.of_recipe(recipe, dist.init(device), Console(quiet=not dist.is_main())))
     main = dist.is_main()
@@ -141,12 +141,12 @@ def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as
 
 def open_other(wish: str, overrides: Sequence[str]) -> Subject:
     """What --against names: a folder if there is one, else a timm model."""
-    from riftcli import subjects
+    from riftcli.evaluation import candidates as subjects
 
     path = Path(wish).expanduser()
     if path.is_dir():
-        from riftcli.encoding import sole
         from riftcli.errors import UsageError
+        from riftcli.evaluation.encoder import sole
 
         for override in overrides:
             if override.startswith("model.") and not override.startswith("model.weights"):

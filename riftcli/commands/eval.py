@@ -33,7 +33,7 @@ def evaluate(
         print(f"run: {run} (the newest finished one)", file=sys.stderr)
 
     from riftcli import dist
-    from riftcli.evaluate_run import evaluate_run
+    from riftcli.evaluation.evaluate import evaluate_run
 
     report = evaluate_run(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
     main = dist.is_main()

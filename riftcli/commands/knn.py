@@ -43,7 +43,7 @@ def knn(
     """Nearest-neighbour accuracy of features, on one or several data sets: train is the bank, test the queries."""
     from riftcli.commands import common
     from riftcli.errors import UsageError
-    from riftcli.knn_run import Protocol, knn_run
+    from riftcli.evaluation.evaluators.knn import Protocol, knn_run
 
     common.check_out(out)
     try:

@@ -23,10 +23,10 @@ def predict(
     """Classes and probabilities of images, as CSV."""
     from riftcli import dist
     from riftcli.console import Console
-    from riftcli.encoding import Encoder
     from riftcli.errors import UsageError
-    from riftcli.predict_run import predict_run, write_predictions
-    from riftcli.subjects import open_run
+    from riftcli.evaluation.candidates import open_run
+    from riftcli.evaluation.encoder import Encoder
+    from riftcli.evaluation.predict import predict_run, write_predictions
 
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--out {out}: not a file that can be written")  # before the work, not after it

@@ -25,10 +25,10 @@ def report(
     """One self-contained HTML page on one run or many."""
     from riftcli import dist
     from riftcli.errors import UsageError
+    from riftcli.evaluation.candidates import open_runs
     from riftcli.report.page import write_page
     from riftcli.report.records import record
     from riftcli.runs.result_table import say
-    from riftcli.subjects import open_runs
 
     if dist.launched():
         raise UsageError("rift report runs in one process: start it without torchrun")

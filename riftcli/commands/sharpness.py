@@ -41,8 +41,8 @@ def sharpness(
 ) -> None:
     """How much the loss of a finished run can rise when its weights move a little."""
     from riftcli.commands import common
+    from riftcli.evaluation.evaluators.sharpness import sharpness_run
     from riftcli.functional.sharpness import Ascent
-    from riftcli.sharpness_run import sharpness_run
 
     common.check_out(out)
     ascent = Ascent(method.value, rho, adaptive, steps, draws, seed)
@@ -54,8 +54,8 @@ def sharpness(
 
 def print_sharpness(findings: Findings) -> None:
     """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
+    from riftcli.evaluation.evaluators.sharpness import table_4
     from riftcli.runs.result_table import print_grid, shown
-    from riftcli.sharpness_run import table_4
 
     sets = list(dict.fromkeys(row["data"] for row in findings.rows))
     for title, lines in table_4(findings.rows):

@@ -43,7 +43,7 @@ def similarity(
 ) -> None:
     """Similarity of features to the pretrained model's, or to any other model's, on the same images."""
     from riftcli.commands import common
-    from riftcli.similarity_run import DEFAULT, Question, measures, similarity_run
+    from riftcli.evaluation.evaluators.similarity import DEFAULT, Question, measures, similarity_run
 
     common.check_out(out)
     wanted = measures() if metrics == "all" else [m.strip() for m in metrics.split(",") if m.strip()] or DEFAULT

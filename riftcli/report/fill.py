@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from riftcli.attention_run import attention_run, chosen_images, draw
 from riftcli.console import Console
-from riftcli.encoding import DataSet, Encoder
 from riftcli.errors import UsageError
-from riftcli.evaluate_run import evaluate_run
+from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.encoder import DataSet, Encoder
+from riftcli.evaluation.evaluate import evaluate_run
+from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw
+from riftcli.evaluation.evaluators.sharpness import sharpness_run
+from riftcli.evaluation.evaluators.similarity import DEFAULT, Question, similarity_run
 from riftcli.functional.sharpness import Ascent
 from riftcli.report.final import eval_name
 from riftcli.report.records import read_json, read_report
 from riftcli.runs.result_table import leave
-from riftcli.sharpness_run import sharpness_run
-from riftcli.similarity_run import DEFAULT, Question, similarity_run
-from riftcli.subjects import Subject
 
 SAMPLE = 6  # images of an attention picture
 COMMANDS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riftcli import evaluate
 from riftcli.build import Parts
 from riftcli.data.splits import class_counts, fingerprint
+from riftcli.evaluation import scores as evaluate
 from riftcli.kept_model import load_kept
 from riftcli.models.weights import sha256
 from riftcli.recipe import Recipe

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from riftcli.evaluation.candidates import Subject
 from riftcli.report import figures
 from riftcli.report.compare import Cell, Comparison, compare, text_of
 from riftcli.report.curves import read_rows
@@ -19,7 +20,6 @@ from riftcli.report.final import eval_name
 from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
 from riftcli.runs.folder import now, read_run
-from riftcli.subjects import Subject
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

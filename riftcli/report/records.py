@@ -9,9 +9,9 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.errors import StorageError, UsageError
+from riftcli.evaluation.candidates import Subject
 from riftcli.recipe import Recipe
 from riftcli.runs.result_table import PLAIN
-from riftcli.subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.functional.calibration import reliability
-from riftcli.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.protocols import Predictions
 from riftcli.runs.result_table import Row, write_csv
 

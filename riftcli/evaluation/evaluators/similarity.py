@@ -13,15 +13,15 @@ from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.loader import eval_loader
 from riftcli.data.transforms import EvalTransform
-from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import DataError, UsageError, nearest
-from riftcli.features import Table
+from riftcli.evaluation.candidates import Loaded, Subject, bases_of
+from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.features import Table
+from riftcli.evaluation.layer_features import cka_table, encode_layers, layer_names
 from riftcli.functional.thinning import thinned
-from riftcli.layer_features import cka_table, encode_layers, layer_names
 from riftcli.protocols import Metric, Predictions, Split
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
-from riftcli.subjects import Loaded, Subject, bases_of
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]
 

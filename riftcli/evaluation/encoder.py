@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from riftcli import dist, evaluate
+from riftcli import dist
 from riftcli import recipe as recipes
 from riftcli.console import Console
 from riftcli.data import reading as inputs
 from riftcli.data.splits import load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
-from riftcli.feature_cache import FeatureCache
-from riftcli.features import Table
+from riftcli.evaluation import scores as evaluate
+from riftcli.evaluation.candidates import Loaded, Subject
+from riftcli.evaluation.feature_cache import FeatureCache
+from riftcli.evaluation.features import Table
 from riftcli.protocols import Split
 from riftcli.recipe import Data, Recipe
 from riftcli.recipe.sections import InputSection
-from riftcli.subjects import Loaded, Subject
 
 FOLDER = "imagefolder:"
 

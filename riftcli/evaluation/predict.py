@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
-from riftcli.encoding import Encoder
 from riftcli.errors import UsageError
-from riftcli.subjects import Subject
+from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.encoder import Encoder
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from riftcli import dist
-from riftcli.attention import attention_maps, jensen_shannon
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
 from riftcli.data.transforms import EvalTransform
-from riftcli.encoding import DataSet, Encoder, list_split
+from riftcli.evaluation.candidates import Subject, bases_of
+from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.evaluators.attention_maps import attention_maps, jensen_shannon
 from riftcli.protocols import Split
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
-from riftcli.subjects import Subject, bases_of
 
 # "images": (n, 3, H, W) uint8; "maps": label -> (n, heads, rows, columns); "ids"; "starts": label -> that of its pretrained model
 Pictures = dict[str, Any]

@@ -16,7 +16,7 @@ from torch import nn
 from riftcli.data.image_store import file_state
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
-from riftcli.features import Table
+from riftcli.evaluation.features import Table
 from riftcli.models.weights import sha256
 from riftcli.protocols import Split
 

@@ -14,7 +14,7 @@ from riftcli import catalog, dist
 from riftcli.data.loader import eval_loader
 from riftcli.data.splits import class_counts, fingerprint
 from riftcli.data.transforms import EvalTransform, Preprocessing
-from riftcli.features import Table, encode
+from riftcli.evaluation.features import Table, encode
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
 from riftcli.protocols import Predictions, Split

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from riftcli.errors import UsageError
+from riftcli.evaluation.candidates import Subject
 from riftcli.models.backbone import Backbone
 from riftcli.models.weights import read_config
 from riftcli.recipe.naming import method_names
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
 from riftcli.runs.series import spread
-from riftcli.subjects import Subject
 
 State = dict[str, torch.Tensor]
 

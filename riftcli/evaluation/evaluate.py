@@ -6,19 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from riftcli import catalog, dist, evaluate
+from riftcli import catalog, dist
 from riftcli.console import Console, Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
 from riftcli.data.splits import load_splits
-from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError, nearest
+from riftcli.evaluation import scores as evaluate
+from riftcli.evaluation.candidates import open_run
+from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
 from riftcli.runs import folder as runs
-from riftcli.subjects import open_run
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay
 

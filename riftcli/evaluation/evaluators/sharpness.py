@@ -15,13 +15,13 @@ from riftcli.data.classes import match_classes
 from riftcli.data.loader import Batch, eval_loader
 from riftcli.data.splits import load_splits
 from riftcli.data.transforms import EvalTransform
-from riftcli.encoding import DataSet, Encoder, list_split
 from riftcli.errors import UsageError
+from riftcli.evaluation.candidates import Loaded, Subject
+from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.protocols import ObjectiveFn, Split
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
-from riftcli.subjects import Loaded, Subject
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
 
