@@ -13,8 +13,8 @@ from paired import ratio
 from riftcli import catalog
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier
-from riftcli.optim import build_optimizer, set_lr
-from riftcli.step import Step
+from riftcli.training.optim import build_optimizer, set_lr
+from riftcli.training.step import Step
 
 BATCH, CLASSES, SIZE = 8, 10, 224
 CASES = {

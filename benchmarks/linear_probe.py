@@ -15,8 +15,8 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation.features import encode
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier, HeadOnly
-from riftcli.optim import build_optimizer, set_lr
-from riftcli.step import Step
+from riftcli.training.optim import build_optimizer, set_lr
+from riftcli.training.step import Step
 
 IMAGES, BATCH, EPOCHS, CLASSES = 256, 32, 10, 10
 

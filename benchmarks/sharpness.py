@@ -12,8 +12,8 @@ from paired import ratio
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.models.backbone import Classifier
-from riftcli.optim import build_optimizer
-from riftcli.step import Step
+from riftcli.training.optim import build_optimizer
+from riftcli.training.step import Step
 
 COUNT, BATCH, CLASSES = 128, 16, 10
 

@@ -14,8 +14,8 @@ from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Classifier, frozen_copy
-from riftcli.optim import build_optimizer, set_lr
-from riftcli.step import Step
+from riftcli.training.optim import build_optimizer, set_lr
+from riftcli.training.step import Step
 
 BATCH, CLASSES = 16, 10
 

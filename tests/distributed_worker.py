@@ -22,7 +22,7 @@ from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.head import reset_head
 from riftcli.protocols import PenaltyContext
-from riftcli.step import Step
+from riftcli.training.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 BATCH = 12

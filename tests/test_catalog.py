@@ -12,7 +12,7 @@ from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.head import reset_head
 from riftcli.protocols import PenaltyContext
-from riftcli.step import Step
+from riftcli.training.step import Step
 
 ENTRIES = [(kind, name) for kind, table in catalog.CATALOG.items() for name in table]
 ADAPTERS, REGULARIZERS = catalog.names("adapter"), catalog.names("regularizer")

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from riftcli import checkpoint
 from riftcli.errors import StorageError
-from riftcli.optim import build_optimizer, lr_factor, set_lr
+from riftcli.training import checkpoint
+from riftcli.training.optim import build_optimizer, lr_factor, set_lr
 
 
 def tensors(value: float) -> dict:

@@ -164,7 +164,7 @@ def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, wri
         assert report["model"]["trainable_params"] == 330
         assert encoded.count("train") == 1, "the training features are encoded once"
         if not augment:  # and the epochs run on them: no image is decoded again
-            from riftcli import build
+            from riftcli.training import setup as build
 
             def never(*arguments):
                 raise AssertionError("an image dataset was built for training")
@@ -299,7 +299,7 @@ def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, 
 
 @pytest.mark.parametrize("regularizer", ["rift", "rsc"])
 def test_resume_is_bitwise_after_a_kill_in_the_middle_of_an_epoch(rift, tiny_recipe, write_recipe, monkeypatch, regularizer):
-    from riftcli import train
+    from riftcli.training import finetune as train
 
     tiny_recipe["model"]["drop_path"] = 0.3
     tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
@@ -520,7 +520,7 @@ def test_a_model_folder_alone_can_be_evaluated(rift, tiny_recipe, write_recipe, 
 
 
 def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, write_recipe, monkeypatch):
-    from riftcli import train
+    from riftcli.training import finetune as train
 
     def broken(*arguments):
         raise ZeroDivisionError("surprise")
@@ -547,7 +547,7 @@ def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, writ
     ids=["memory", "disk", "ctrl-c"],
 )  # fmt: skip
 def test_other_endings(rift, tiny_recipe, write_recipe, monkeypatch, error, code, message):
-    from riftcli import train
+    from riftcli.training import finetune as train
 
     def fail(*arguments):
         raise error

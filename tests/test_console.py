@@ -7,8 +7,8 @@ import io
 from rich.console import Console as RichConsole
 
 from riftcli.console import Console
-from riftcli.session import Progress
-from riftcli.train import _note
+from riftcli.training.finetune import _note
+from riftcli.training.state import Progress
 
 
 def on_a_terminal() -> tuple[Console, io.StringIO]:

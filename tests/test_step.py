@@ -14,7 +14,7 @@ from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone, Classifier
 from riftcli.models.head import reset_head
-from riftcli.step import Step
+from riftcli.training.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from riftcli.errors import ModelError, UsageError
-from riftcli.wise_run import interpolate, parse_alphas
+from riftcli.training.wise import interpolate, parse_alphas
 
 
 def test_the_ends_are_exact_and_counters_are_not_mixed():

@@ -47,7 +47,7 @@ def finetune(
         raise UsageError("finetune needs --recipe NAME (`rift recipes ls` lists them) or --resume DIR")
     elif dry_run:
         from riftcli import recipe as recipes
-        from riftcli.dry_run import dry_run as try_out
+        from riftcli.training.dry_run import dry_run as try_out
 
         _refuse("--dry-run", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, json=as_json)
         _refuse("--dry-run", nproc_per_node=nproc_per_node != "1")
@@ -105,7 +105,7 @@ def _one(
 
 def _here(checked: Any, out: OptionalPath, resume: OptionalPath, overwrite: bool, device: str) -> dict[str, Any]:
     from riftcli import dist
-    from riftcli.train import finetune as train
+    from riftcli.training.finetune import finetune as train
 
     report = train(checked, out, resume, overwrite, device)
     dist.close()

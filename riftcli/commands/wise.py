@@ -28,7 +28,7 @@ def wise(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
 ) -> None:
     """Average pretrained and finetuned weights; the share is chosen on the validation split."""
-    from riftcli.wise_run import parse_alphas, wise_run
+    from riftcli.training.wise import parse_alphas, wise_run
 
     report = wise_run(run, parse_alphas(alphas), head.value, device)
     print(f"alpha {report['wise']['alpha']:g}, chosen by {report['wise']['selected_by']} on validation; test:", file=sys.stderr)

@@ -9,11 +9,11 @@ from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError
-from riftcli.kept_model import check_saved
 from riftcli.models.backbone import Backbone
 from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
 from riftcli.models.surgery import merge
 from riftcli.models.weights import read_config, save_folder
+from riftcli.training.best import check_saved
 
 
 def merge_run(source: Path, out: Path | None, model: str | None) -> Path:

@@ -18,9 +18,9 @@ from riftcli.evaluation.evaluators.attention import attention_run, chosen_images
 from riftcli.evaluation.evaluators.sharpness import sharpness_run
 from riftcli.evaluation.evaluators.similarity import DEFAULT, Question, similarity_run
 from riftcli.functional.sharpness import Ascent
-from riftcli.report.final import eval_name
 from riftcli.report.records import read_json, read_report
 from riftcli.runs.result_table import leave
+from riftcli.training.final import eval_name
 
 SAMPLE = 6  # images of an attention picture
 COMMANDS = {

@@ -16,10 +16,10 @@ from riftcli.report.compare import Cell, Comparison, compare, text_of
 from riftcli.report.curves import read_rows
 from riftcli.report.figures import Figure
 from riftcli.report.fill import COMMANDS, lacking
-from riftcli.report.final import eval_name
 from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
 from riftcli.runs.folder import now, read_run
+from riftcli.training.final import eval_name
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

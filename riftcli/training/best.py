@@ -15,7 +15,7 @@ from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.surgery import merge
 from riftcli.models.weights import load_saved, read_config, save_folder
-from riftcli.session import Session
+from riftcli.training.state import Session
 
 TOLERANCE = 1e-4  # of logits, against the largest of them
 

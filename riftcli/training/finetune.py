@@ -11,23 +11,23 @@ from torch import nn
 
 from riftcli import dist, launch
 from riftcli import recipe as recipes
-from riftcli.build import set_up
 from riftcli.console import Bar, Console, Stopwatch
 from riftcli.data.loader import TensorTable, train_loader
 from riftcli.data.splits import fingerprint
 from riftcli.errors import DivergedError, RiftError, Terminated
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.candidates import open_run
-from riftcli.kept_model import keep_model
-from riftcli.optim import lr_factor, set_lr
 from riftcli.recipe import Recipe
 from riftcli.report.curves import plot_run
-from riftcli.report.final import eval_name, final_report, summary
 from riftcli.report.page import write_page
-from riftcli.retention import trajectory_row
 from riftcli.runs import folder as runs
-from riftcli.session import Progress, Session, StopSignal, restore, save
-from riftcli.step import StepResult
+from riftcli.training.best import keep_model
+from riftcli.training.final import eval_name, final_report, summary
+from riftcli.training.optim import lr_factor, set_lr
+from riftcli.training.retention import trajectory_row
+from riftcli.training.setup import set_up
+from riftcli.training.state import Progress, Session, StopSignal, restore, save
+from riftcli.training.step import StepResult
 
 TRACE_BOUNDS = (1 / 3, 3)  # variance of the features relative to the pretrained ones; outside, something broke
 

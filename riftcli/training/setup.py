@@ -21,11 +21,11 @@ from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import Table
 from riftcli.models.backbone import Backbone, Classifier, HeadOnly, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
-from riftcli.optim import build_optimizer
 from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import environment
-from riftcli.step import Step
+from riftcli.training.optim import build_optimizer
+from riftcli.training.step import Step
 
 MANY_CLASSES = 30  # above, only the rarest are printed
 

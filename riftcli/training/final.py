@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riftcli.build import Parts
 from riftcli.data.splits import class_counts, fingerprint
 from riftcli.evaluation import scores as evaluate
-from riftcli.kept_model import load_kept
 from riftcli.models.weights import sha256
 from riftcli.recipe import Recipe
 from riftcli.report.reliability import write_reliability
-from riftcli.retention import measure_retention
-from riftcli.session import Session
+from riftcli.training.best import load_kept
+from riftcli.training.retention import measure_retention
+from riftcli.training.setup import Parts
+from riftcli.training.state import Session
 
 
 def final_report(session: Session) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from riftcli import dist
-from riftcli.build import set_up
 from riftcli.console import Console
 from riftcli.data.loader import train_loader
 from riftcli.evaluation import scores as evaluate
 from riftcli.recipe import Recipe, flatten
+from riftcli.training.setup import set_up
 
 
 def dry_run(recipe: Recipe, device: str) -> None:

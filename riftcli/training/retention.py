@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from riftcli.build import Parts
 from riftcli.evaluation import scores as evaluate
+from riftcli.training.setup import Parts
 
 
 def measure_retention(parts: Parts, before: bool = True) -> dict[str, Any]:

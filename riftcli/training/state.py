@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from riftcli import checkpoint, dist
-from riftcli.build import Parts
+from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.splits import fingerprint
 from riftcli.errors import DataError, RiftError, UsageError
 from riftcli.runs import folder as runs
+from riftcli.training import checkpoint
+from riftcli.training.setup import Parts
 
 
 @dataclass

@@ -10,14 +10,14 @@ import torch
 
 from riftcli import dist
 from riftcli import recipe as recipes
-from riftcli.build import Parts, set_up
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation import scores as evaluate
-from riftcli.kept_model import check_saved
 from riftcli.models.weights import save_folder
-from riftcli.report.final import model_entry
 from riftcli.runs import folder as runs
+from riftcli.training.best import check_saved
+from riftcli.training.final import model_entry
+from riftcli.training.setup import Parts, set_up
 
 State = dict[str, torch.Tensor]
 
