@@ -41,7 +41,7 @@ def report(
     for subject in subjects:
         record(subject)  # an unfinished run is told before the work, too
     if evaluate:
-        from riftcli.report.fill import fill
+        from riftcli.report.missing import fill
 
         fill(subjects, overrides, dist.init(device))
     write_page(target, subjects, baseline)

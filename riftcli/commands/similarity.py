@@ -58,7 +58,7 @@ def similarity(
 
 def draw_all_layers(report: Path) -> None:
     """Beside a written report, a heat map of every model's layers."""
-    from riftcli.report.heat_map import draw_layers
+    from riftcli.report.plots.heat_map import draw_layers
 
     cells = json.loads(report.read_text(encoding="utf-8")).get("layers", [])
     models = list(dict.fromkeys((cell["model"], cell["data"]) for cell in cells))

@@ -18,7 +18,7 @@ from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
-from riftcli.report.reliability import write_reliability
+from riftcli.report.plots.reliability import write_reliability
 from riftcli.runs import folder as runs
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay

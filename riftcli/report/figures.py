@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from riftcli.report.compare import Comparison
-from riftcli.report.heat_map import draw_heat
+from riftcli.report.plots.heat_map import draw_heat
+from riftcli.report.plots.reliability import draw_reliability
 from riftcli.report.records import Record
-from riftcli.report.reliability import draw_reliability
 from riftcli.runs.result_table import Row
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"]  # told apart by everyone

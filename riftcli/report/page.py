@@ -13,9 +13,9 @@ import jinja2
 from riftcli.evaluation.candidates import Subject
 from riftcli.report import figures
 from riftcli.report.compare import Cell, Comparison, compare, text_of
-from riftcli.report.curves import read_rows
 from riftcli.report.figures import Figure
-from riftcli.report.fill import COMMANDS, lacking
+from riftcli.report.missing import COMMANDS, lacking
+from riftcli.report.plots.curves import read_rows
 from riftcli.report.records import Record, read_json, read_report, record
 from riftcli.report.style import STYLE
 from riftcli.runs.folder import now, read_run

@@ -9,7 +9,7 @@ from riftcli.data.splits import class_counts, fingerprint
 from riftcli.evaluation import scores as evaluate
 from riftcli.models.weights import sha256
 from riftcli.recipe import Recipe
-from riftcli.report.reliability import write_reliability
+from riftcli.report.plots.reliability import write_reliability
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Parts

@@ -18,8 +18,8 @@ from riftcli.errors import DivergedError, RiftError, Terminated
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.candidates import open_run
 from riftcli.recipe import Recipe
-from riftcli.report.curves import plot_run
 from riftcli.report.page import write_page
+from riftcli.report.plots.curves import plot_run
 from riftcli.runs import folder as runs
 from riftcli.training.best import keep_model
 from riftcli.training.final import eval_name, final_report, summary

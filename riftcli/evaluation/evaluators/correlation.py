@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from riftcli.errors import UsageError
-from riftcli.report.curves import read_rows
+from riftcli.report.plots.curves import read_rows
 from riftcli.report.records import read_report
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
