@@ -12,7 +12,7 @@ from paired import ratio
 
 from riftcli import catalog
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.models.backbone import Classifier
+from riftcli.models.classifier import Classifier
 from riftcli.training.optim import build_optimizer, set_lr
 from riftcli.training.step import Step
 

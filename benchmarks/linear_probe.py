@@ -10,11 +10,12 @@ import torch
 from paired import ratio
 from timm.optim import create_optimizer_v2
 
-from riftcli.data.loader import TensorTable, epoch_batches, train_loader
+from riftcli.data.batches import epoch_batches
+from riftcli.data.loader import TensorTable, train_loader
 from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation.features import encode
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.models.backbone import Classifier, HeadOnly
+from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.training.optim import build_optimizer, set_lr
 from riftcli.training.step import Step
 

@@ -11,7 +11,7 @@ from paired import ratio
 
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.models.backbone import Classifier
+from riftcli.models.classifier import Classifier
 from riftcli.training.optim import build_optimizer
 from riftcli.training.step import Step
 

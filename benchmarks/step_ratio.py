@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
-from riftcli.models.backbone import Classifier, frozen_copy
+from riftcli.models.classifier import Classifier, frozen_copy
 from riftcli.training.optim import build_optimizer, set_lr
 from riftcli.training.step import Step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -86,3 +86,25 @@ class Stopwatch:
     def seconds(self) -> float:
         """Elapsed wall-clock seconds."""
         return time.perf_counter() - self._start
+
+
+def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table on stderr, as wide as it needs to be where there is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=max(console.width, 240))
+    console.print(title, markup=False, style="bold")
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """A line on stderr: stdout is for --json."""
+    print(text, file=sys.stderr)

@@ -6,16 +6,12 @@ global batch, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
     import torch
-    from PIL import Image
 
 Task = Literal["multiclass", "multilabel", "captions"]
 
@@ -25,97 +21,6 @@ class Output(NamedTuple):
 
     features: torch.Tensor  # (n, D), the last vector before the head
     logits: torch.Tensor  # (n, C)
-
-
-@dataclass(frozen=True)
-class SplitSpec:
-    """One split as a recipe asks for it: a split of the source, or a part cut from another one.
-
-    name: split of the data source, e.g. `train`, or several joined by `+`; limit: keep that many samples, drawn with
-    `seed`, classes in proportion; fraction: hold that share out of `name` (validation only), or folds and fold: the
-    fold-th of so many parts (from 0); `group` keeps e.g. a patient whole.
-    """
-
-    name: str
-    limit: int | None = None
-    fraction: float | None = None
-    folds: int | None = None
-    fold: int = 0
-    group: str | None = None
-    seed: int = 0
-
-    @property
-    def held_out(self) -> bool:
-        """True when this split is cut from the training split."""
-        return self.fraction is not None or self.folds is not None
-
-
-@dataclass(frozen=True)
-class SplitRules:
-    """What may hold between the splits of one recipe beyond the strict default.
-
-    allow_overlap: samples in two splits are counted in the report instead of refused; allow_missing_classes: a split
-    that is not trained on may lack classes.
-    """
-
-    allow_overlap: bool = False
-    allow_missing_classes: bool = False
-
-
-@dataclass(frozen=True)
-class Split:
-    """The samples of one split, not decoded: ids, targets, and how to read image i.
-
-    paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
-    missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample;
-    left_out: listed samples without an image, where the source was told to go on without them.
-    """
-
-    name: str
-    ids: list[str]
-    targets: np.ndarray  # (N,) int64 class index, or (N, C) uint8 of 0/1 for multi-label
-    classes: list[str]
-    read: Callable[[int], Image.Image]
-    task: Task = "multiclass"
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    paths: list[Path] | None = None
-    missing_groups: dict[str, str] = field(default_factory=dict)
-    captions: list[list[str]] | None = None
-    left_out: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, indices: Iterable[int], name: str | None = None) -> Split:
-        """The samples at `indices`, in that order."""
-        chosen = [int(i) for i in indices]
-        return replace(
-            self,
-            name=name or self.name,
-            ids=[self.ids[i] for i in chosen],
-            targets=self.targets[chosen],
-            read=_Indexed(self.read, chosen),
-            groups={key: [values[i] for i in chosen] for key, values in self.groups.items()},
-            paths=None if self.paths is None else [self.paths[i] for i in chosen],
-            captions=None if self.captions is None else [self.captions[i] for i in chosen],
-        )
-
-
-class _Indexed:
-    """`read` through a list of indices; a class rather than a closure so that data workers can pickle it."""
-
-    def __init__(self, read: Callable[[int], Image.Image], indices: list[int]) -> None:
-        self.read, self.indices = read, indices
-
-    def __call__(self, i: int) -> Image.Image:
-        return self.read(self.indices[i])
-
-
-class Dataset(Protocol):
-    """A data source. Its fields are the YAML keys below `data:`."""
-
-    def load(self, split: str) -> Split:
-        """List the samples of one split; raise DataError naming file, line and remedy."""
 
 
 class Objective(Protocol):

@@ -19,7 +19,8 @@ from riftcli.evaluation import scores as evaluate
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
-from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier
 from riftcli.models.head import reset_head
 from riftcli.protocols import PenaltyContext
 from riftcli.training.step import Step

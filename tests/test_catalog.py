@@ -9,7 +9,8 @@ import torch
 
 from riftcli import catalog
 from riftcli.errors import UsageError
-from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier
 from riftcli.models.head import reset_head
 from riftcli.protocols import PenaltyContext
 from riftcli.training.step import Step

@@ -10,6 +10,7 @@ import pytest
 from dataset_copies import pets
 from PIL import Image
 
+from riftcli.data.classes import class_counts
 from riftcli.data.datasets.csv_table import CsvTable
 from riftcli.data.datasets.demo_fashion import DemoFashion
 from riftcli.data.datasets.digits import Digits
@@ -17,9 +18,9 @@ from riftcli.data.datasets.image_folder import ImageFolder
 from riftcli.data.datasets.torchvision import Torchvision
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.images import read_image
-from riftcli.data.splits import class_counts, fingerprint, load_retention, load_split, load_splits
+from riftcli.data.splits import fingerprint, load_retention, load_split, load_splits
 from riftcli.errors import DataError
-from riftcli.protocols import SplitRules, SplitSpec
+from riftcli.recipe.sections import SplitRules, SplitSpec
 
 
 def refused(call, *arguments) -> str:

@@ -21,9 +21,9 @@ from riftcli.data import image_store as decode
 from riftcli.data.image_store import Decoding, ImageStore
 from riftcli.data.images import FileReader, read_image
 from riftcli.data.reading import needed_short_side, sift, with_pixels
+from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.errors import DataError, StorageError
-from riftcli.protocols import Split
 from riftcli.recipe.sections import AugmentSection, InputSection
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)

@@ -26,7 +26,7 @@ from riftcli import recipe as recipes
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.functional.sharpness import Ascent, measure
-from riftcli.models.backbone import Classifier
+from riftcli.models.classifier import Classifier
 
 SCHEMAS = {
     f"rift.{name}/1": Draft202012Validator(

@@ -31,6 +31,7 @@ from dataset_copies import (
     write,
 )
 
+from riftcli.data.classes import class_counts
 from riftcli.data.datasets.aptos2019 import Aptos2019
 from riftcli.data.datasets.captions import Captions
 from riftcli.data.datasets.cub200 import Cub200
@@ -38,9 +39,9 @@ from riftcli.data.datasets.imagenet import ImageNet
 from riftcli.data.datasets.isic2018 import Isic2018
 from riftcli.data.datasets.medfm import CHEST, MedFm
 from riftcli.data.datasets.torchvision import Torchvision
-from riftcli.data.splits import class_counts, load_splits
+from riftcli.data.splits import load_splits
 from riftcli.errors import DataError
-from riftcli.protocols import SplitRules, SplitSpec
+from riftcli.recipe.sections import SplitRules, SplitSpec
 
 TASKS = ["chest", "colon", "endo"]
 

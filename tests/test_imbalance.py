@@ -11,13 +11,14 @@ import pytest
 import torch
 from dataset_copies import picture
 
+from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed
 from riftcli.data.holdout import hold_out
-from riftcli.data.loader import ImageDataset, balancing_weights, epoch_batches
-from riftcli.data.transforms import sample_seed
+from riftcli.data.loader import ImageDataset
+from riftcli.data.split import Split
 from riftcli.errors import DataError
 from riftcli.methods.objectives.bce import BinaryCrossEntropy
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.protocols import Split, SplitSpec
+from riftcli.recipe.sections import SplitSpec
 
 
 def test_effective_weights_are_the_paper_s():

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from riftcli.data.batches import divide_batch, epoch_batches, eval_batches, steps_per_epoch
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
-from riftcli.data.loader import ImageDataset, divide_batch, epoch_batches, eval_batches, steps_per_epoch, train_loader
+from riftcli.data.loader import ImageDataset, train_loader
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import DataError, UsageError
 
@@ -106,7 +107,7 @@ def test_batch_arithmetic():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     from riftcli.data.images import FileReader
-    from riftcli.protocols import Split
+    from riftcli.data.split import Split
 
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import riftcli
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
-from riftcli.models.backbone import Backbone, Classifier, frozen_copy
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.weights import save_folder
 

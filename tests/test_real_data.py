@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from riftcli.data.classes import class_counts
 from riftcli.data.datasets.aptos2019 import Aptos2019
 from riftcli.data.datasets.cub200 import Cub200
 from riftcli.data.datasets.isic2018 import Isic2018
 from riftcli.data.datasets.medfm import MedFm
-from riftcli.data.splits import class_counts
 
 ROOT = Path(os.environ.get("RIFT_REAL_DATA", "/nonexistent"))
 

@@ -32,9 +32,10 @@ def attention(
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
     from riftcli.commands import common
+    from riftcli.console import say
     from riftcli.evaluation.encoder import sole
     from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw, head_rows
-    from riftcli.runs.result_table import say, write_csv
+    from riftcli.runs.result_table import write_csv
 
     common.check_out(out)
     subjects = common.open_subjects(run, [], overrides, own_data=not data)
@@ -60,7 +61,8 @@ def attention(
 
 def print_attention(findings: Findings) -> None:
     """Models down; the distance of the mean maps, of the single heads' maps, and the cosine, averaged over the images."""
-    from riftcli.runs.result_table import averaged, print_grid, shown
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import averaged, shown
 
     keys = ("js_distance", "js_distance_heads", "cosine")
     cells = {key: averaged(findings.rows, ["group"], key) for key in keys}

@@ -18,9 +18,10 @@ def centrality(
 ) -> None:
     """Distance of each run's backbone to the mean of all runs of its method."""
     from riftcli.commands import common
+    from riftcli.console import print_grid
     from riftcli.evaluation.candidates import open_runs
     from riftcli.evaluation.evaluators.centrality import centrality_run
-    from riftcli.runs.result_table import print_grid, shown
+    from riftcli.runs.result_table import shown
 
     common.check_out(out)
     findings = centrality_run(open_runs(runs, []), pretrained)

@@ -50,7 +50,7 @@ def open_subjects(
     paths = list(runs)
     if not paths and not models:
         paths = [newest_finished()]
-        from riftcli.runs.result_table import say
+        from riftcli.console import say
 
         if os.environ.get("RANK", "0") == "0":
             say(f"run: {paths[0]} (the newest finished one)")
@@ -128,7 +128,8 @@ def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as
 
     Rank 0 only.
     """
-    from riftcli.runs.result_table import leave, say
+    from riftcli.console import say
+    from riftcli.runs.result_table import leave
 
     folders = {subject.label: subject.folder for subject in subjects if subject.is_run and subject.folder is not None}
     written = leave(findings, folders, out)

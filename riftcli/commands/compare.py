@@ -22,11 +22,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """One table of finished runs: mean and spread over seeds, best in bold, change against the baseline."""
+    from riftcli.console import print_grid, say
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report import compare as tables
     from riftcli.report.records import record
     from riftcli.runs.folder import now
-    from riftcli.runs.result_table import print_grid, say
 
     check_out(out)
     records = [record(subject) for subject in open_runs(runs, [])]

@@ -32,9 +32,10 @@ def correlate(
 ) -> None:
     """Linear relation of similarity with kNN, calibration and accuracy over many runs, over means of bins."""
     from riftcli.commands import common
+    from riftcli.console import print_grid, say
     from riftcli.evaluation.candidates import open_runs
     from riftcli.evaluation.evaluators.correlation import correlate_run, draw
-    from riftcli.runs.result_table import print_grid, say, shown
+    from riftcli.runs.result_table import shown
 
     common.check_out(out)
     members = [(subject.label, subject.folder) for subject in open_runs(runs, []) if subject.folder is not None]

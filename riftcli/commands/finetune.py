@@ -125,7 +125,7 @@ def _check_in_parent(checked: Any, device: str, nproc: int, nnodes: str) -> None
     """What can be checked here is checked before anything is started."""
     import torch
 
-    from riftcli.data.loader import divide_batch
+    from riftcli.data.batches import divide_batch
     from riftcli.data.splits import load_retention, load_splits
     from riftcli.errors import EnvironmentError
 

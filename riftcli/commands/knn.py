@@ -61,7 +61,8 @@ def knn(
 
 def print_knn(findings: Findings) -> None:
     """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
-    from riftcli.runs.result_table import averaged, print_grid, shown
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import averaged, shown
 
     kinds = dict.fromkeys((row["classifier"], row["k"]) for row in findings.rows)
     for classifier, k in kinds:

@@ -24,11 +24,11 @@ def report(
 ) -> None:
     """One self-contained HTML page on one run or many."""
     from riftcli import dist
+    from riftcli.console import say
     from riftcli.errors import UsageError
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report.page import write_page
     from riftcli.report.records import record
-    from riftcli.runs.result_table import say
 
     if dist.launched():
         raise UsageError("rift report runs in one process: start it without torchrun")

@@ -54,8 +54,9 @@ def sharpness(
 
 def print_sharpness(findings: Findings) -> None:
     """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
+    from riftcli.console import print_grid
     from riftcli.evaluation.evaluators.sharpness import table_4
-    from riftcli.runs.result_table import print_grid, shown
+    from riftcli.runs.result_table import shown
 
     sets = list(dict.fromkeys(row["data"] for row in findings.rows))
     for title, lines in table_4(findings.rows):

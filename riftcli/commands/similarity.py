@@ -69,7 +69,8 @@ def draw_all_layers(report: Path) -> None:
 
 def print_similarity(findings: Findings) -> None:
     """Measures down, models across."""
-    from riftcli.runs.result_table import averaged, print_grid, shown
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import averaged, shown
 
     cells = averaged(findings.rows, ["data", "metric", "group"], "value")
     for data in dict.fromkeys(row["data"] for row in findings.rows):

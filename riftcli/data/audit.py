@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from riftcli.console import Console
+from riftcli.data.classes import class_counts, with_classes
 from riftcli.data.holdout import hold_out
 from riftcli.data.inspection import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
 from riftcli.data.parallel import in_parallel
-from riftcli.data.splits import class_counts, fingerprint, load_split, shared_samples, with_classes
+from riftcli.data.split import Split
+from riftcli.data.splits import fingerprint, load_split, shared_samples
 from riftcli.errors import DataError
-from riftcli.protocols import Split
 from riftcli.recipe.sections import Data, Recipe
 from riftcli.runs.folder import now
 

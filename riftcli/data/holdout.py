@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.protocols import Split, SplitSpec
+from riftcli.recipe.sections import SplitSpec
 
 
 def limit(split: Split, count: int, seed: int) -> Split:

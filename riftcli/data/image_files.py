@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from riftcli.data.images import EXTENSIONS, FileReader
+from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.protocols import Split
 from riftcli.recipe.sections import InputSection
 
 

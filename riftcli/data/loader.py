@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from riftcli.data.transforms import sample_seed
-from riftcli.errors import DataError, UsageError
-from riftcli.protocols import Split
+from riftcli.data.batches import eval_batches, sample_seed
+from riftcli.data.split import Split
+from riftcli.errors import DataError
 
 # Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
 # moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).
@@ -58,95 +58,9 @@ class TensorTable(Dataset):
         return self.features[i], self.targets[i], i
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Whole global batches in an epoch (the rest is dropped: batch statistics need full ones); raise DataError for none."""
-    steps = samples // batch_size
-    if steps == 0:
-        raise DataError(
-            f"{samples} training samples do not fill one batch of train.batch_size {batch_size}; "
-            f"use --set train.batch_size={max(2, samples)} or less"
-        )
-    return steps
-
-
-def divide_batch(batch_size: int, ranks: int, micro_batch_size: int | None) -> tuple[int, int]:
-    """(samples per rank and forward, forwards per step); raise UsageError when it does not come out even."""
-    if batch_size % ranks:
-        near = batch_size - batch_size % ranks or ranks
-        raise UsageError(
-            f"train.batch_size {batch_size} is global and does not divide over {ranks} ranks; "
-            f"use --set train.batch_size={near} or another --nproc-per-node"
-        )
-    per_rank = batch_size // ranks
-    micro = micro_batch_size or per_rank
-    if per_rank % micro:
-        raise UsageError(
-            f"train.micro_batch_size {micro} does not divide the {per_rank} samples of each rank "
-            f"(batch_size {batch_size} / {ranks} ranks)"
-        )
-    return micro, per_rank // micro
-
-
-def epoch_batches(
-    samples: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int,
-    ranks: int,
-    first_step: int = 0,
-    weights: torch.Tensor | None = None,
-) -> list[list[int]]:
-    """This rank's part of every global batch of an epoch, from `first_step` on.
-
-    Without weights every sample comes at most once. With weights (N,) samples are drawn with replacement in proportion, and
-    the k-th repetition of sample i in an epoch (k from 1) is i + k * N.
-    """
-    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, "order"))
-    steps, share = samples // batch_size, batch_size // ranks
-    if weights is None:
-        order = torch.randperm(samples, generator=generator)[: steps * batch_size]
-    else:
-        order = torch.multinomial(weights.double(), steps * batch_size, replacement=True, generator=generator)
-        order = order + samples * _repetition(order)
-    table = order.view(steps, ranks, share)[first_step:, rank]
-    return table.tolist()
-
-
-def _repetition(order: torch.Tensor) -> torch.Tensor:
-    """How often each entry of (n,) came before: 7 3 7 7 -> 0 0 1 2."""
-    by_value = order.argsort(stable=True)
-    ordered = order[by_value]
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    positions = torch.arange(len(order))
-    first = torch.where(starts, positions, torch.zeros_like(positions)).cummax(0).values
-    result = torch.empty_like(order)
-    result[by_value] = positions - first
-    return result
-
-
-def balancing_weights(targets: torch.Tensor) -> torch.Tensor:
-    """Sampling weights (N,) that make every class equally likely; targets (N,) or 0/1 (N, C).
-
-    Multi-label rows weigh the mean of 1 / count over their classes; rows without any finding are one class more.
-    """
-    if targets.dim() == 1:
-        return 1.0 / targets.bincount()[targets].double()
-    rows = targets.double()
-    healthy = (rows.sum(1) == 0).double()
-    rows = torch.cat([rows, healthy[:, None]], 1)
-    return (rows / rows.sum(0).clamp_min(1)).sum(1) / rows.sum(1)
-
-
 def train_loader(dataset: Dataset, batches: list[list[int]], workers: int) -> Iterator[Batch]:
     """Batches in the given order."""
     return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
-
-
-def eval_batches(samples: int, batch_size: int, rank: int, ranks: int) -> list[list[int]]:
-    """Whole batches dealt to ranks in turn: nothing is padded or repeated, and a batch is the same on any number of ranks."""
-    starts = range(rank * batch_size, samples, ranks * batch_size)
-    return [list(range(start, min(start + batch_size, samples))) for start in starts]
 
 
 def eval_loader(split: Split, transform: Any, batch_size: int, workers: int, rank: int, ranks: int) -> Iterator[Batch]:

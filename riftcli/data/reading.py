@@ -11,10 +11,10 @@ from riftcli.console import Console
 from riftcli.data.image_store import Decoding, ImageStore, file_state, stored_files, unreadable
 from riftcli.data.images import FileReader
 from riftcli.data.parallel import cores
+from riftcli.data.split import Split
 from riftcli.data.splits import Splits, load_retention, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 from riftcli.recipe.sections import AugmentSection, InputSection, Recipe
 
 

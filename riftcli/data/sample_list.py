@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from riftcli.data.images import EXTENSIONS, FileReader
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split, Task
+from riftcli.protocols import Task
 
 OnDuplicate = Literal["error", "first", "keep"]
 

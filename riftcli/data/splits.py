@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from riftcli.data.classes import with_classes
 from riftcli.data.holdout import hold_out, limit
+from riftcli.data.split import Dataset, Split
 from riftcli.errors import DataError
-from riftcli.protocols import Dataset, Split, SplitRules, SplitSpec
+from riftcli.recipe.sections import SplitRules, SplitSpec
 
 
 @dataclass(frozen=True)
@@ -114,31 +116,6 @@ class _Joined:
         return self.readers[part](i - int(self.starts[part]))
 
 
-def with_classes(trained: list[str], other: Split, allow_missing: bool) -> Split:
-    """The split with the training classes; raise DataError when it has others, in another order, or too few."""
-    if other.classes == trained:
-        return other
-    missing = [c for c in trained if c not in other.classes]
-    extra = [c for c in other.classes if c not in trained]
-    if not missing and not extra:
-        raise DataError(
-            f"split '{other.name}': same classes as in training but in another order "
-            f"({', '.join(other.classes[:5])}...); fix the order with data.classes"
-        )
-    if extra or not allow_missing:
-        remedy = "" if extra else ", or set data.allow_missing_classes: true"
-        raise DataError(
-            f"split '{other.name}': classes differ from training: missing {missing[:5] or 'none'}, "
-            f"unknown {extra[:5] or 'none'}; every split needs the same classes{remedy}"
-        )
-    position = np.asarray([trained.index(name) for name in other.classes])
-    if other.task == "multilabel":
-        targets = np.zeros((len(other), len(trained)), dtype=other.targets.dtype)
-        targets[:, position] = other.targets
-        return replace(other, classes=trained, targets=targets)
-    return replace(other, classes=trained, targets=position[other.targets])
-
-
 def shared_samples(one: Split, other: Split) -> list[str]:
     """Ids of `one` that `other` has too: by id, or as the same file behind another name (links)."""
     ids = set(other.ids)
@@ -183,10 +160,3 @@ def fingerprint(split: Split) -> str:
     for name, target in zip(split.ids, split.targets.tolist(), strict=True):
         digest.update(f"{name}\t{target}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def class_counts(split: Split) -> dict[str, int]:
-    """Samples (positives, for multi-label) per class."""
-    multilabel = split.task == "multilabel"
-    counts = split.targets.sum(0) if multilabel else np.bincount(split.targets, minlength=len(split.classes))
-    return {name: int(count) for name, count in zip(split.classes, counts, strict=True)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -88,9 +87,3 @@ class TrainTransform:
             return self._steps(image)
         finally:
             generator.set_state(state)
-
-
-def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
-    """A sample's own random seed: the same with any number of workers, ranks and resumptions."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # 63 bits: what torch's generators take

@@ -14,7 +14,8 @@ from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError, nearest
-from riftcli.models.backbone import Backbone, Classifier
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier
 from riftcli.models.weights import load_saved, read_config, sha256
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe

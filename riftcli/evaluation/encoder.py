@@ -13,6 +13,7 @@ from riftcli import dist
 from riftcli import recipe as recipes
 from riftcli.console import Console
 from riftcli.data import reading as inputs
+from riftcli.data.split import Split
 from riftcli.data.splits import load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
@@ -20,7 +21,6 @@ from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.candidates import Loaded, Subject
 from riftcli.evaluation.feature_cache import FeatureCache
 from riftcli.evaluation.features import Table
-from riftcli.protocols import Split
 from riftcli.recipe import Data, Recipe
 from riftcli.recipe.sections import InputSection
 

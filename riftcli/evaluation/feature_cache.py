@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from riftcli.data.image_store import file_state
+from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation.features import Table
 from riftcli.models.weights import sha256
-from riftcli.protocols import Split
 
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
 

@@ -12,8 +12,7 @@ from riftcli import dist
 from riftcli.data.loader import Batch
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
-from riftcli.functional.covariance import centre
-from riftcli.models.backbone import Classifier
+from riftcli.models.classifier import Classifier
 
 
 def encode_layers(
@@ -62,19 +61,3 @@ def _pooled(vit: Any, patches: torch.Tensor, prefix: torch.Tensor | None) -> tor
 def layer_names(count: int) -> list[str]:
     """block1 ... blockL, head: the last one is the feature before the head."""
     return [*(f"block{i}" for i in range(1, count)), "head"]
-
-
-def cka_table(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
-    """Biased linear CKA of every layer of one model with every layer of the other, in fp64; L, M tables -> (L, M).
-
-    NaN where a layer is constant (e.g. a class token before it has seen the image).
-    """
-    ours, theirs = ([_normed(rows) for rows in layers] for layers in (before, after))
-    return torch.stack([torch.stack([(x.T @ y).square().sum() for y in theirs]) for x in ours])
-
-
-def _normed(rows: torch.Tensor) -> torch.Tensor:
-    """Centred, and scaled such that the squared norm of a product of two is their CKA."""
-    rows = centre(rows.double())
-    norm = torch.linalg.norm(rows.T @ rows) if rows.shape[0] > rows.shape[1] else torch.linalg.norm(rows @ rows.T)
-    return rows / norm.sqrt() if float(norm) > 1e-20 else rows * torch.nan

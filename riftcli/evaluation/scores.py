@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from riftcli import catalog, dist
+from riftcli.data.classes import class_counts
 from riftcli.data.loader import eval_loader
-from riftcli.data.splits import class_counts, fingerprint
+from riftcli.data.split import Split
+from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.evaluation.features import Table, encode
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
-from riftcli.protocols import Predictions, Split
+from riftcli.protocols import Predictions
 from riftcli.runs.folder import now
 
 SCHEMA = "rift.metrics/1"

@@ -144,3 +144,19 @@ def cka(x: torch.Tensor, y: torch.Tensor, debiased: bool = False, chunk: int = 2
     for rows_x, rows_y in zip(x.split(chunk), y.split(chunk), strict=True):
         stream.update(rows_x, rows_y)
     return stream.debiased() if debiased else stream.biased()
+
+
+def cka_table(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
+    """Biased linear CKA of every layer of one model with every layer of the other, in fp64; L, M tables -> (L, M).
+
+    NaN where a layer is constant (e.g. a class token before it has seen the image).
+    """
+    ours, theirs = ([_normed(rows) for rows in layers] for layers in (before, after))
+    return torch.stack([torch.stack([(x.T @ y).square().sum() for y in theirs]) for x in ours])
+
+
+def _normed(rows: torch.Tensor) -> torch.Tensor:
+    """Centred, and scaled such that the squared norm of a product of two is their CKA."""
+    rows = centre(rows.double())
+    norm = torch.linalg.norm(rows.T @ rows) if rows.shape[0] > rows.shape[1] else torch.linalg.norm(rows @ rows.T)
+    return rows / norm.sqrt() if float(norm) > 1e-20 else rows * torch.nan

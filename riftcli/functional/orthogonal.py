@@ -47,3 +47,11 @@ class CayleyRotation(nn.Module):
         """max |Q^T Q - I|; ()."""
         q = self.matrix()
         return (q.T @ q - torch.eye(q.shape[0], dtype=q.dtype, device=q.device)).abs().max()
+
+
+def cayley(skew: torch.Tensor) -> torch.Tensor:
+    """Rotations (I - K)(I + K)^-1 of skew-symmetric matrices (..., b, b), in at least fp32 outside autocast."""
+    with torch.autocast(skew.device.type, enabled=False):
+        wide = skew if skew.dtype == torch.float64 else skew.float()
+        eye = torch.eye(wide.shape[-1], device=wide.device, dtype=wide.dtype)
+        return torch.linalg.solve(eye + wide, eye - wide, left=False)

@@ -12,8 +12,7 @@ from riftcli.errors import ModelError, UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
 from riftcli.models.surgery import merge
-from riftcli.models.weights import read_config, save_folder
-from riftcli.training.best import check_saved
+from riftcli.models.weights import check_saved, read_config, save_folder
 
 
 def merge_run(source: Path, out: Path | None, model: str | None) -> Path:

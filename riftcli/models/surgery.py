@@ -83,11 +83,3 @@ def merge(vit: nn.Module) -> nn.Module:
             parent, _, attribute = name.rpartition(".")
             setattr(vit.get_submodule(parent), attribute, module.merged().train(vit.training))
     return vit
-
-
-def cayley(skew: torch.Tensor) -> torch.Tensor:
-    """Rotations (I - K)(I + K)^-1 of skew-symmetric matrices (..., b, b), in at least fp32 outside autocast."""
-    with torch.autocast(skew.device.type, enabled=False):
-        wide = skew if skew.dtype == torch.float64 else skew.float()
-        eye = torch.eye(wide.shape[-1], device=wide.device, dtype=wide.dtype)
-        return torch.linalg.solve(eye + wide, eye - wide, left=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli import catalog
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import ModelError
+from riftcli.errors import ModelError, StorageError
 from riftcli.models.backbone import Backbone
 
 
@@ -96,3 +98,25 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+TOLERANCE = 1e-4  # of logits, against the largest of them
+
+
+@torch.inference_mode()
+def check_saved(folder: Path, vit: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raise StorageError unless the folder gives the same logits on one fixed batch: an adapter saved without its head, a
+    merge that does nothing and a half-written file all look well until somebody uses them.
+
+    On the CPU in fp32: a GPU's convolutions round to TF32, which a folded weight does in another way.
+    """
+    images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+        expected: Any = copy.deepcopy(vit).cpu().eval()(images)
+        got: Any = load_saved(folder, catalog.adapt)(images)
+    error = float((got - expected).abs().max())
+    if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise StorageError(
+            f"{folder}: the saved weights give other logits than the model in memory (difference {error:.3g}); a full disk, or a "
+            "bug: please report it with the recipe"
+        )

@@ -11,10 +11,22 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from riftcli import catalog
 from riftcli.errors import UsageError, nearest
-from riftcli.protocols import SplitRules, SplitSpec
 from riftcli.recipe import strict_yaml
-from riftcli.recipe.messages import flatten, show, wording
-from riftcli.recipe.sections import COMPONENTS, RULES, SECTIONS, SPLIT_KEYS, STRICT, TOP_LEVEL, Data, Recipe, SplitSection
+from riftcli.recipe.messages import show, wording
+from riftcli.recipe.resolved import _resolved, flatten
+from riftcli.recipe.sections import (
+    COMPONENTS,
+    RULES,
+    SECTIONS,
+    SPLIT_KEYS,
+    STRICT,
+    TOP_LEVEL,
+    Data,
+    Recipe,
+    SplitRules,
+    SplitSection,
+    SplitSpec,
+)
 
 Key = tuple[str | int, ...]  # a dotted key, split
 
@@ -286,34 +298,3 @@ def fields_model(cls: type) -> type[BaseModel]:
 
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _resolved_data(data: Data) -> dict[str, Any]:
-    def spec(split: SplitSpec | None) -> Any:
-        if split is None:
-            return None
-        if split == SplitSpec(split.name):
-            return split.name
-        named = {k: v for k, v in dataclasses.asdict(split).items() if v is not None and k != "name"}
-        if split.folds is None:
-            del named["fold"]
-        return {"from": split.name, **named}
-
-    fields = dataclasses.asdict(data.source)
-    splits = {"train": spec(data.train), "val": spec(data.val), "test": spec(data.test)}
-    return {"format": data.format, **fields, **splits, **dataclasses.asdict(data.rules)}
-
-
-def _resolved(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key in TOP_LEVEL:
-        if key in SECTIONS:
-            out[key] = parts[key].model_dump(by_alias=True)
-        elif key in COMPONENTS:
-            name = (raw.get(key) or {}).get("name", COMPONENTS[key])
-            out[key] = {"name": name, **dataclasses.asdict(parts[key])}
-        elif key == "data":
-            out[key] = _resolved_data(parts[key])
-        else:
-            out[key] = [_resolved_data(data) for data in parts[key]]
-    return out

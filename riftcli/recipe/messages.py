@@ -42,17 +42,3 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         return "a list"
     return "null" if value is None else str(value)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested data as {dotted key: value}; empty containers are values."""
-    if isinstance(tree, dict) and tree:
-        items = list(tree.items())
-    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        items = list(enumerate(tree))
-    else:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

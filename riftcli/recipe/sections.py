@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from riftcli import catalog
-from riftcli.protocols import SplitRules, SplitSpec
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -141,6 +140,41 @@ class EvalSection(Section):
 
 
 TRAJECTORY = ("acc", "cka", "ece")  # what a trajectory follows, beside the retention sets
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """One split as a recipe asks for it: a split of the source, or a part cut from another one.
+
+    name: split of the data source, e.g. `train`, or several joined by `+`; limit: keep that many samples, drawn with
+    `seed`, classes in proportion; fraction: hold that share out of `name` (validation only), or folds and fold: the
+    fold-th of so many parts (from 0); `group` keeps e.g. a patient whole.
+    """
+
+    name: str
+    limit: int | None = None
+    fraction: float | None = None
+    folds: int | None = None
+    fold: int = 0
+    group: str | None = None
+    seed: int = 0
+
+    @property
+    def held_out(self) -> bool:
+        """True when this split is cut from the training split."""
+        return self.fraction is not None or self.folds is not None
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """What may hold between the splits of one recipe beyond the strict default.
+
+    allow_overlap: samples in two splits are counted in the report instead of refused; allow_missing_classes: a split
+    that is not trained on may lack classes.
+    """
+
+    allow_overlap: bool = False
+    allow_missing_classes: bool = False
 
 
 @dataclass(frozen=True)

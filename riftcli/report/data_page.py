@@ -12,8 +12,8 @@ import numpy as np
 
 from riftcli.data.audit import Audit
 from riftcli.data.images import read_image
+from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.protocols import Split
 from riftcli.report.style import STYLE
 
 SAMPLES, CLASSES, SIDE = 6, 40, 112  # images of a class, classes, pixels

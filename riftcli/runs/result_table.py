@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,28 +68,6 @@ def shown(value: Any, std: float | None = None, digits: int = 4) -> str:
         return str(value)
     spread = "" if std is None else f" +- {std:.{digits}f}"
     return f"{value:.{digits}f}{spread}"
-
-
-def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on stderr, as wide as it needs to be where there is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        console = Console(stderr=True, highlight=False, width=max(console.width, 240))
-    console.print(title, markup=False, style="bold")
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-
-
-def say(text: str) -> None:
-    """A line on stderr: stdout is for --json."""
-    print(text, file=sys.stderr)
 
 
 def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, tuple[float | None, float | None, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import UsageError
-from riftcli.protocols import SplitSpec
+from riftcli.recipe.sections import SplitSpec
 from riftcli.runs.folder import write_json
 
 

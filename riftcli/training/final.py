@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from riftcli.data.splits import class_counts, fingerprint
+from riftcli.data.classes import class_counts
+from riftcli.data.splits import fingerprint
 from riftcli.evaluation import scores as evaluate
 from riftcli.models.weights import sha256
 from riftcli.recipe import Recipe

@@ -12,16 +12,20 @@ from torch import nn
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data import reading as inputs
-from riftcli.data.loader import ImageDataset, TensorTable, balancing_weights, divide_batch, epoch_batches, steps_per_epoch
-from riftcli.data.splits import Splits, class_counts
-from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform, sample_seed
+from riftcli.data.batches import balancing_weights, divide_batch, epoch_batches, sample_seed, steps_per_epoch
+from riftcli.data.classes import class_counts
+from riftcli.data.loader import ImageDataset, TensorTable
+from riftcli.data.split import Split
+from riftcli.data.splits import Splits
+from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import UsageError
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import Table
-from riftcli.models.backbone import Backbone, Classifier, HeadOnly, frozen_copy
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier, HeadOnly, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
-from riftcli.protocols import Penalty, PenaltyContext, Predictions, Split
+from riftcli.protocols import Penalty, PenaltyContext, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import environment
 from riftcli.training.optim import build_optimizer

@@ -13,9 +13,8 @@ from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation import scores as evaluate
-from riftcli.models.weights import save_folder
+from riftcli.models.weights import check_saved, save_folder
 from riftcli.runs import folder as runs
-from riftcli.training.best import check_saved
 from riftcli.training.final import model_entry
 from riftcli.training.setup import Parts, set_up
 

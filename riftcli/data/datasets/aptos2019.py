@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from riftcli.data.images import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import Cells, LabelTable, first_existing
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 
 CLASSES = ["No DR", "Mild", "Moderate", "Severe", "Proliferative DR"]
 OFFICIAL_ROWS = 3662

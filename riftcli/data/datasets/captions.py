@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
-from riftcli.data.images import EXTENSIONS, check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
+from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import numbered_lines, read_csv
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 
 
 @dataclass(frozen=True)

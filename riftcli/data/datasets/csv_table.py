@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from riftcli.data.images import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import LabelTable
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import Problems
-from riftcli.protocols import Split
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from riftcli.data.images import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 
 _FILES = ["images.txt", "image_class_labels.txt", "train_test_split.txt"]
 

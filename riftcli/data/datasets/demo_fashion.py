@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from riftcli.assets import ASSETS
-from riftcli.protocols import Split
+from riftcli.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class DemoFashion:
 
         import numpy as np
 
-        from riftcli.data.images import ArrayReader, check_split
+        from riftcli.data.folders import check_split
+        from riftcli.data.images import ArrayReader
 
         check_split("demo_fashion", split, ["test"])
         with np.load(ASSETS / "fashion_mnist_1000.npz", allow_pickle=False) as archive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from riftcli.protocols import Split
+from riftcli.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Digits:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        from riftcli.data.images import ArrayReader, check_split
+        from riftcli.data.folders import check_split
+        from riftcli.data.images import ArrayReader
 
         check_split("digits", split, ["train", "test"])
         bunch: Any = load_digits()

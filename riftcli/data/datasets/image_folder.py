@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from riftcli.data.images import EXTENSIONS, FileReader, check_exist, check_no_loose_images, check_split, existing_root
+from riftcli.data.folders import check_exist, check_no_loose_images, check_split, existing_root
+from riftcli.data.images import EXTENSIONS, FileReader
+from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.protocols import Split
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli.data.images import EXTENSIONS, check_no_loose_images, check_split, existing_root
+from riftcli.data.folders import check_no_loose_images, check_split, existing_root
+from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import LabelTable, first_existing, numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 
 _BASES = ["", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"]
 _LABELS = ["LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt"]

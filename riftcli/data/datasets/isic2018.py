@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from riftcli.data.images import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import LabelTable, first_existing, read_csv
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 
 CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # the order of the columns, which is not the alphabet's
 _PARTS = {"train": "Training", "val": "Validation", "test": "Test"}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from riftcli.data.images import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import LabelTable, numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, OnDuplicate, SampleList
+from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
-from riftcli.protocols import Split
 from riftcli.protocols import Task as TaskKind
 
 Part = Literal["chest", "colon", "endo"]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from riftcli.data.images import FileReader, check_exist, check_split, existing_root, to_rgb
+from riftcli.data.folders import check_exist, check_split, existing_root
+from riftcli.data.images import FileReader, to_rgb
+from riftcli.data.split import Split
 from riftcli.errors import DataError, nearest
-from riftcli.protocols import Split
 
 # name -> its splits
 _TRAIN_FLAG = ["train", "test"]

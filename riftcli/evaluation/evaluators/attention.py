@@ -13,11 +13,11 @@ from riftcli import dist
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
+from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
 from riftcli.evaluation.candidates import Subject, bases_of
 from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.evaluation.evaluators.attention_maps import attention_maps, jensen_shannon
-from riftcli.protocols import Split
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
 

@@ -12,12 +12,12 @@ import torch
 from riftcli import dist
 from riftcli.console import Console, Stopwatch
 from riftcli.data import reading as inputs
+from riftcli.data.split import Split
 from riftcli.data.splits import load_retention
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Loaded, Subject
 from riftcli.evaluation.encoder import DataSet, Encoder
 from riftcli.functional.knn import Neighbours, Vote, nearest, votes
-from riftcli.protocols import Split
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
 

@@ -13,13 +13,14 @@ from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
 from riftcli.data.loader import Batch, eval_loader
+from riftcli.data.split import Split
 from riftcli.data.splits import load_splits
 from riftcli.data.transforms import EvalTransform
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Loaded, Subject
 from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.functional.sharpness import Ascent, measure
-from riftcli.protocols import ObjectiveFn, Split
+from riftcli.protocols import ObjectiveFn
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
 

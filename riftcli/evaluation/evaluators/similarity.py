@@ -12,14 +12,16 @@ from riftcli import catalog, dist
 from riftcli.console import Stopwatch
 from riftcli.data import reading as inputs
 from riftcli.data.loader import eval_loader
+from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
 from riftcli.errors import DataError, UsageError, nearest
 from riftcli.evaluation.candidates import Loaded, Subject, bases_of
 from riftcli.evaluation.encoder import DataSet, Encoder, list_split
 from riftcli.evaluation.features import Table
-from riftcli.evaluation.layer_features import cka_table, encode_layers, layer_names
+from riftcli.evaluation.layer_features import encode_layers, layer_names
+from riftcli.functional.cka import cka_table
 from riftcli.functional.thinning import thinned
-from riftcli.protocols import Metric, Predictions, Split
+from riftcli.protocols import Metric, Predictions
 from riftcli.runs import folder as runs
 from riftcli.runs.result_table import Findings, Row
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli.models.surgery import cayley, plain_linear
+from riftcli.functional.orthogonal import cayley
+from riftcli.models.surgery import plain_linear
 
 
 class BoftLinear(nn.Module):

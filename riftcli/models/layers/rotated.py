@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from riftcli.models.surgery import cayley, plain_linear
+from riftcli.functional.orthogonal import cayley
+from riftcli.models.surgery import plain_linear
 
 
 class OftLinear(nn.Module):

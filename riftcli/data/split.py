@@ -1,0 +1,71 @@
+"""The samples of one split, not decoded, and what every data source must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from riftcli.protocols import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one split, not decoded: ids, targets, and how to read image i.
+
+    paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
+    missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample;
+    left_out: listed samples without an image, where the source was told to go on without them.
+    """
+
+    name: str
+    ids: list[str]
+    targets: np.ndarray  # (N,) int64 class index, or (N, C) uint8 of 0/1 for multi-label
+    classes: list[str]
+    read: Callable[[int], Image.Image]
+    task: Task = "multiclass"
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    paths: list[Path] | None = None
+    missing_groups: dict[str, str] = field(default_factory=dict)
+    captions: list[list[str]] | None = None
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Iterable[int], name: str | None = None) -> Split:
+        """The samples at `indices`, in that order."""
+        chosen = [int(i) for i in indices]
+        return replace(
+            self,
+            name=name or self.name,
+            ids=[self.ids[i] for i in chosen],
+            targets=self.targets[chosen],
+            read=_Indexed(self.read, chosen),
+            groups={key: [values[i] for i in chosen] for key, values in self.groups.items()},
+            paths=None if self.paths is None else [self.paths[i] for i in chosen],
+            captions=None if self.captions is None else [self.captions[i] for i in chosen],
+        )
+
+
+class _Indexed:
+    """`read` through a list of indices; a class rather than a closure so that data workers can pickle it."""
+
+    def __init__(self, read: Callable[[int], Image.Image], indices: list[int]) -> None:
+        self.read, self.indices = read, indices
+
+    def __call__(self, i: int) -> Image.Image:
+        return self.read(self.indices[i])
+
+
+class Dataset(Protocol):
+    """A data source. Its fields are the YAML keys below `data:`."""
+
+    def load(self, split: str) -> Split:
+        """List the samples of one split; raise DataError naming file, line and remedy."""
