@@ -15,6 +15,7 @@ from riftcli import catalog, dist
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
 from riftcli.data.transforms import Preprocessing
+from riftcli.evaluation import features
 from riftcli.evaluation import scores as evaluate
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
@@ -117,7 +118,7 @@ def predictions() -> dict[str, torch.Tensor]:
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
     reset_head(vit, 10, seed=0)
     split = limit(Digits().load("test"), 21, seed=0)
-    table = evaluate.encode_split(
+    table = features.encode_split(
         Classifier(vit), split, Preprocessing.of_model(vit, 16, 1.0), torch.device("cpu"), batch_size=2, workers=0
     )
     seen = evaluate.predictions(split, table, table.features * 2)

@@ -145,10 +145,11 @@ def test_eval_reads_the_newest_run_back(rift, tiny_recipe, write_recipe, tmp_pat
 
 
 def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, write_recipe, tiny_weights, read_json, monkeypatch):
+    from riftcli.evaluation import features
     from riftcli.evaluation import scores as evaluate
 
     encoded: list[str] = []
-    real = evaluate.encode_split
+    real = features.encode_split
     monkeypatch.setattr(evaluate, "encode_split", lambda model, split, *a: encoded.append(split.name) or real(model, split, *a))
     for augment in ({}, {"crop_min_area": 0.5}):
         encoded.clear()

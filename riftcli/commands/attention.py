@@ -32,8 +32,8 @@ def attention(
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
     from riftcli.commands import common
+    from riftcli.commands.common import sole
     from riftcli.console import say
-    from riftcli.evaluation.encoder import sole
     from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw, head_rows
     from riftcli.runs.result_table import write_csv
 

@@ -6,13 +6,17 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from riftcli.errors import UsageError
+from riftcli.recipe import Recipe
+
 if TYPE_CHECKING:
     from riftcli.evaluation.candidates import Subject
-    from riftcli.evaluation.encoder import DataSet, Encoder
+    from riftcli.evaluation.data_sets import DataSet
+    from riftcli.evaluation.encoder import Encoder
     from riftcli.recipe import Recipe
     from riftcli.runs.result_table import Findings
 
@@ -73,7 +77,7 @@ def with_pretrained(subjects: list[Subject]) -> list[Subject]:
 def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Sequence[str]) -> list[DataSet]:
     """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
     from riftcli.errors import UsageError
-    from riftcli.evaluation.encoder import DataSet, distinct_sets, open_data
+    from riftcli.evaluation.data_sets import DataSet, distinct_sets, open_data
 
     if wishes:
         return distinct_sets([open_data(wish, list(overrides)) for wish in wishes])
@@ -147,10 +151,16 @@ def open_other(wish: str, overrides: Sequence[str]) -> Subject:
     path = Path(wish).expanduser()
     if path.is_dir():
         from riftcli.errors import UsageError
-        from riftcli.evaluation.encoder import sole
 
         for override in overrides:
             if override.startswith("model.") and not override.startswith("model.weights"):
                 raise UsageError(f"--set {override}: --against {wish} is a folder of weights, which has its own model")
         return sole(subjects.open_runs([path], []), f"--against {wish}")
     return subjects.open_model(wish, [o for o in overrides if o.startswith("model.")])
+
+
+def sole(values: list[Any], what: str) -> Any:
+    """The one value; raise UsageError when a command that looks at one model or data set is given several."""
+    if len(values) != 1:
+        raise UsageError(f"{what}: give exactly one, not {len(values)}")
+    return values[0]

@@ -25,8 +25,9 @@ def compare(
     from riftcli.console import print_grid, say
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report import compare as tables
+    from riftcli.report import formats
     from riftcli.report.records import record
-    from riftcli.runs.folder import now
+    from riftcli.runs.provenance import now
 
     check_out(out)
     records = [record(subject) for subject in open_runs(runs, [])]
@@ -37,15 +38,15 @@ def compare(
         texts = []
         for name in names:
             cell = table.rows[name].get(column)
-            texts.append(tables.text_of(column, cell) + ("*" if cell and cell.best else ""))
+            texts.append(formats.text_of(column, cell) + ("*" if cell and cell.best else ""))
         lines.append([column, *texts])
     tested = any(cell.p is not None for row in table.rows.values() for cell in row.values())
     against = f"; changes against {table.baseline}" if table.baseline else ""
     against += ", p of the paired t test" if tested else ""
     print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
     if out is not None:
-        for path in tables.write(out, table):
+        for path in formats.write(out, table):
             say(f"table: {path}")
     if as_json:
         report = {"schema": "rift.compare/1", "command": "compare", "created": now(), "baseline": table.baseline}
-        print(json.dumps({**report, "rows": tables.flat(table)}, indent=1))
+        print(json.dumps({**report, "rows": formats.flat(table)}, indent=1))

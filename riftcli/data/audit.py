@@ -20,7 +20,7 @@ from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint, load_split, shared_samples
 from riftcli.errors import DataError
 from riftcli.recipe.sections import Data, Recipe
-from riftcli.runs.folder import now
+from riftcli.runs.provenance import now
 
 SCHEMA = "rift.data_check/1"
 MOST_EXAMPLES = 10_000  # in the report; the terminal shows a few

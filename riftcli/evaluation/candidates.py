@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from riftcli.models.weights import load_saved, read_config, sha256
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import read_run
+from riftcli.runs.series import _home, seeds_of
 
 RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # what evaluation may change of a run
 
@@ -140,11 +140,6 @@ def open_runs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Subject]:
     return distinct([_placed(subject, homes) for subject in found])
 
 
-def _home(folder: Path) -> Path:
-    """The folder that seeds or folds share, else the run itself."""
-    return folder.parent if SEED.fullmatch(folder.name) else folder
-
-
 def _placed(subject: Subject, homes: dict[str, list[Path]]) -> Subject:
     """Groups of one name in different folders are told apart by the folder above them."""
     assert subject.folder is not None
@@ -154,17 +149,6 @@ def _placed(subject: Subject, homes: dict[str, list[Path]]) -> Subject:
         return subject
     group = str(Path(*home.parts[-2:]))
     return replace(subject, group=group, label=group if home == place else f"{group}/{place.name}")
-
-
-SEED = re.compile(r"[sf]\d+")  # folders of --repeats and --folds
-
-
-def seeds_of(path: Path) -> list[Path]:
-    """The runs below a folder of --repeats or --folds, in order; none for a run itself."""
-    if (path / "run.json").is_file():
-        return []
-    named = (file.parent for file in path.glob("*/run.json") if SEED.fullmatch(file.parent.name))
-    return sorted(named, key=lambda run: (len(run.name), run.name))
 
 
 def open_run(run: Path, overrides: Sequence[str]) -> Subject:

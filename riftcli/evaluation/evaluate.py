@@ -12,14 +12,17 @@ from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
 from riftcli.data.splits import load_splits
 from riftcli.errors import UsageError, nearest
+from riftcli.evaluation import metrics_json
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.candidates import open_run
-from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
 from riftcli.report.plots.reliability import write_reliability
 from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay
 
@@ -67,16 +70,16 @@ def evaluate_run(
         base = subject.pretrained().load(torch_device)
         table = encoder.encode(base, split, recipe.input, f"{split.name} with the pretrained model")
         seen = replace(seen, reference=table.features)
-    report = evaluate.report("eval", subject.entry(loaded), split, seen, names, recipe.data.name)
-    report["data"] |= evaluate.exceptions(_overlap(recipe), {split.name: skipped} if skipped else {})
+    report = metrics_json.report("eval", subject.entry(loaded), split, seen, names, recipe.data.name)
+    report["data"] |= metrics_json.exceptions(_overlap(recipe), {split.name: skipped} if skipped else {})
     if temperature:
         report["temperature"] = _with_temperature(seen, predicted, source, loaded.classes, encoder)
     report["timing"] = {
         "seconds": clock.seconds,
         "images_per_second": len(split) / clock.seconds,
-        "peak_memory_bytes": evaluate.peak_memory_bytes(torch_device),
+        "peak_memory_bytes": provenance.peak_memory_bytes(torch_device),
     }
-    report["env"] = runs.environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
+    report["env"] = provenance.environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
     target = folder / "eval" / f"{recipe.data.name}-{split.name}"
     if dist.is_main():
         evaluate.write_tables(target, split, seen)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from riftcli import dist
-from riftcli.data.loader import Batch
-from riftcli.data.transforms import Preprocessing
+from riftcli.data.loader import Batch, eval_loader
+from riftcli.data.split import Split
+from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.protocols import Output
 
 
@@ -50,3 +52,17 @@ def encode(
     back = order.argsort()
     # clone: tensors made under inference_mode cannot enter a graph later
     return Table(torch.cat([part[1] for part in gathered])[back].clone(), torch.cat([part[2] for part in gathered])[back].clone())
+
+
+def encode_split(
+    model: torch.nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    tick: Any = lambda n: None,
+) -> Table:
+    """A split through a model, sharded over ranks; the same table on each."""
+    batches = eval_loader(split, EvalTransform(preprocessing), batch_size, workers, dist.rank(), dist.world_size())
+    return encode(model, batches, len(split), preprocessing, device, tick)

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-import resource
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from riftcli import catalog, dist
-from riftcli.data.classes import class_counts
-from riftcli.data.loader import eval_loader
+from riftcli import catalog
 from riftcli.data.split import Split
-from riftcli.data.splits import fingerprint
-from riftcli.data.transforms import EvalTransform, Preprocessing
-from riftcli.evaluation.features import Table, encode
-from riftcli.functional.cka import cka
-from riftcli.functional.knn import knn_accuracy
+from riftcli.evaluation.features import Table
+from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
+from riftcli.functional.calibration import reliability
 from riftcli.protocols import Predictions
-from riftcli.runs.folder import now
-
-SCHEMA = "rift.metrics/1"
-
-
-def encode_split(
-    model: torch.nn.Module,
-    split: Split,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    tick: Any = lambda n: None,
-) -> Table:
-    """A split through a model, sharded over ranks; the same table on each."""
-    batches = eval_loader(split, EvalTransform(preprocessing), batch_size, workers, dist.rank(), dist.world_size())
-    return encode(model, batches, len(split), preprocessing, device, tick)
+from riftcli.runs.result_table import Row
 
 
 def predictions(split: Split, table: Table, reference: torch.Tensor | None) -> Predictions:
@@ -55,74 +34,6 @@ def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
             result |= {"value": None, "reason": "not a finite number: the logits or features are not"}
         scores[name] = {**result, "n": len(seen.targets), "higher_is_better": metric.higher_is_better}
     return scores
-
-
-def retained(
-    split: Split,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    k: int,
-    bank: Split | None = None,
-    bank_tables: Any = None,
-    score_before: bool = True,
-) -> dict[str, Any]:
-    """What a set that was not trained on tells: kNN accuracy before and after, and CKA between the two.
-
-    before, after: (N, D) features of the pretrained and the finetuned model. Without a bank the split is scored
-    leave-one-out. bank_tables: (before, after) features of the bank. score_before: False leaves `knn_before` out.
-    """
-    targets = torch.from_numpy(split.targets)
-
-    def accuracy(features: torch.Tensor, which: int) -> float:
-        if bank is None:
-            return knn_accuracy(features, targets, k=k)
-        return knn_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets, k=k)
-
-    start = {"knn_before": accuracy(before, 0)} if score_before else {}
-    return {
-        "n": len(split),
-        "bank": "leave-one-out" if bank is None else bank.name,
-        "k": k,
-        **start,
-        "knn_after": accuracy(after, 1),
-        "cka": cka(before, after),
-    }
-
-
-def report(
-    command: str, model: dict[str, Any], split: Split, seen: Predictions, metrics: list[str], data_name: str
-) -> dict[str, Any]:
-    """The body of metrics.json (schema rift.metrics/1), without timing."""
-    scores = score(metrics, seen)
-    per_class: dict[str, dict[str, Any]] = {name: {"n": n} for name, n in class_counts(split).items()}
-    for name, entry in scores.items():
-        for label, value in entry.pop("per_class", {}).items():
-            per_class[label][name] = value
-    return {
-        "schema": SCHEMA,
-        "command": command,
-        "created": now(),
-        "model": model,
-        "data": {
-            "name": data_name,
-            "split": split.name,
-            "n": len(split),
-            "classes": split.classes,
-            "class_counts": class_counts(split),
-            "fingerprint": fingerprint(split),
-        },
-        "metrics": scores,
-        "per_class": per_class,
-        "confusion_matrix": confusion(seen),
-    }
-
-
-def exceptions(overlap: dict[str, int], skipped: dict[str, list[str]]) -> dict[str, Any]:
-    """What a reader of the `data` part must know: samples that splits share, and images that were left out."""
-    found: dict[str, Any] = {"overlap": overlap} if overlap else {}
-    if skipped:
-        found["skipped"] = {name: {"n": len(ids), "ids": ids} for name, ids in skipped.items()}
-    return found
 
 
 def confusion(seen: Predictions) -> dict[str, Any]:
@@ -165,8 +76,20 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
             writer.writerows(zip(seen.classes, *columns, strict=True))
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process: allocated on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+BINS = ExpectedCalibrationError.bins
+
+
+def reliability_rows(seen: Predictions) -> list[Row]:
+    """One row per bin of equal width; for multi-label data all labels together."""
+    confidence, correct = confidences(seen)
+    found = reliability(confidence.flatten(), correct.flatten(), BINS)
+    return [
+        {
+            "low": float(found.edges[i]),
+            "high": float(found.edges[i + 1]),
+            "count": int(found.count[i]),
+            "confidence": float(found.confidence[i]) if found.count[i] else None,
+            "accuracy": float(found.accuracy[i]) if found.count[i] else None,
+        }
+        for i in range(len(found.count))
+    ]

@@ -12,15 +12,16 @@ from safetensors import safe_open
 from riftcli.console import Console
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Subject
-from riftcli.evaluation.encoder import DataSet, Encoder
+from riftcli.evaluation.data_sets import DataSet
+from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.evaluate import evaluate_run
 from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw
 from riftcli.evaluation.evaluators.sharpness import sharpness_run
 from riftcli.evaluation.evaluators.similarity import DEFAULT, Question, similarity_run
+from riftcli.evaluation.metrics_json import eval_name
 from riftcli.functional.sharpness import Ascent
-from riftcli.report.records import read_json, read_report
+from riftcli.runs.reader import read_json, read_report
 from riftcli.runs.result_table import leave
-from riftcli.training.final import eval_name
 
 SAMPLE = 6  # images of an attention picture
 COMMANDS = {

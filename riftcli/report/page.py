@@ -11,15 +11,17 @@ from typing import Any
 import jinja2
 
 from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.metrics_json import eval_name
 from riftcli.report import figures
-from riftcli.report.compare import Cell, Comparison, compare, text_of
+from riftcli.report.compare import Cell, Comparison, compare
 from riftcli.report.figures import Figure
+from riftcli.report.formats import text_of
 from riftcli.report.missing import COMMANDS, lacking
-from riftcli.report.plots.curves import read_rows
-from riftcli.report.records import Record, read_json, read_report, record
+from riftcli.report.records import Record, record
 from riftcli.report.style import STYLE
-from riftcli.runs.folder import now, read_run
-from riftcli.training.final import eval_name
+from riftcli.runs.folder import read_run
+from riftcli.runs.provenance import now
+from riftcli.runs.reader import read_json, read_report, read_rows
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -89,7 +91,7 @@ def _two_lines(column: str, cell: Cell | None) -> tuple[str, str]:
 
 
 def _flat(table: Comparison) -> list[dict[str, Any]]:
-    from riftcli.report.compare import flat
+    from riftcli.report.formats import flat
 
     return [{**row, "values": " ".join(map(str, row["values"] or []))} for row in flat(table)]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from riftcli import catalog
-from riftcli.errors import StorageError, UsageError
+from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Subject
 from riftcli.recipe import Recipe
+from riftcli.runs.reader import read_json, read_report
 from riftcli.runs.result_table import PLAIN
 
 
@@ -32,21 +32,6 @@ class Record:
         """Seed, and where there are folds which one: what tells the runs of a row apart and pairs them with another row's."""
         val = self.recipe.data.val
         return self.seed, *((val.folds, val.fold, val.seed) if val is not None and val.folds else ())
-
-
-def read_report(run: Path) -> dict[str, Any]:
-    """metrics.json of a finished run; raise UsageError or StorageError."""
-    return read_json(run / "metrics.json", f"{run}: no metrics.json; the run has not finished")
-
-
-def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """A JSON object; raise UsageError(missing) when there is no file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(missing or f"{path}: no such file") from None
-    except ValueError as error:
-        raise StorageError(f"{path}: not valid JSON ({error})") from error
 
 
 def record(subject: Subject) -> Record:

@@ -5,24 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import platform
 import shutil
-import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from riftcli.errors import RiftError, StorageError, Terminated, UsageError
-from riftcli.version import __version__
+from riftcli.runs.provenance import now
 
 RUNS = Path("runs")
-
-
-def now() -> str:
-    """UTC time, ISO 8601, seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def default_folder(name: str, seed: int) -> Path:
@@ -166,40 +158,3 @@ def newest_finished() -> Path:
     if not done:
         raise UsageError(f"no finished run under {RUNS}/; pass --run DIR, or start one with `rift finetune --recipe NAME`")
     return max(done)[1]
-
-
-def environment(device: Any, precision: str, world_size: int, seed: int) -> dict[str, Any]:
-    """The `env` part of a report; `device` is a torch.device."""
-    import timm
-    import torch
-
-    return {
-        "riftcli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "world_size": world_size,
-        "precision": precision,
-        "seed": seed,
-    }
-
-
-def provenance(env: dict[str, Any]) -> dict[str, Any]:
-    """What made this run: command, versions, machine, commit."""
-    import torch
-
-    command = json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]]
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "git": _git_commit()}
-    return {"created": now(), "command": command, "seed": env["seed"], "pid": os.getpid(), "env": {**env, **machine}}
-
-
-def _git_commit() -> str | None:
-    """Commit of the working directory, if it is a repository."""
-    import subprocess
-
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None

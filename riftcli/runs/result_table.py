@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from riftcli.runs.folder import now, write_json
+from riftcli.runs.folder import write_json
+from riftcli.runs.provenance import now
 
 SCHEMA = "rift.table/1"
 Row = dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -105,3 +106,19 @@ def _print_spread(entries: dict[str, Any], what: str) -> None:
     for name, entry in entries.items():
         if entry["mean"] is not None:
             print(f"{name}: {entry['mean']:.4f} +- {entry['std'] or 0:.4f} over {entry['n']} {what}", file=sys.stderr)
+
+
+def _home(folder: Path) -> Path:
+    """The folder that seeds or folds share, else the run itself."""
+    return folder.parent if SEED.fullmatch(folder.name) else folder
+
+
+SEED = re.compile(r"[sf]\d+")  # folders of --repeats and --folds
+
+
+def seeds_of(path: Path) -> list[Path]:
+    """The runs below a folder of --repeats or --folds, in order; none for a run itself."""
+    if (path / "run.json").is_file():
+        return []
+    named = (file.parent for file in path.glob("*/run.json") if SEED.fullmatch(file.parent.name))
+    return sorted(named, key=lambda run: (len(run.name), run.name))

@@ -7,8 +7,8 @@ import dataclasses
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.loader import train_loader
-from riftcli.evaluation import scores as evaluate
 from riftcli.recipe import Recipe, flatten
+from riftcli.runs import provenance
 from riftcli.training.setup import set_up
 
 
@@ -27,7 +27,7 @@ def dry_run(recipe: Recipe, device: str) -> None:
     print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")
     weights = sum(p.numel() * p.element_size() for p in parts.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
-    memory = evaluate.peak_memory_bytes(parts.device)
+    memory = provenance.peak_memory_bytes(parts.device)
     if parts.device.type == "cuda":
         memory += 2 * trained  # the optimizer's moments are not there yet
     # last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from riftcli.data.classes import class_counts
 from riftcli.data.splits import fingerprint
+from riftcli.evaluation import metrics_json
 from riftcli.evaluation import scores as evaluate
-from riftcli.models.weights import sha256
-from riftcli.recipe import Recipe
+from riftcli.evaluation.metrics_json import eval_name, model_entry
 from riftcli.report.plots.reliability import write_reliability
+from riftcli.runs import provenance
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Parts
@@ -26,8 +26,8 @@ def final_report(session: Session) -> dict[str, Any]:
     seen = parts.predict(test, "test")
     weights = session.folder.path / "model" / "model.safetensors" if session.folder else None
     model = model_entry(recipe, parts.vit, weights, epoch, trainable)
-    report = evaluate.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
-    report["data"] |= evaluate.exceptions(parts.splits.overlap, parts.skipped)
+    report = metrics_json.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
+    report["data"] |= metrics_json.exceptions(parts.splits.overlap, parts.skipped)
     report["training_data"] = training_data(parts)
     report["validation"] = progress.best_metrics
     report["retention"] = measure_retention(parts)
@@ -35,7 +35,7 @@ def final_report(session: Session) -> dict[str, Any]:
     report["timing"] = {
         "train_seconds": progress.train_seconds,
         "images_per_second": images / progress.train_seconds if progress.train_seconds else None,
-        "peak_memory_bytes": evaluate.peak_memory_bytes(parts.device),
+        "peak_memory_bytes": provenance.peak_memory_bytes(parts.device),
     }
     report["env"] = parts.environment()
     if session.folder:
@@ -55,25 +55,6 @@ def training_data(parts: Parts) -> dict[str, Any]:
         "class_weights": None if weights is None else dict(zip(train.classes, weights.tolist(), strict=True)),
         "sampler": parts.recipe.train.sampler,
         "fingerprint": fingerprint(train),
-    }
-
-
-def eval_name(report: dict[str, Any]) -> str:
-    """Folder of a report below eval/: <dataset>-<split>."""
-    return f"{report['data']['name']}-{report['data']['split']}"
-
-
-def model_entry(recipe: Recipe, vit: Any, weights: Path | None, epoch: int | None, trainable: int | None) -> dict[str, Any]:
-    """The `model` part of a report."""
-    return {
-        "path": str(weights.parent) if weights else None,
-        "architecture": vit.pretrained_cfg["architecture"],
-        "method": recipe.method,
-        "sha256": sha256(weights) if weights else None,
-        "weights": "raw",
-        "epoch": epoch,
-        "params": sum(p.numel() for p in vit.parameters()),
-        "trainable_params": trainable,
     }
 
 

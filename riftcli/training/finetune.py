@@ -17,12 +17,14 @@ from riftcli.data.splits import fingerprint
 from riftcli.errors import DivergedError, RiftError, Terminated
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.candidates import open_run
+from riftcli.evaluation.metrics_json import eval_name
 from riftcli.recipe import Recipe
 from riftcli.report.page import write_page
 from riftcli.report.plots.curves import plot_run
 from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.training.best import keep_model
-from riftcli.training.final import eval_name, final_report, summary
+from riftcli.training.final import final_report, summary
 from riftcli.training.optim import lr_factor, set_lr
 from riftcli.training.retention import trajectory_row
 from riftcli.training.setup import set_up
@@ -75,7 +77,7 @@ def _finetune(
     parts = set_up(recipe, device, console, resuming)
     session = Session(parts, Progress(), folder, console, stop)
     if folder and not resuming:
-        made_by = runs.provenance(parts.environment())
+        made_by = provenance.provenance(parts.environment())
         samples = {name: fingerprint(split) for name, split in parts.splits.named().items()}
         folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by, "samples": samples})
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
@@ -99,7 +101,7 @@ def _finetune(
         runs.write_json(folder.path / "eval" / eval_name(report) / "metrics.json", report)
         plot_run(folder.path)
         write_page(folder.path / "report.html", [open_run(folder.path, [])])
-        folder.update(status="completed", finished=runs.now(), steps=session.progress.step)
+        folder.update(status="completed", finished=provenance.now(), steps=session.progress.step)
         console.line(summary(report))
         console.line(f"report: {folder.path / 'metrics.json'} and report.html beside it")
     dist.barrier()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from riftcli.evaluation import scores as evaluate
+import torch
+
+from riftcli.data.split import Split
+from riftcli.functional.cka import cka
+from riftcli.functional.knn import knn_accuracy
+from riftcli.training import retention
 from riftcli.training.setup import Parts
 
 
@@ -23,7 +28,7 @@ def measure_retention(parts: Parts, before: bool = True) -> dict[str, Any]:
             tables = (parts.references[f"retention/{i}/bank"], parts.predict(bank).features)
         name = recipe.retention[i].name
         key = name if name not in entries else f"{name}-{i}"
-        entries[key] = evaluate.retained(query, start, now, recipe.eval.knn_k, bank, tables, before)
+        entries[key] = retention.retained(query, start, now, recipe.eval.knn_k, bank, tables, before)
     return entries
 
 
@@ -33,3 +38,35 @@ def trajectory_row(parts: Parts) -> dict[str, float | None]:
     for name, entry in measure_retention(parts, before=False).items():
         row[f"retention/{name}/knn"], row[f"retention/{name}/cka"] = entry["knn_after"], entry["cka"]
     return row
+
+
+def retained(
+    split: Split,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    k: int,
+    bank: Split | None = None,
+    bank_tables: Any = None,
+    score_before: bool = True,
+) -> dict[str, Any]:
+    """What a set that was not trained on tells: kNN accuracy before and after, and CKA between the two.
+
+    before, after: (N, D) features of the pretrained and the finetuned model. Without a bank the split is scored
+    leave-one-out. bank_tables: (before, after) features of the bank. score_before: False leaves `knn_before` out.
+    """
+    targets = torch.from_numpy(split.targets)
+
+    def accuracy(features: torch.Tensor, which: int) -> float:
+        if bank is None:
+            return knn_accuracy(features, targets, k=k)
+        return knn_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets, k=k)
+
+    start = {"knn_before": accuracy(before, 0)} if score_before else {}
+    return {
+        "n": len(split),
+        "bank": "leave-one-out" if bank is None else bank.name,
+        "k": k,
+        **start,
+        "knn_after": accuracy(after, 1),
+        "cka": cka(before, after),
+    }

@@ -11,7 +11,6 @@ from torch import nn
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data import reading as inputs
 from riftcli.data.batches import balancing_weights, divide_batch, epoch_batches, sample_seed, steps_per_epoch
 from riftcli.data.classes import class_counts
 from riftcli.data.loader import ImageDataset, TensorTable
@@ -19,6 +18,7 @@ from riftcli.data.split import Split
 from riftcli.data.splits import Splits
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import UsageError
+from riftcli.evaluation import features
 from riftcli.evaluation import scores as evaluate
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import Table
@@ -27,7 +27,8 @@ from riftcli.models.classifier import Classifier, HeadOnly, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.protocols import Penalty, PenaltyContext, Predictions
 from riftcli.recipe import Recipe
-from riftcli.runs.folder import environment
+from riftcli.runs.provenance import environment
+from riftcli.training import data
 from riftcli.training.optim import build_optimizer
 from riftcli.training.step import Step
 
@@ -73,7 +74,7 @@ class Parts:
         """A split through the network as it is now; `reference` names the pretrained features to compare with."""
         settings = self.recipe
         dist.broadcast_tensors(list(self.vit.buffers()))  # batch norm statistics differ between ranks; rank 0's are saved
-        table = evaluate.encode_split(
+        table = features.encode_split(
             self.classifier, split, self.preprocessing, self.device, settings.eval.batch_size, settings.train.workers
         )
         return evaluate.predictions(split, table, self.references.get(reference) if reference else None)
@@ -87,7 +88,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     micro, accumulation = divide_batch(recipe.train.batch_size, ranks, recipe.train.micro_batch_size)
 
     # data
-    data = inputs.load_data(recipe, console)
+    data = data.load_data(recipe, console)
     _check_task(recipe, data.splits)
     train, num_classes = data.splits.train, len(data.splits.train.classes)
     per_epoch = steps_per_epoch(len(train), recipe.train.batch_size)
@@ -102,7 +103,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     vit: Any = backbone.build().to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
-    data = inputs.decoded(data, recipe, preprocessing, console)
+    data = data.decoded(data, recipe, preprocessing, console)
     splits, train, retention = data.splits, data.splits.train, data.retention
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in vit.modules()) and (ranks > 1 or accumulation > 1):
         raise UsageError(

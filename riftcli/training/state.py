@@ -13,6 +13,7 @@ from riftcli.console import Console
 from riftcli.data.splits import fingerprint
 from riftcli.errors import DataError, RiftError, UsageError
 from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.training import checkpoint
 from riftcli.training.setup import Parts
 
@@ -131,5 +132,5 @@ def restore(session: Session) -> None:
     parts.trace_0 = state.get("trace_0", parts.trace_0)
     if session.folder:
         session.folder.truncate_metrics(session.progress.step)
-        session.folder.update(status="running", resumed=runs.now())
+        session.folder.update(status="running", resumed=provenance.now())
     session.console.line(f"resuming after step {session.progress.step} of {parts.total_steps}")

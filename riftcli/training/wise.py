@@ -12,10 +12,12 @@ from riftcli import dist
 from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
+from riftcli.evaluation import metrics_json
 from riftcli.evaluation import scores as evaluate
+from riftcli.evaluation.metrics_json import model_entry
 from riftcli.models.weights import check_saved, save_folder
 from riftcli.runs import folder as runs
-from riftcli.training.final import model_entry
+from riftcli.runs import provenance
 from riftcli.training.setup import Parts, set_up
 
 State = dict[str, torch.Tensor]
@@ -118,13 +120,13 @@ def _written(run: Path, parts: Parts, chosen: float, head: str, rows: list[dict[
         "wise_alpha": chosen,
         "wise_head": head,
     }
-    report = evaluate.report("wise", model, test, seen, recipe.eval.metrics, recipe.data.name)
-    report["data"] |= evaluate.exceptions(parts.splits.overlap, parts.skipped)
+    report = metrics_json.report("wise", model, test, seen, recipe.eval.metrics, recipe.data.name)
+    report["data"] |= metrics_json.exceptions(parts.splits.overlap, parts.skipped)
     report["wise"] = {"alpha": chosen, "head": head, "selected_by": recipe.eval.best, "validation": rows}
     report["timing"] = {
         "seconds": clock.seconds,
         "images_per_second": None,
-        "peak_memory_bytes": evaluate.peak_memory_bytes(parts.device),
+        "peak_memory_bytes": provenance.peak_memory_bytes(parts.device),
     }
     report["env"] = parts.environment()
     with (folder / "alphas.csv").open("w", newline="", encoding="utf-8") as file:

@@ -16,9 +16,10 @@ from riftcli.data.image_files import image_split
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
 from riftcli.evaluation.candidates import Subject, bases_of
-from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.evaluators.attention_maps import attention_maps, jensen_shannon
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.runs.result_table import Findings, Row
 
 # "images": (n, 3, H, W) uint8; "maps": label -> (n, heads, rows, columns); "ids"; "starts": label -> that of its pretrained model
@@ -65,7 +66,7 @@ def attention_run(
             maps[one.label] = torch.cat(parts)
         before, after = maps[base.label], maps[subject.label]
         rows += _distances(subject, base, source, split, before, after)
-    env = runs.environment(encoder.device, "fp32", dist.world_size(), 0)
+    env = provenance.environment(encoder.device, "fp32", dist.world_size(), 0)
     settings = {"block": block, "split": split.name, "images": len(split)}
     where = {"data": source.name, "split": split.name}
     shown_maps = [{**row, **where} for label, values in maps.items() for row in map_rows(label, values.mean(1), split.ids)]

@@ -11,7 +11,7 @@ from riftcli.evaluation.candidates import Subject
 from riftcli.models.backbone import Backbone
 from riftcli.models.weights import read_config
 from riftcli.recipe.naming import method_names
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.runs.result_table import Findings, Row
 from riftcli.runs.series import spread
 
@@ -90,7 +90,7 @@ def centrality_run(subjects: Sequence[Subject], from_start: bool) -> Findings:
             own.append(row)
         rows += own
         averages.append({"method": method, "runs": len(own), **_average(own)})
-    env = runs.environment(torch.device("cpu"), "fp64", 1, 0)
+    env = provenance.environment(torch.device("cpu"), "fp64", 1, 0)
     return Findings("centrality", {"norm": "L2 over the backbone"}, [], rows, env, {"averages": averages})
 
 

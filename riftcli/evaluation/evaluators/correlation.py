@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 
 from riftcli.errors import UsageError
-from riftcli.report.plots.curves import read_rows
-from riftcli.report.records import read_report
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
+from riftcli.runs.reader import read_report, read_rows
 from riftcli.runs.result_table import Findings, Row
 
 Points = Literal["all", "final"]
@@ -72,7 +71,7 @@ def correlate_run(
                 **{f"single_{k}": v for k, v in line(pairs).items()},
             }
         )
-    env = runs.environment(torch.device("cpu"), "fp64", 1, 0)
+    env = provenance.environment(torch.device("cpu"), "fp64", 1, 0)
     settings = {"x": x, "bins": bins, "points": which, "trim": trim, "runs": len(paths)}
     columns = dict.fromkeys(key for point in points for key in point)
     flat = [{key: point.get(key) for key in columns} for point in points]

@@ -16,9 +16,10 @@ from riftcli.data.split import Split
 from riftcli.data.splits import load_retention
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Loaded, Subject
-from riftcli.evaluation.encoder import DataSet, Encoder
+from riftcli.evaluation.data_sets import DataSet
+from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.knn import Neighbours, Vote, nearest, votes
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.runs.result_table import Findings, Row
 
 
@@ -76,7 +77,7 @@ def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Prot
             console.line(f"{subject.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in _of(rows, facts)))
         del loaded
     settings = {**asdict(protocol), "k": list(protocol.k)}
-    env = runs.environment(encoder.device, "fp32", dist.world_size(), protocol.seed)
+    env = provenance.environment(encoder.device, "fp32", dist.world_size(), protocol.seed)
     return Findings("knn", settings, entries, rows, env, seconds=clock.seconds)
 
 

@@ -18,10 +18,11 @@ from riftcli.data.splits import load_splits
 from riftcli.data.transforms import EvalTransform
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Loaded, Subject
-from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.protocols import ObjectiveFn
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.runs.result_table import Findings, Row
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
@@ -66,7 +67,7 @@ def sharpness_run(
                 f"sharpness {found.value:.4f}"
             )
         del loaded
-    env = runs.environment(encoder.device, "fp32", dist.world_size(), ascent.seed)
+    env = provenance.environment(encoder.device, "fp32", dist.world_size(), ascent.seed)
     return Findings("sharpness", asdict(ascent), entries, rows, env, seconds=clock.seconds)
 
 

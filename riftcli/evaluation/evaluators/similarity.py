@@ -16,13 +16,14 @@ from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
 from riftcli.errors import DataError, UsageError, nearest
 from riftcli.evaluation.candidates import Loaded, Subject, bases_of
-from riftcli.evaluation.encoder import DataSet, Encoder, list_split
+from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import Table
 from riftcli.evaluation.layer_features import encode_layers, layer_names
 from riftcli.functional.cka import cka_table
 from riftcli.functional.thinning import thinned
 from riftcli.protocols import Metric, Predictions
-from riftcli.runs import folder as runs
+from riftcli.runs import provenance
 from riftcli.runs.result_table import Findings, Row
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]
@@ -105,7 +106,7 @@ def similarity_run(
                 tables["layers"] += [{**facts, **cell} for cell in layer_rows(base_layers, layers)]
             if question.maps and dist.is_main():
                 tables["map"] += [{**facts, **point} for point in map_rows(before, after, split, question.seed)]
-    env = runs.environment(encoder.device, "fp32", dist.world_size(), question.seed)
+    env = provenance.environment(encoder.device, "fp32", dist.world_size(), question.seed)
     settings = {"metrics": list(question.metrics), "split": question.split, "intervals": question.intervals}
     filled = {name: table for name, table in tables.items() if table}
     return Findings("similarity", settings, list(entries.values()), rows, env, filled, clock.seconds)

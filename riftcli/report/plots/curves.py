@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
-from typing import Any
+
+from riftcli.runs.reader import read_rows
 
 PANELS = {
     "loss": ["loss", "task_loss", "penalty_loss"],
     "similarity": ["similarity_relative", "spectral_bound", "batch_cka", "trace_ratio", "q_distance"],
 }
-
-
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl of a run."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def plot_run(run: Path) -> None:

@@ -6,28 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
-from riftcli.functional.calibration import reliability
+from riftcli.evaluation.scores import reliability_rows
 from riftcli.protocols import Predictions
 from riftcli.runs.result_table import Row, write_csv
-
-BINS = ExpectedCalibrationError.bins
-
-
-def reliability_rows(seen: Predictions) -> list[Row]:
-    """One row per bin of equal width; for multi-label data all labels together."""
-    confidence, correct = confidences(seen)
-    found = reliability(confidence.flatten(), correct.flatten(), BINS)
-    return [
-        {
-            "low": float(found.edges[i]),
-            "high": float(found.edges[i + 1]),
-            "count": int(found.count[i]),
-            "confidence": float(found.confidence[i]) if found.count[i] else None,
-            "accuracy": float(found.accuracy[i]) if found.count[i] else None,
-        }
-        for i in range(len(found.count))
-    ]
 
 
 def write_reliability(folder: Path, seen: Predictions, temperature: float | None = None) -> None:

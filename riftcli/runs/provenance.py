@@ -1,0 +1,65 @@
+"""Who made a result: versions, device, command, commit, time, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from riftcli.version import __version__
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def environment(device: Any, precision: str, world_size: int, seed: int) -> dict[str, Any]:
+    """The `env` part of a report; `device` is a torch.device."""
+    import timm
+    import torch
+
+    return {
+        "riftcli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "world_size": world_size,
+        "precision": precision,
+        "seed": seed,
+    }
+
+
+def provenance(env: dict[str, Any]) -> dict[str, Any]:
+    """What made this run: command, versions, machine, commit."""
+    import torch
+
+    command = json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]]
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "git": _git_commit()}
+    return {"created": now(), "command": command, "seed": env["seed"], "pid": os.getpid(), "env": {**env, **machine}}
+
+
+def _git_commit() -> str | None:
+    """Commit of the working directory, if it is a repository."""
+    import subprocess
+
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
