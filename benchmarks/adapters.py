@@ -40,14 +40,14 @@ def one_step(name: str, fields: dict):
     adapter.prepare(vit)
     classifier = Classifier(vit, frozen_backbone=not adapter.trains_backbone).train()
     images, targets = torch.randn(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % CLASSES
-    step = Step(classifier, CrossEntropy().build(targets, CLASSES), None, lambda x: x, None, torch.device("cpu"), False, BATCH)
+    step = Step(classifier, CrossEntropy().build(targets, CLASSES), lambda x: x, torch.device("cpu"), BATCH)
     optimizer = build_optimizer(vit, [], "adamw", 1e-4, 0.05, no_weight_decay=adapter.no_weight_decay)
     trained = [p for p in vit.parameters() if p.requires_grad]
 
     def once() -> None:
         set_lr(optimizer, 1.0)
         optimizer.zero_grad(set_to_none=True)
-        step(images, targets, torch.arange(BATCH))
+        step({"task": (images, targets, torch.arange(BATCH))})
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 

@@ -40,13 +40,13 @@ def ours(images: torch.Tensor, targets: torch.Tensor):
         batches = zip(images.split(BATCH), targets.split(BATCH), index.split(BATCH), strict=True)
         data = TensorTable(encode(Classifier(model, frozen_backbone=True), batches, IMAGES, prepare, cpu).features, targets)
         head = HeadOnly(model.get_classifier())
-        step = Step(head, CrossEntropy().build(targets, CLASSES), None, lambda x: x, None, cpu, False, BATCH)
+        step = Step(head, CrossEntropy().build(targets, CLASSES), lambda x: x, cpu, BATCH)
         optimizer = build_optimizer(model, [], "adamw", 1e-3, 0.05)
         set_lr(optimizer, 1.0)
         for epoch in range(EPOCHS):
             for features, wanted, place in train_loader(data, epoch_batches(IMAGES, BATCH, 0, epoch, 0, 1), 0):
                 optimizer.zero_grad(set_to_none=True)
-                step(features, wanted, place)
+                step({"task": (features, wanted, place)})
                 optimizer.step()
         return model.get_classifier().weight.detach()
 

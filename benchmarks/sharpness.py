@@ -29,7 +29,7 @@ def main() -> None:
 
     measured, trained = model(), model().train()
     optimizer = build_optimizer(trained.vit, [], "adamw", 1e-4, 0.05)
-    step = Step(trained, objective, None, lambda x: x, None, torch.device("cpu"), False, BATCH)
+    step = Step(trained, objective, lambda x: x, torch.device("cpu"), BATCH)
 
     def evaluate(with_gradient: bool) -> float:
         measured.zero_grad(set_to_none=True)
@@ -45,7 +45,7 @@ def main() -> None:
     def epoch() -> None:
         for x, y in zip(images.split(BATCH), targets.split(BATCH), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            step(x, y, torch.arange(BATCH))
+            step({"task": (x, y, torch.arange(BATCH))})
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
 

@@ -46,13 +46,13 @@ def ours(kind: str, cached: bool = False):
                 return teacher(x).features
 
     objective = CrossEntropy().build(targets, CLASSES)
-    step = Step(classifier, objective, penalty, lambda x: x, reference, torch.device("cpu"), False, BATCH)
+    step = Step(classifier, objective, lambda x: x, torch.device("cpu"), BATCH, penalty=penalty, pretrained=reference)
     optimizer = build_optimizer(model, penalty.parameters() if penalty else [], "adamw", 1e-4, 0.05)
 
     def once():
         set_lr(optimizer, 1.0)
         optimizer.zero_grad(set_to_none=True)
-        step(images, targets, torch.arange(BATCH))
+        step({"task": (images, targets, torch.arange(BATCH))})
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

@@ -17,7 +17,6 @@ def load(run: str) -> torch.nn.Module:
     The same weights load without this package: `timm.create_model("local-dir:RUN/model", pretrained=True)`, unless they are of
     an adapter that is not a timm layer (adaptformer, vpt).
     """
-    from riftcli.catalog import adapt
     from riftcli.models.weights import load_saved
 
-    return load_saved(run, adapt)
+    return load_saved(run)

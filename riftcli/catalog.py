@@ -1,4 +1,4 @@
-"""The table of contents: the name a recipe uses -> the class that does it. To extend riftcli, add a file and a line here."""
+"""The table of contents: name -> the class behind it. To extend riftcli, add a file and a line here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import Any
 
-from riftcli.errors import UsageError, nearest
+from riftcli.errors import UsageError, did_you_mean
 
 CATALOG: dict[str, dict[str, str]] = {
     "objective": {
@@ -74,6 +74,14 @@ CATALOG: dict[str, dict[str, str]] = {
         "overlap": "riftcli.evaluation.metrics.similarity:Overlap",
         "effective_rank": "riftcli.evaluation.metrics.similarity:EffectiveRank",
     },
+    "evaluator": {
+        "knn": "riftcli.evaluation.evaluators.knn:Knn",
+        "similarity": "riftcli.evaluation.evaluators.similarity:Similarity",
+        "sharpness": "riftcli.evaluation.evaluators.sharpness:Sharpness",
+        "attention": "riftcli.evaluation.evaluators.attention:Attention",
+        "centrality": "riftcli.evaluation.evaluators.centrality:Centrality",
+        "correlate": "riftcli.evaluation.evaluators.correlation:Correlation",
+    },
 }
 
 
@@ -87,7 +95,7 @@ def component(kind: str, name: str) -> type:
     """Import and return the class behind a name; raise UsageError for a name that is not in the catalog."""
     table = CATALOG[kind]
     if name not in table:
-        raise UsageError(f"unknown {kind} '{name}'{nearest(name, list(table))}; choose one of: {', '.join(table)}")
+        raise UsageError(f"unknown {kind} '{name}'{did_you_mean(name, list(table))}; choose one of: {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -105,6 +105,6 @@ def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     console.print(table)
 
 
-def say(text: str) -> None:
+def note_line(text: str) -> None:
     """A line on stderr: stdout is for --json."""
     print(text, file=sys.stderr)

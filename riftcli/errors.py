@@ -70,7 +70,7 @@ class Terminated(RiftError):
     exit_code = ExitCode.TERMINATED
 
 
-def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
+def did_you_mean(word: str, choices: list[str] | tuple[str, ...]) -> str:
     """Return ` (did you mean 'x'?)` for the closest of `choices`, or an empty string."""
     import difflib
 

@@ -1,4 +1,4 @@
-"""The seams of the house: what a dataset, an objective, an adapter, a regularizer and a metric must offer.
+"""Interfaces: what an objective, an adapter, a regularizer and a metric must offer.
 
 No base classes: anything with these methods fits. Tensors are named by shape: N samples of a split, n samples of the
 global batch, D features, C classes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -56,43 +56,55 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
-class PenaltyContext:
+class RegularizerContext:
     """What a regularizer may ask for while it is set up."""
 
     feature_dim: int
     device: torch.device
-    reference_features: Callable[[], torch.Tensor]  # -> (N, D) of the training split, pretrained model, eval transform
+    pretrained_features: Callable[[], torch.Tensor]  # -> (N, D) of the training split, pretrained model, eval transform
 
 
 class Regularizer(Protocol):
     """What is added to the loss. `build` returns None when there is nothing to add (strength 0)."""
 
-    def build(self, context: PenaltyContext) -> Penalty | None:
+    def build(self, context: RegularizerContext) -> FeaturePenalty | WeightPenalty | None:
         """Bind to the pretrained model's statistics."""
 
 
-class Penalty(Protocol):
-    """A bound regularizer. It sees the features of the whole global batch, so it may be non-linear in the batch."""
+class FeaturePenalty(Protocol):
+    """A bound regularizer of features. It sees those of the whole global batch, so it may be non-linear in the batch."""
 
-    needs_reference: bool  # True: `reference` is the frozen pretrained model's features of the same samples
-    on_weights: bool  # True: it is a function of the weights; it then has attach(vit) and pull() instead of a loss
+    needs_pretrained: bool  # True: `pretrained` is the frozen pretrained model's features of the same samples
+    lr_scale: float  # learning rate of `parameters()` relative to optim.lr
 
-    def loss(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+    def loss(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> torch.Tensor:
         """The term to add, strength included; (n, D), (n, D) -> ()."""
 
-    def attach(self, vit: torch.nn.Module) -> None:
-        """Of a term on the weights: bind to those that train, after surgery."""
-
-    def pull(self) -> torch.Tensor:
-        """Of a term on the weights: add its gradient to theirs and return its value ()."""
-
-    def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None) -> dict[str, float]:
+    def diagnostics(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> dict[str, float]:
         """Named numbers for the log; never part of the graph."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that train beside the network and never ship with it (Q)."""
 
-    lr_scale: float  # learning rate of `parameters()` relative to optim.lr
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that resume needs."""
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of state_dict."""
+
+
+@runtime_checkable
+class WeightPenalty(Protocol):
+    """A bound regularizer of weights. It does not depend on the batch, so its gradient is added after backward."""
+
+    def attach(self, vit: torch.nn.Module) -> None:
+        """Bind to the weights that train, after surgery and before the first step."""
+
+    def add_gradient(self) -> torch.Tensor:
+        """Add the term's gradient to the weights' and return its value ()."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Named numbers for the log."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that resume needs."""
@@ -110,14 +122,14 @@ class Predictions:
     features: torch.Tensor  # (N, D) fp32
     classes: list[str]
     task: Task
-    reference: torch.Tensor | None = None  # (N, D) fp32 features of the pretrained model
+    pretrained: torch.Tensor | None = None  # (N, D) fp32 features of the pretrained model
 
 
 class Metric(Protocol):
     """A number a report can hold."""
 
     higher_is_better: bool
-    needs_reference: bool
+    needs_pretrained: bool
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """At least {"value": float | None}; None comes with a "reason"."""

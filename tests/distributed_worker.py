@@ -23,7 +23,7 @@ from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.head import reset_head
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -56,12 +56,12 @@ def gradients(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
         objective=CrossEntropy(class_weights=[1.0, 2.0, 0.5, 3.0]).build(targets, 4),
         penalty=bound,
         prepare=lambda x: x,
-        reference=lambda index, x: reference[index],
+        pretrained=lambda index, x: reference[index],
         device=torch.device("cpu"),
         bf16=False,
         micro_batch_size=share // micro_batches,
     )
-    result = step(images[own], targets[own], torch.arange(BATCH)[own])
+    result = step({"task": (images[own], targets[own], torch.arange(BATCH)[own])})
     found = {f"{name}/{micro_batches}/{n}": p.grad for n, p in model.named_parameters()}
     if bound is not None and bound.parameters():
         found[f"{name}/{micro_batches}/Q"] = bound.parameters()[0].grad
@@ -87,26 +87,27 @@ def product() -> dict[str, torch.Tensor]:
             method = catalog.component("adapter", adapter)(**options)
             if not method.trains_backbone and regularizer != "none":
                 continue
-            context = PenaltyContext(32, torch.device("cpu"), lambda: reference)
+            context = RegularizerContext(32, torch.device("cpu"), lambda: reference)
             bound = catalog.component("regularizer", regularizer)().build(context)
             method.prepare(vit)
             for name, parameter in vit.named_parameters():
                 if parameter.requires_grad and not parameter.any():  # zero factors hide their partners' gradients
                     parameter.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(len(name)))
-            if bound is not None and bound.on_weights:
+            if isinstance(bound, WeightPenalty):
                 bound.attach(vit)
             model: nn.Module = Classifier(vit, frozen_backbone=not method.trains_backbone).train()
             step = Step(
                 module=nn.parallel.DistributedDataParallel(model) if dist.world_size() > 1 else model,
                 objective=CrossEntropy().build(targets, 4),
-                penalty=bound,
+                penalty=None if isinstance(bound, WeightPenalty) else bound,
+                weight_penalty=bound if isinstance(bound, WeightPenalty) else None,
                 prepare=lambda x: x,
-                reference=lambda index, x: reference[index],
+                pretrained=lambda index, x: reference[index],
                 device=torch.device("cpu"),
                 bf16=False,
                 micro_batch_size=share,
             )
-            result = step(images[own], targets[own], torch.arange(BATCH)[own])
+            result = step({"task": (images[own], targets[own], torch.arange(BATCH)[own])})
             place = f"product/{adapter}/{regularizer}"
             found |= {f"{place}/{n}": p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
             found[f"{place}/penalty_loss"] = result.penalty_loss.clone()

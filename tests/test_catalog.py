@@ -12,7 +12,7 @@ from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.head import reset_head
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
 
 ENTRIES = [(kind, name) for kind, table in catalog.CATALOG.items() for name in table]
@@ -57,22 +57,23 @@ def test_every_adapter_with_every_regularizer_takes_a_step(adapter, regularizer,
         torch.testing.assert_close(model(images).features, start, msg="step 0 is the pretrained model")
     penalty = None
     if method.trains_backbone:
-        context = PenaltyContext(vit.num_features, torch.device("cpu"), lambda: start)
+        context = RegularizerContext(vit.num_features, torch.device("cpu"), lambda: start)
         penalty = catalog.component("regularizer", regularizer)().build(context)
-    if penalty is not None and penalty.on_weights:
+    if isinstance(penalty, WeightPenalty):
         penalty.attach(vit)
     frozen = {name: p.detach().clone() for name, p in vit.named_parameters() if not p.requires_grad}
     step = Step(
         module=model.train(),
         objective=catalog.component("objective", "cross_entropy")().build(targets, 3),
-        penalty=penalty,
+        penalty=None if isinstance(penalty, WeightPenalty) else penalty,
+        weight_penalty=penalty if isinstance(penalty, WeightPenalty) else None,
         prepare=lambda x: x,
-        reference=lambda index, x: start[index],
+        pretrained=lambda index, x: start[index],
         device=torch.device("cpu"),
         bf16=False,
         micro_batch_size=8,
     )
-    step(images, targets, torch.arange(8))
+    step({"task": (images, targets, torch.arange(8))})
     torch.optim.AdamW([p for p in vit.parameters() if p.requires_grad], lr=1e-3).step()
     for name, before in frozen.items():
         assert torch.equal(vit.get_parameter(name), before), f"{name} is frozen"

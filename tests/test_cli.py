@@ -146,11 +146,10 @@ def test_eval_reads_the_newest_run_back(rift, tiny_recipe, write_recipe, tmp_pat
 
 def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, write_recipe, tiny_weights, read_json, monkeypatch):
     from riftcli.evaluation import features
-    from riftcli.evaluation import scores as evaluate
 
     encoded: list[str] = []
     real = features.encode_split
-    monkeypatch.setattr(evaluate, "encode_split", lambda model, split, *a: encoded.append(split.name) or real(model, split, *a))
+    monkeypatch.setattr(features, "encode_split", lambda model, split, *a: encoded.append(split.name) or real(model, split, *a))
     for augment in ({}, {"crop_min_area": 0.5}):
         encoded.clear()
         tiny_recipe |= {"adapter": {"name": "linear"}, "augment": augment}
@@ -300,7 +299,7 @@ def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, 
 
 @pytest.mark.parametrize("regularizer", ["rift", "rsc"])
 def test_resume_is_bitwise_after_a_kill_in_the_middle_of_an_epoch(rift, tiny_recipe, write_recipe, monkeypatch, regularizer):
-    from riftcli.training import finetune as train
+    from riftcli.training import loop as train
 
     tiny_recipe["model"]["drop_path"] = 0.3
     tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
@@ -521,7 +520,7 @@ def test_a_model_folder_alone_can_be_evaluated(rift, tiny_recipe, write_recipe, 
 
 
 def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, write_recipe, monkeypatch):
-    from riftcli.training import finetune as train
+    from riftcli.training import loop as train
 
     def broken(*arguments):
         raise ZeroDivisionError("surprise")
@@ -548,7 +547,7 @@ def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, writ
     ids=["memory", "disk", "ctrl-c"],
 )  # fmt: skip
 def test_other_endings(rift, tiny_recipe, write_recipe, monkeypatch, error, code, message):
-    from riftcli.training import finetune as train
+    from riftcli.training import loop as train
 
     def fail(*arguments):
         raise error

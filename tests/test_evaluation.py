@@ -520,7 +520,7 @@ def test_every_command_on_a_network_that_something_was_put_into(rift, tiny_weigh
 
 @pytest.mark.parametrize("network", ["mean", "no_token", "registers"])
 def test_attention_follows_what_the_head_reads(networks, network):
-    from riftcli.evaluation.evaluators.attention_maps import attention_maps
+    from riftcli.models.attention_maps import attention_maps
     from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{networks / network}").build().eval()
@@ -612,7 +612,7 @@ def test_attention_before_and_after(rift, run):
 
 
 def test_attention_maps_are_the_softmax_of_the_class_token(tiny_weights):
-    from riftcli.evaluation.evaluators.attention_maps import attention_maps
+    from riftcli.models.attention_maps import attention_maps
     from riftcli.models.backbone import Backbone
 
     vit = Backbone(f"local-dir:{tiny_weights}").build().eval()
@@ -712,8 +712,8 @@ def test_groups_of_one_name_in_two_places_are_not_seeds_of_each_other(trained, t
     for name in ("full", "rift"):
         shutil.copytree(trained / name, tmp_path / name / "x")
     found = open_runs([tmp_path / "full" / "x", tmp_path / "rift" / "x"], [])
-    assert [subject.group for subject in found] == ["full/x", "full/x", "rift/x", "rift/x"]
-    assert [subject.label for subject in found] == ["full/x/s0", "full/x/s1", "rift/x/s0", "rift/x/s1"]
+    assert [candidate.group for candidate in found] == ["full/x", "full/x", "rift/x", "rift/x"]
+    assert [candidate.label for candidate in found] == ["full/x/s0", "full/x/s1", "rift/x/s0", "rift/x/s1"]
 
 
 def test_a_folder_that_is_not_there_names_the_nearest(rift, run):

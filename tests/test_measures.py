@@ -11,11 +11,11 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 from sklearn.cross_decomposition import CCA
 
-from riftcli.evaluation.evaluators.attention_maps import jensen_shannon
 from riftcli.evaluation.layer_features import layer_names
 from riftcli.functional import alignment, calibration, kernels, neighbours, overlap, rsa
 from riftcli.functional.cka import cka, cka_table
 from riftcli.functional.knn import knn_predict
+from riftcli.models.attention_maps import jensen_shannon
 
 F64 = torch.float64
 

@@ -11,7 +11,7 @@ from riftcli.functional.cka import linear_cka
 from riftcli.functional.covariance import covariance
 from riftcli.methods.regularizers.rift import Rift, RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 F64 = torch.float64
 
@@ -165,7 +165,7 @@ def test_strength_zero_builds_nothing():
     def never() -> torch.Tensor:
         raise AssertionError("features must not be computed")
 
-    context = PenaltyContext(8, torch.device("cpu"), never)
+    context = RegularizerContext(8, torch.device("cpu"), never)
     assert Rift(strength=0).build(context) is None
     assert Rsc(strength=0).build(context) is None
     assert Rsc(hcs_lambda=1.0).build(context) is None

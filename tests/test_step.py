@@ -47,14 +47,14 @@ def gradients(model: Classifier, name: str, micro: int, class_weights="none", bf
         objective=objective,
         penalty=bound,
         prepare=lambda x: x,
-        reference=lambda index, x: reference[index],
+        pretrained=lambda index, x: reference[index],
         device=torch.device("cpu"),
         bf16=bf16,
         micro_batch_size=micro,
     )
     model.zero_grad()
     torch.manual_seed(5)
-    result = step(images, targets, torch.arange(12))
+    result = step({"task": (images, targets, torch.arange(12))})
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     if bound is not None and bound.parameters():
         grads["q"] = bound.parameters()[0].grad.clone()

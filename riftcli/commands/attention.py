@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.evaluation.encoder import Encoder
-    from riftcli.runs.result_table import Findings
+    from riftcli.runs.result_table import ResultTable
 
 
 def attention(
@@ -32,40 +31,23 @@ def attention(
 ) -> None:
     """Where the class token looks, before and after finetuning, and how far apart the two are."""
     from riftcli.commands import common
-    from riftcli.commands.common import sole
-    from riftcli.console import say
-    from riftcli.evaluation.evaluators.attention import attention_run, chosen_images, draw, head_rows
-    from riftcli.runs.result_table import write_csv
+    from riftcli.evaluation.evaluators.attention import Attention
 
     common.check_out(out)
-    subjects = common.open_subjects(run, [], overrides, own_data=not data)
-    wished = subjects[:1] if images else subjects  # with images of one's own, the data only says how files are read
-    source = sole(common.open_sets(data, wished, overrides), "--data")
-    found: dict[str, Any] = {}
-
-    def look(encoder: Encoder) -> Findings:
-        chosen = chosen_images(source, split, count, seed, images, encoder)
-        findings, found["pictures"] = attention_run(subjects, source, chosen, block, encoder)
-        return findings
-
-    for path in common.measure(look, print_attention, subjects, subjects[0].recipe, device, out, as_json):
-        pictures, folder = found["pictures"], path.parent
-        own = [s for s in subjects if s.folder is not None and folder.is_relative_to(s.folder)] or subjects
-        labels = list(dict.fromkeys(label for s in own for label in (pictures["starts"][s.label], s.label)))
-        draw(folder / "attention.png", pictures, labels, heads=False)
-        say(f"plot: {folder / 'attention.png'}")
-        if heads and len(own) == 1:
-            draw(folder / "attention_heads.png", pictures, labels, heads=True)
-            write_csv(folder / "attention_heads.csv", head_rows(pictures, labels))
+    evaluator = Attention(count, split, block, heads, seed, tuple(images))
+    candidates = common.open_candidates(run, [], overrides, own_data=not data)
+    listed = candidates[:1] if images else candidates  # with images of one's own, the data only says how files are read
+    source = common.exactly_one(common.open_sets(data, listed, overrides), "--data")
+    common.measure(evaluator, print_attention, candidates, [source], candidates[0].recipe, device, out, as_json)
 
 
-def print_attention(findings: Findings) -> None:
+def print_attention(findings: ResultTable) -> None:
     """Models down; the distance of the mean maps, of the single heads' maps, and the cosine, averaged over the images."""
     from riftcli.console import print_grid
-    from riftcli.runs.result_table import averaged, shown
+    from riftcli.runs.result_table import averaged, format_number
 
     keys = ("js_distance", "js_distance_heads", "cosine")
     cells = {key: averaged(findings.rows, ["group"], key) for key in keys}
     groups = dict.fromkeys(row["group"] for row in findings.rows)
-    lines = [[group, *(shown(cells[key][group,][0]) for key in keys)] for group in groups]
+    lines = [[group, *(format_number(cells[key][group,][0]) for key in keys)] for group in groups]
     print_grid(f"attention before and after, mean over {findings.settings['images']} images", ["model", *keys], lines)

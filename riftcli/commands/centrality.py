@@ -20,14 +20,14 @@ def centrality(
     from riftcli.commands import common
     from riftcli.console import print_grid
     from riftcli.evaluation.candidates import open_runs
-    from riftcli.evaluation.evaluators.centrality import centrality_run
-    from riftcli.runs.result_table import shown
+    from riftcli.evaluation.evaluators.centrality import Centrality
+    from riftcli.runs.result_table import format_number
 
     common.check_out(out)
-    findings = centrality_run(open_runs(runs, []), pretrained)
+    findings = Centrality(pretrained).measure(open_runs(runs, []), [], None)
     keys = ["distance", "relative", "rms", *(["from_pretrained"] if pretrained else [])]
-    lines = [[row["method"], row["model"], *(shown(row[key]) for key in keys)] for row in findings.rows]
+    lines = [[row["method"], row["model"], *(format_number(row[key]) for key in keys)] for row in findings.rows]
     for mean in findings.tables["averages"]:
-        lines.append([mean["method"], "mean", *(shown(mean[key], mean[f"{key}_std"]) for key in keys)])
+        lines.append([mean["method"], "mean", *(format_number(mean[key], mean[f"{key}_std"]) for key in keys)])
     print_grid("distance to the centre of the runs of a method (L2 over the backbone)", ["method", "run", *keys], lines)
-    common.finish(findings, [], out, as_json)
+    common.finish(None, findings, [], out, as_json)

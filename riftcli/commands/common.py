@@ -14,11 +14,10 @@ from riftcli.errors import UsageError
 from riftcli.recipe import Recipe
 
 if TYPE_CHECKING:
-    from riftcli.evaluation.candidates import Subject
-    from riftcli.evaluation.data_sets import DataSet
-    from riftcli.evaluation.encoder import Encoder
+    from riftcli.evaluation.candidates import Candidate
+    from riftcli.evaluation.data_sets import EvalData
     from riftcli.recipe import Recipe
-    from riftcli.runs.result_table import Findings
+    from riftcli.runs.result_table import ResultTable
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 
@@ -39,53 +38,53 @@ DataSets = Annotated[
 ]
 
 
-def open_subjects(
+def open_candidates(
     runs: Sequence[Path], models: Sequence[str], overrides: Sequence[str], own_data: bool = False, other_model: bool = False
-) -> list[Subject]:
+) -> list[Candidate]:
     """Runs and models in the order given; without any, the newest finished run, and says which.
 
     own_data: overrides of data.* and input.* are for the runs' own data, else for --data. other_model: overrides of model.*
     are for a model that is opened elsewhere.
     """
     from riftcli.errors import UsageError
-    from riftcli.evaluation import candidates as subjects
+    from riftcli.evaluation import candidates as candidates
     from riftcli.runs.folder import newest_finished
 
     paths = list(runs)
     if not paths and not models:
         paths = [newest_finished()]
-        from riftcli.console import say
+        from riftcli.console import note_line
 
         if os.environ.get("RANK", "0") == "0":
-            say(f"run: {paths[0]} (the newest finished one)")
+            note_line(f"run: {paths[0]} (the newest finished one)")
     if len(set(map(str, paths))) < len(paths) or len(set(models)) < len(models):
         raise UsageError("the same --run or --model is given twice")
     kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]
     of_runs = [o for o in kept if not o.startswith("model.") or o.startswith("model.weights")] if models or other_model else kept
-    opened = [*subjects.open_runs(paths, of_runs), *(subjects.open_model(name, kept) for name in models)]
-    return subjects.distinct(opened)
+    opened = [*candidates.open_runs(paths, of_runs), *(candidates.open_model(name, kept) for name in models)]
+    return candidates.distinct(opened)
 
 
-def with_pretrained(subjects: list[Subject]) -> list[Subject]:
+def with_pretrained(candidates: list[Candidate]) -> list[Candidate]:
     """Before the runs, what they were finetuned from, each once."""
     from riftcli.evaluation.candidates import bases_of
 
-    starts = bases_of([subject for subject in subjects if subject.is_run])
-    return [*{start.label: start for start in starts.values()}.values(), *subjects]
+    starts = bases_of([candidate for candidate in candidates if candidate.is_run])
+    return [*{start.label: start for start in starts.values()}.values(), *candidates]
 
 
-def open_sets(wishes: Sequence[str], subjects: Sequence[Subject], overrides: Sequence[str]) -> list[DataSet]:
+def open_sets(specs: Sequence[str], candidates: Sequence[Candidate], overrides: Sequence[str]) -> list[EvalData]:
     """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
     from riftcli.errors import UsageError
-    from riftcli.evaluation.data_sets import DataSet, distinct_sets, open_data
+    from riftcli.evaluation.data_sets import EvalData, distinct_sets, open_data
 
-    if wishes:
-        return distinct_sets([open_data(wish, list(overrides)) for wish in wishes])
-    found: dict[str, DataSet] = {}
-    for subject in subjects:
-        if subject.has_data:
-            parts = {key: subject.recipe.resolved[key] for key in ("data", "input")}
-            found.setdefault(repr(parts), DataSet.of_run(subject))
+    if specs:
+        return distinct_sets([open_data(spec, list(overrides)) for spec in specs])
+    found: dict[str, EvalData] = {}
+    for candidate in candidates:
+        if candidate.has_data:
+            parts = {key: candidate.recipe.resolved[key] for key in ("data", "input")}
+            found.setdefault(repr(parts), EvalData.of_run(candidate))
     if not found:
         raise UsageError("a model without its run does not say what to look at: give --data RECIPE or --data imagefolder:PATH")
     if len(found) > 1:
@@ -102,15 +101,16 @@ def check_out(out: Path | None) -> None:
 
 
 def measure(
-    look: Callable[[Encoder], Findings],
-    show: Callable[[Findings], None],
-    subjects: Sequence[Subject],
+    evaluator: Any,
+    show: Callable[[ResultTable], None],
+    candidates: Sequence[Candidate],
+    sets: Sequence[EvalData],
     recipe: Recipe,
     device: str,
     out: Path | None,
     as_json: bool,
-) -> list[Path]:
-    """Look at `subjects` on every rank, then print, write and hand out the files of what was found, on rank 0 only.
+) -> None:
+    """Measure on every rank, then print, write and draw what was found, on rank 0 only.
 
     recipe: says how images are batched and where features are kept.
     """
@@ -118,48 +118,48 @@ def measure(
     from riftcli.console import Console
     from riftcli.evaluation.encoder import Encoder
 
-    findings = look(Encoder.of_recipe(recipe, dist.init(device), Console(quiet=not dist.is_main())))
+    encoder = Encoder.of_recipe(recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    table = evaluator.measure(candidates, sets, encoder)
     main = dist.is_main()
     dist.close()
-    if not main:
-        return []
-    show(findings)
-    return finish(findings, subjects, out, as_json)
+    if main:
+        show(table)
+        finish(evaluator, table, candidates, out, as_json)
 
 
-def finish(findings: Findings, subjects: Sequence[Subject], out: Path | None, as_json: bool) -> list[Path]:
-    """Write what was found into the runs (and `out`), say where, and print the JSON where asked; returns the files.
+def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], out: Path | None, as_json: bool) -> None:
+    """Write what was found into the runs (and `out`), say where, draw it, and print the JSON where asked."""
+    from riftcli.api.present import draw_table
+    from riftcli.console import note_line
+    from riftcli.runs.result_table import write_into_runs
 
-    Rank 0 only.
-    """
-    from riftcli.console import say
-    from riftcli.runs.result_table import leave
-
-    folders = {subject.label: subject.folder for subject in subjects if subject.is_run and subject.folder is not None}
-    written = leave(findings, folders, out)
+    folders = {c.label: c.folder for c in candidates if c.is_run and c.folder is not None}
+    written = write_into_runs(table, folders, out)
     for path in written:
-        say(f"report: {path}")
+        note_line(f"report: {path}")
     if as_json:
-        print(json.dumps(findings.report(), indent=1))
-    return written
+        print(json.dumps(table.report(), indent=1))
+    for path in written:
+        for picture in draw_table(evaluator, path, table, candidates):
+            note_line(f"plot: {picture}")
 
 
-def open_other(wish: str, overrides: Sequence[str]) -> Subject:
+def open_other(spec: str, overrides: Sequence[str]) -> Candidate:
     """What --against names: a folder if there is one, else a timm model."""
-    from riftcli.evaluation import candidates as subjects
+    from riftcli.evaluation import candidates as candidates
 
-    path = Path(wish).expanduser()
+    path = Path(spec).expanduser()
     if path.is_dir():
         from riftcli.errors import UsageError
 
         for override in overrides:
             if override.startswith("model.") and not override.startswith("model.weights"):
-                raise UsageError(f"--set {override}: --against {wish} is a folder of weights, which has its own model")
-        return sole(subjects.open_runs([path], []), f"--against {wish}")
-    return subjects.open_model(wish, [o for o in overrides if o.startswith("model.")])
+                raise UsageError(f"--set {override}: --against {spec} is a folder of weights, which has its own model")
+        return exactly_one(candidates.open_runs([path], []), f"--against {spec}")
+    return candidates.open_model(spec, [o for o in overrides if o.startswith("model.")])
 
 
-def sole(values: list[Any], what: str) -> Any:
+def exactly_one(values: list[Any], what: str) -> Any:
     """The one value; raise UsageError when a command that looks at one model or data set is given several."""
     if len(values) != 1:
         raise UsageError(f"{what}: give exactly one, not {len(values)}")

@@ -22,7 +22,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """One table of finished runs: mean and spread over seeds, best in bold, change against the baseline."""
-    from riftcli.console import print_grid, say
+    from riftcli.console import note_line, print_grid
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report import compare as tables
     from riftcli.report import formats
@@ -30,7 +30,7 @@ def compare(
     from riftcli.runs.provenance import now
 
     check_out(out)
-    records = [record(subject) for subject in open_runs(runs, [])]
+    records = [record(candidate) for candidate in open_runs(runs, [])]
     table = tables.compare(records, [m.strip() for m in metrics.split(",") if m.strip()], baseline, by_method)
     names = list(table.rows)
     lines = []
@@ -46,7 +46,7 @@ def compare(
     print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
     if out is not None:
         for path in formats.write(out, table):
-            say(f"table: {path}")
+            note_line(f"table: {path}")
     if as_json:
         report = {"schema": "rift.compare/1", "command": "compare", "created": now(), "baseline": table.baseline}
         print(json.dumps({**report, "rows": formats.flat(table)}, indent=1))

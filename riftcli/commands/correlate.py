@@ -32,17 +32,16 @@ def correlate(
 ) -> None:
     """Linear relation of similarity with kNN, calibration and accuracy over many runs, over means of bins."""
     from riftcli.commands import common
-    from riftcli.console import print_grid, say
+    from riftcli.console import print_grid
     from riftcli.evaluation.candidates import open_runs
-    from riftcli.evaluation.evaluators.correlation import correlate_run, draw
-    from riftcli.runs.result_table import shown
+    from riftcli.evaluation.evaluators.correlation import Correlation
+    from riftcli.runs.result_table import format_number
 
     common.check_out(out)
-    members = [(subject.label, subject.folder) for subject in open_runs(runs, []) if subject.folder is not None]
-    findings = correlate_run(members, x, y, bins, points.value, trim)
+    candidates = open_runs(runs, [])
+    evaluator = Correlation(x, tuple(y), bins, points.value, trim)
+    findings = evaluator.measure(candidates, [], None)
     keys = ["points", "left_out", "bins", "binned_r", "binned_p", "binned_slope", "single_r"]
-    lines = [[row["y"], *(shown(row[key]) for key in keys)] for row in findings.rows]
-    print_grid(f"against {x}, {len(members)} runs", ["y", *keys], lines)
-    common.finish(findings, [], out, as_json)
-    if out is not None:
-        say(f"plot: {draw(out, findings)}")
+    lines = [[row["y"], *(format_number(row[key]) for key in keys)] for row in findings.rows]
+    print_grid(f"against {x}, {len(candidates)} runs", ["y", *keys], lines)
+    common.finish(evaluator, findings, [], out, as_json)

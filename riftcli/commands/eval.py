@@ -33,9 +33,9 @@ def evaluate(
         print(f"run: {run} (the newest finished one)", file=sys.stderr)
 
     from riftcli import dist
-    from riftcli.evaluation.evaluate import evaluate_run
+    from riftcli.api.present import evaluate_and_draw
 
-    report = evaluate_run(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
+    report = evaluate_and_draw(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
     main = dist.is_main()
     dist.close()
     if not main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.runs.result_table import Findings
+    from riftcli.runs.result_table import ResultTable
 
 OptionalInt = Optional[int]  # noqa: UP045 - typer reads it at run time
 
@@ -43,26 +42,25 @@ def knn(
     """Nearest-neighbour accuracy of features, on one or several data sets: train is the bank, test the queries."""
     from riftcli.commands import common
     from riftcli.errors import UsageError
-    from riftcli.evaluation.evaluators.knn import Protocol, knn_run
+    from riftcli.evaluation.evaluators.knn import Knn
 
     common.check_out(out)
     try:
         numbers = tuple(int(part) for part in k.split(","))
     except ValueError:
         raise UsageError(f"--k {k}: expected numbers, e.g. 20 or 10,20,100") from None
-    protocol = Protocol(numbers, temperature, vote.value, few_shot, draws, probe, seed)
-    subjects = common.open_subjects(run, model, overrides, own_data=not data)
-    sets = common.open_sets(data, subjects, overrides)
+    evaluator = Knn(numbers, temperature, vote.value, few_shot, draws, probe, seed)
+    candidates = common.open_candidates(run, model, overrides, own_data=not data)
+    sets = common.open_sets(data, candidates, overrides)
     if pretrained:
-        subjects = common.with_pretrained(subjects)
-    look = partial(knn_run, subjects, sets, protocol)
-    common.measure(look, print_knn, subjects, subjects[-1].recipe, device, out, as_json)
+        candidates = common.with_pretrained(candidates)
+    common.measure(evaluator, print_knn, candidates, sets, candidates[-1].recipe, device, out, as_json)
 
 
-def print_knn(findings: Findings) -> None:
+def print_knn(findings: ResultTable) -> None:
     """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
     from riftcli.console import print_grid
-    from riftcli.runs.result_table import averaged, shown
+    from riftcli.runs.result_table import averaged, format_number
 
     kinds = dict.fromkeys((row["classifier"], row["k"]) for row in findings.rows)
     for classifier, k in kinds:
@@ -74,8 +72,8 @@ def print_knn(findings: Findings) -> None:
             means: list[Any] = [cells[group, name][0] for name in sets]
             single = {row["data"]: row["std"] for row in rows if row["group"] == group}  # of few-shot draws
             spreads = {name: cells[group, name][1] if cells[group, name][2] > 1 else single[name] for name in sets}
-            texts = [shown(cells[group, name][0], spreads[name]) for name in sets]
-            whole = [shown(sum(means) / len(means))] if len(sets) > 1 else []
+            texts = [format_number(cells[group, name][0], spreads[name]) for name in sets]
+            whole = [format_number(sum(means) / len(means))] if len(sets) > 1 else []
             lines.append([group, *texts, *whole])
         title = f"{classifier}{'' if k is None else f', k = {k}'}{_shots(rows)}: accuracy"
         print_grid(title, ["model", *sets, *(["mean"] if len(sets) > 1 else [])], lines)

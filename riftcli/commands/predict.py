@@ -30,9 +30,9 @@ def predict(
 
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--out {out}: not a file that can be written")  # before the work, not after it
-    subject = open_run(run, overrides)
-    encoder = Encoder.of_recipe(subject.recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    classes, rows = predict_run(subject, paths, encoder)
+    candidate = open_run(run, overrides)
+    encoder = Encoder.of_recipe(candidate.recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    classes, rows = predict_run(candidate, paths, encoder)
     main = dist.is_main()
     dist.close()
     if not main:

@@ -24,7 +24,7 @@ def report(
 ) -> None:
     """One self-contained HTML page on one run or many."""
     from riftcli import dist
-    from riftcli.console import say
+    from riftcli.console import note_line
     from riftcli.errors import UsageError
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report.page import write_page
@@ -34,15 +34,15 @@ def report(
         raise UsageError("rift report runs in one process: start it without torchrun")
     if overrides and not evaluate:
         raise UsageError(f"--set {overrides[0]}: only --evaluate reads data; without it the page shows what the runs hold")
-    subjects = open_runs(runs, overrides)
+    candidates = open_runs(runs, overrides)
     target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"--out {target}: not a file that can be written")  # before the work, not after it
-    for subject in subjects:
-        record(subject)  # an unfinished run is told before the work, too
+    for candidate in candidates:
+        record(candidate)  # an unfinished run is told before the work, too
     if evaluate:
-        from riftcli.report.missing import fill
+        from riftcli.api.present import fill
 
-        fill(subjects, overrides, dist.init(device))
-    write_page(target, subjects, baseline)
-    say(f"page: {target}")
+        fill(candidates, overrides, dist.init(device))
+    write_page(target, candidates, baseline)
+    note_line(f"page: {target}")

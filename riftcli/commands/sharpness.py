@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.runs.result_table import Findings
+    from riftcli.runs.result_table import ResultTable
 
 
 class Method(StrEnum):
@@ -41,28 +40,26 @@ def sharpness(
 ) -> None:
     """How much the loss of a finished run can rise when its weights move a little."""
     from riftcli.commands import common
-    from riftcli.evaluation.evaluators.sharpness import sharpness_run
-    from riftcli.functional.sharpness import Ascent
+    from riftcli.evaluation.evaluators.sharpness import Sharpness
 
     common.check_out(out)
-    ascent = Ascent(method.value, rho, adaptive, steps, draws, seed)
-    subjects = common.open_subjects(run, [], overrides, own_data=not data)
-    sets = common.open_sets(data, subjects, overrides) if data else None
-    look = partial(sharpness_run, subjects, sets, split, ascent)
-    common.measure(look, print_sharpness, subjects, subjects[0].recipe, device, out, as_json)
+    evaluator = Sharpness(method.value, rho, adaptive, steps, draws, seed, split)
+    candidates = common.open_candidates(run, [], overrides, own_data=not data)
+    sets = common.open_sets(data, candidates, overrides) if data else []
+    common.measure(evaluator, print_sharpness, candidates, sets, candidates[0].recipe, device, out, as_json)
 
 
-def print_sharpness(findings: Findings) -> None:
+def print_sharpness(findings: ResultTable) -> None:
     """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
     from riftcli.console import print_grid
     from riftcli.evaluation.evaluators.sharpness import table_4
-    from riftcli.runs.result_table import shown
+    from riftcli.runs.result_table import format_number
 
     sets = list(dict.fromkeys(row["data"] for row in findings.rows))
     for title, lines in table_4(findings.rows):
         texts = []
         for group, cells in lines:
             means = [cells[name][0] for name in sets if name in cells]
-            mean = [shown(sum(means) / len(means)) if len(means) == len(sets) else ""] if len(sets) > 1 else []
-            texts.append([group, *(shown(*cells[name]) if name in cells else "" for name in sets), *mean])
+            mean = [format_number(sum(means) / len(means)) if len(means) == len(sets) else ""] if len(sets) > 1 else []
+            texts.append([group, *(format_number(*cells[name]) if name in cells else "" for name in sets), *mean])
         print_grid(f"{title} (rho {findings.settings['rho']:g})", ["model", *sets, *(["mean"] if len(sets) > 1 else [])], texts)

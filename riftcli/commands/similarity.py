@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from enum import StrEnum
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +11,7 @@ import typer
 from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
-    from riftcli.runs.result_table import Findings
+    from riftcli.runs.result_table import ResultTable
 
 
 class Layers(StrEnum):
@@ -43,34 +41,22 @@ def similarity(
 ) -> None:
     """Similarity of features to the pretrained model's, or to any other model's, on the same images."""
     from riftcli.commands import common
-    from riftcli.evaluation.evaluators.similarity import DEFAULT, Question, measures, similarity_run
+    from riftcli.evaluation.evaluators.similarity import DEFAULT, Similarity, measures
 
     common.check_out(out)
     wanted = measures() if metrics == "all" else [m.strip() for m in metrics.split(",") if m.strip()] or DEFAULT
-    question = Question(tuple(wanted), split, layers is Layers.all, bootstrap, seed, maps)
-    subjects = common.open_subjects(run, model, overrides, own_data=not data, other_model=against != "pretrained")
-    other = None if against == "pretrained" else common.open_other(against, overrides)
-    sets = common.open_sets(data, subjects, overrides)
-    look = partial(similarity_run, subjects, other, sets, question)
-    for path in common.measure(look, print_similarity, subjects, subjects[0].recipe, device, out, as_json):
-        draw_all_layers(path)
+    evaluator = Similarity(tuple(wanted), split, layers is Layers.all, bootstrap, seed, maps)
+    candidates = common.open_candidates(run, model, overrides, own_data=not data, other_model=against != "pretrained")
+    if against != "pretrained":
+        evaluator = replace(evaluator, against=common.open_other(against, overrides))
+    sets = common.open_sets(data, candidates, overrides)
+    common.measure(evaluator, print_similarity, candidates, sets, candidates[0].recipe, device, out, as_json)
 
 
-def draw_all_layers(report: Path) -> None:
-    """Beside a written report, a heat map of every model's layers."""
-    from riftcli.report.plots.heat_map import draw_layers
-
-    cells = json.loads(report.read_text(encoding="utf-8")).get("layers", [])
-    models = list(dict.fromkeys((cell["model"], cell["data"]) for cell in cells))
-    for model, data in models:
-        name = "layers.png" if len(models) == 1 else f"layers-{model.replace('/', '-')}-{data}.png"
-        draw_layers(report.parent / name, [cell for cell in cells if (cell["model"], cell["data"]) == (model, data)])
-
-
-def print_similarity(findings: Findings) -> None:
+def print_similarity(findings: ResultTable) -> None:
     """Measures down, models across."""
     from riftcli.console import print_grid
-    from riftcli.runs.result_table import averaged, shown
+    from riftcli.runs.result_table import averaged, format_number
 
     cells = averaged(findings.rows, ["data", "metric", "group"], "value")
     for data in dict.fromkeys(row["data"] for row in findings.rows):
@@ -84,6 +70,6 @@ def print_similarity(findings: Findings) -> None:
                 mean, std, count = cells[data, metric, group]
                 row = single[metric, group]
                 interval = f" [{row['low']:.4f}, {row['high']:.4f}]" if count == 1 and row["low"] is not None else ""
-                texts.append(shown(mean, std) + interval)
+                texts.append(format_number(mean, std) + interval)
             lines.append([metric, *texts])
         print_grid(f"{data}, {rows[0]['n']} images, against {rows[0]['reference']}", ["measure", *groups], lines)

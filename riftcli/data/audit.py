@@ -19,7 +19,7 @@ from riftcli.data.parallel import in_parallel
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint, load_split, shared_samples
 from riftcli.errors import DataError
-from riftcli.recipe.sections import Data, Recipe
+from riftcli.recipe.sections import DataSection, Recipe
 from riftcli.runs.provenance import now
 
 SCHEMA = "rift.data_check/1"
@@ -123,7 +123,7 @@ def check_data(recipe: Recipe, console: Console, near: int = 4, workers: int | N
     return audit
 
 
-def _load(audit: Audit, prefix: str, data: Data) -> list[str]:
+def _load(audit: Audit, prefix: str, data: DataSection) -> list[str]:
     """Load what can be loaded into the audit; return the names."""
 
     def attempt(name: str, load: Callable[[], Any]) -> Any:
@@ -230,7 +230,7 @@ def _check_modes(audit: Audit, names: list[str]) -> None:
             audit.add("warning", "modes", [name], f"{modes['L']} grey images among {modes['RGB']} in colour", count=modes["L"])
 
 
-def _check_pairs(audit: Audit, names: list[str], data: Data) -> None:
+def _check_pairs(audit: Audit, names: list[str], data: DataSection) -> None:
     """What two splits must not share: samples, and groups such as a patient."""
     level = "warning" if data.rules.allow_overlap else "error"
     for i, first in enumerate(names):
@@ -253,7 +253,7 @@ def _check_pairs(audit: Audit, names: list[str], data: Data) -> None:
                     audit.add("warning", "groups", [first, second], message, sorted(both), len(both))
 
 
-def _check_content(audit: Audit, names: list[str], data: Data) -> None:
+def _check_content(audit: Audit, names: list[str], data: DataSection) -> None:
     """Files with the same bytes (pixels, where there is no file) under different ids."""
     places: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name in names:

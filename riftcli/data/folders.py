@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from riftcli.data.images import EXTENSIONS
-from riftcli.errors import DataError, Problems, nearest
+from riftcli.errors import DataError, Problems, did_you_mean
 
 if TYPE_CHECKING:
     pass
@@ -42,4 +42,4 @@ def existing_root(root: str) -> Path:
 def check_split(source: str, split: str, valid: list[str]) -> None:
     """Raise DataError for a split that the source does not have."""
     if split not in valid:
-        raise DataError(f"{source}: no split '{split}'{nearest(split, valid)}; it has: {', '.join(valid) or 'none'}")
+        raise DataError(f"{source}: no split '{split}'{did_you_mean(split, valid)}; it has: {', '.join(valid) or 'none'}")

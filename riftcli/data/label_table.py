@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from riftcli.data.sample_list import LabelRow
-from riftcli.errors import DataError, Problems, nearest
+from riftcli.errors import DataError, Problems, did_you_mean
 from riftcli.protocols import Task
 
 MAX_CLASSES = 100_000
@@ -94,7 +94,7 @@ class LabelTable:
             if column not in header:
                 others = [d for d in (";", "\t", ",") if d != self.delimiter and len(header) == 1 and d in header[0]]
                 hint = f"; is data.delimiter {others[0]!r}?" if others else ""
-                close = "" if others else nearest(column, header)
+                close = "" if others else did_you_mean(column, header)
                 raise DataError(f"{path}:1: no column '{column}'{close}; it has: {', '.join(header)}{hint}")
             if header.count(column) > 1:
                 raise DataError(f"{path}:1: column '{column}' stands twice in the header")
@@ -137,7 +137,7 @@ class LabelTable:
         return tuple(int(name in names) for name in self.classes)
 
     def _unknown(self, name: str) -> None:
-        raise ValueError(f"unknown class '{name}'{nearest(name, self.classes)}; data.classes has: {', '.join(self.classes)}")
+        raise ValueError(f"unknown class '{name}'{did_you_mean(name, self.classes)}; data.classes has: {', '.join(self.classes)}")
 
     def _class_index(self, cell: str) -> int:
         if cell == "":

@@ -64,7 +64,7 @@ class _Indexed:
         return self.read(self.indices[i])
 
 
-class Dataset(Protocol):
+class DataSource(Protocol):
     """A data source. Its fields are the YAML keys below `data:`."""
 
     def load(self, split: str) -> Split:

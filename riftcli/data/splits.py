@@ -12,7 +12,7 @@ import numpy as np
 
 from riftcli.data.classes import with_classes
 from riftcli.data.holdout import hold_out, limit
-from riftcli.data.split import Dataset, Split
+from riftcli.data.split import DataSource, Split
 from riftcli.errors import DataError
 from riftcli.recipe.sections import SplitRules, SplitSpec
 
@@ -33,7 +33,7 @@ class Splits:
 
 
 def load_splits(
-    source: Dataset, train: SplitSpec, val: SplitSpec | None, test: SplitSpec, rules: SplitRules = SplitRules()
+    source: DataSource, train: SplitSpec, val: SplitSpec | None, test: SplitSpec, rules: SplitRules = SplitRules()
 ) -> Splits:
     """Load and cut all splits; raise DataError when they contradict each other."""
     whole = load_split(source, train)
@@ -51,7 +51,7 @@ def load_splits(
 
 
 def load_retention(
-    source: Dataset, bank: SplitSpec, query: SplitSpec, rules: SplitRules = SplitRules()
+    source: DataSource, bank: SplitSpec, query: SplitSpec, rules: SplitRules = SplitRules()
 ) -> tuple[Split, Split | None]:
     """(query, bank) of a set that is not trained on; the same split twice means leave-one-out, and the bank is None.
 
@@ -68,7 +68,7 @@ def load_retention(
     return queries, samples
 
 
-def load_split(source: Dataset, spec: SplitSpec) -> Split:
+def load_split(source: DataSource, spec: SplitSpec) -> Split:
     """One split, or several joined by `+`, limited if asked."""
     parts = [source.load(name) for name in spec.name.split("+")]
     split = parts[0] if len(parts) == 1 else _joined(spec.name, parts)

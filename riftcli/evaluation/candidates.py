@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import ModelError, UsageError, nearest
+from riftcli.errors import ModelError, UsageError, did_you_mean
+from riftcli.evaluation.metrics_json import model_part
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
-from riftcli.models.weights import load_saved, read_config, sha256
+from riftcli.models.weights import load_saved, read_config
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import read_run
@@ -25,7 +25,7 @@ RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # wha
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model in eval mode on its device, and how images must be prepared for it."""
 
     classifier: Classifier
@@ -41,7 +41,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """One model. label: its name in tables; group: the same for the seeds of one method, which tables average."""
 
     label: str
@@ -52,13 +52,13 @@ class Subject:
     is_run: bool = False
     has_data: bool = True  # False where the recipe's data is a mere placeholder
 
-    def load(self, device: torch.device) -> Loaded:
+    def load(self, device: torch.device) -> LoadedModel:
         """Read the weights; raise ModelError."""
         if self.weights is None:
             vit: Any = Backbone(**{**self.recipe.model.model_dump(), "pretrained": True}).build().to(device).eval()
             sizes = self.recipe.model
-            return Loaded(Classifier(vit), Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct), [])
-        vit = load_saved(self.weights.parent, catalog.adapt).to(device).eval()
+            return LoadedModel(Classifier(vit), Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct), [])
+        vit = load_saved(self.weights.parent).to(device).eval()
         config = read_config(self.weights.parent)
         known, ours = config.get("pretrained_cfg", {}), config.get("rift", {})
         if all(key in known for key in Preprocessing.__dataclass_fields__):
@@ -66,33 +66,23 @@ class Subject:
         else:  # a folder that another tool wrote
             preprocessing = Preprocessing.of_model(vit, self.recipe.model.image_size, self.recipe.model.crop_pct)
         task = ours.get("task", self.recipe.objective.task)
-        return Loaded(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"))
+        return LoadedModel(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"))
 
-    def entry(self, loaded: Loaded) -> dict[str, Any]:
+    def entry(self, loaded: LoadedModel) -> dict[str, Any]:
         """The `model` part of a report."""
-        how = self.recipe.method if self.is_run else {"adapter": "none", "regularizer": "none", "strength": None}
-        return {
-            "label": self.label,
-            "path": str(self.weights.parent) if self.weights else self.recipe.model.name,
-            "architecture": loaded.vit.pretrained_cfg["architecture"],
-            "method": how,
-            "sha256": sha256(self.weights) if self.weights else None,
-            "weights": "raw",
-            "epoch": loaded.epoch,
-            "params": sum(p.numel() for p in loaded.vit.parameters()),
-            "trainable_params": None,
-        }
+        method = self.recipe.method if self.is_run else {"adapter": "none", "regularizer": "none", "strength": None}
+        return model_part(loaded.vit, method, self.weights, loaded.epoch, label=self.label, path=self.recipe.model.name)
 
-    def pretrained(self) -> Subject:
+    def pretrained(self) -> Candidate:
         """The model that this one was finetuned from; raise UsageError where nobody knows."""
         if not self.is_run:
             raise UsageError(f"{self.label}: a model without its run does not say what it was finetuned from")
         name = f"pretrained {short_name(self.recipe.model.name)}"
-        return Subject(name, name, self.recipe)
+        return Candidate(name, name, self.recipe)
 
     @property
     def identity(self) -> str:
-        """The same for two subjects that are the same weights, built in the same way."""
+        """The same for two candidates that are the same weights, built in the same way."""
         if self.folder is not None:
             return str(self.folder.resolve())
         return repr(self.recipe.model.model_dump(exclude={"pretrained", "drop_path"}))
@@ -103,55 +93,55 @@ def short_name(model: str) -> str:
     return Path(model.partition(":")[2] or model).name
 
 
-def bases_of(subjects: Sequence[Subject]) -> dict[str, Subject]:
-    """Label -> what the model was finetuned from; equal starting points are one subject, different ones have two names."""
-    starts = [subject.pretrained() for subject in subjects]
-    return dict(zip((subject.label for subject in subjects), distinct(starts), strict=True))
+def bases_of(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Label -> what the model was finetuned from; equal starting points are one candidate, different ones have two names."""
+    starts = [candidate.pretrained() for candidate in candidates]
+    return dict(zip((candidate.label for candidate in candidates), distinct(starts), strict=True))
 
 
-def distinct(subjects: Sequence[Subject]) -> list[Subject]:
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Different models get different labels (and groups): the second one of a name is `name (2)`."""
     names: dict[str, list[str]] = {}
     found = []
-    for subject in subjects:
-        known = names.setdefault(subject.label, [])
-        if subject.identity not in known:
-            known.append(subject.identity)
-        place = known.index(subject.identity)
-        label = subject.label if place == 0 else f"{subject.label} ({place + 1})"
-        found.append(replace(subject, label=label, group=label if subject.group == subject.label else subject.group))
+    for candidate in candidates:
+        known = names.setdefault(candidate.label, [])
+        if candidate.identity not in known:
+            known.append(candidate.identity)
+        place = known.index(candidate.identity)
+        label = candidate.label if place == 0 else f"{candidate.label} ({place + 1})"
+        found.append(replace(candidate, label=label, group=label if candidate.group == candidate.label else candidate.group))
     return found
 
 
-def open_runs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Subject]:
-    """Runs, folders of several seeds (every seed is a subject of one group), and folders of weights; raise UsageError."""
+def open_runs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Candidate]:
+    """Runs, folders of several seeds (every seed is a candidate of one group), and folders of weights; raise UsageError."""
     found = [open_run(member, overrides) for path in paths for member in seeds_of(path) or [path]]
     homes: dict[str, list[Path]] = {}
     seen: set[Path] = set()
-    for subject in found:
-        assert subject.folder is not None
-        place = subject.folder.resolve()
+    for candidate in found:
+        assert candidate.folder is not None
+        place = candidate.folder.resolve()
         if place in seen:
-            raise UsageError(f"{subject.folder}: given twice; its numbers would count double")
+            raise UsageError(f"{candidate.folder}: given twice; its numbers would count double")
         seen.add(place)
         home = _home(place)
-        if home not in homes.setdefault(subject.group, []):
-            homes[subject.group].append(home)
-    return distinct([_placed(subject, homes) for subject in found])
+        if home not in homes.setdefault(candidate.group, []):
+            homes[candidate.group].append(home)
+    return distinct([_placed(candidate, homes) for candidate in found])
 
 
-def _placed(subject: Subject, homes: dict[str, list[Path]]) -> Subject:
+def _placed(candidate: Candidate, homes: dict[str, list[Path]]) -> Candidate:
     """Groups of one name in different folders are told apart by the folder above them."""
-    assert subject.folder is not None
-    place = subject.folder.resolve()
+    assert candidate.folder is not None
+    place = candidate.folder.resolve()
     home = _home(place)
-    if len(homes[subject.group]) == 1:
-        return subject
+    if len(homes[candidate.group]) == 1:
+        return candidate
     group = str(Path(*home.parts[-2:]))
-    return replace(subject, group=group, label=group if home == place else f"{group}/{place.name}")
+    return replace(candidate, group=group, label=group if home == place else f"{group}/{place.name}")
 
 
-def open_run(run: Path, overrides: Sequence[str]) -> Subject:
+def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
     """A run folder, its model/ folder, or any folder that timm can load; raise UsageError."""
     for override in overrides:
         if not override.partition("=")[0].startswith(RUN_KEYS):
@@ -169,7 +159,7 @@ def open_run(run: Path, overrides: Sequence[str]) -> Subject:
             place = folder.resolve()
             home = _home(place)
             label = place.name if home == place else f"{home.name}/{place.name}"
-            return Subject(label, home.name, recipe, folder, weights, is_run=True)
+            return Candidate(label, home.name, recipe, folder, weights, is_run=True)
     members = seeds_of(run)
     if members:
         raise UsageError(f"--run {run}: a folder of {len(members)} runs, and this looks at one; name it, e.g. {members[0]}")
@@ -180,7 +170,7 @@ def open_run(run: Path, overrides: Sequence[str]) -> Subject:
     if not (run / "model.safetensors").is_file():
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
     recipe, has_data = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)
-    return Subject(run.name, run.name, recipe, run, run / "model.safetensors", has_data=has_data)
+    return Candidate(run.name, run.name, recipe, run, run / "model.safetensors", has_data=has_data)
 
 
 def _nearest_folder(path: Path) -> str:
@@ -191,16 +181,16 @@ def _nearest_folder(path: Path) -> str:
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:  # a file, or a folder that others may pass but not list
         beside = []
-    return nearest(path.name, beside)
+    return did_you_mean(path.name, beside)
 
 
-def open_model(name: str, overrides: Sequence[str]) -> Subject:
+def open_model(name: str, overrides: Sequence[str]) -> Candidate:
     """A timm model by name, as a recipe would say it; model.image_size, model.weights, ... by --set."""
     for override in overrides:
         if not override.startswith(("model.", *RUN_KEYS)):
             raise UsageError(f"--set {override}: with --model only model.*, data.*, input.*, eval.* and train.workers count")
     recipe, has_data = _recipe_of_model(name, f"--model {name}", overrides)
-    return Subject(short_name(name), short_name(name), recipe, has_data=has_data)
+    return Candidate(short_name(name), short_name(name), recipe, has_data=has_data)
 
 
 def _recipe_of_model(name: str, what: str, overrides: Sequence[str]) -> tuple[Recipe, bool]:

@@ -10,33 +10,33 @@ from riftcli import recipe as recipes
 from riftcli.data.split import Split
 from riftcli.data.splits import load_split, load_splits
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Subject
-from riftcli.recipe import Data
+from riftcli.evaluation.candidates import Candidate
+from riftcli.recipe import DataSection
 from riftcli.recipe.sections import InputSection
 
 FOLDER = "imagefolder:"
 
 
 @dataclass(frozen=True)
-class DataSet:
+class EvalData:
     """A data source with its splits, and how its files are read."""
 
-    data: Data
+    data: DataSection
     input: InputSection
     name: str  # for tables and folders
 
     @classmethod
-    def of_run(cls, subject: Subject) -> DataSet:
+    def of_run(cls, candidate: Candidate) -> EvalData:
         """The data that a run was trained on; raise UsageError for a model that brings none."""
-        if not subject.has_data:
-            place = f"--run {subject.folder}" if subject.folder else f"--model {subject.label}"
+        if not candidate.has_data:
+            place = f"--run {candidate.folder}" if candidate.folder else f"--model {candidate.label}"
             raise UsageError(
                 f"{place}: a model folder without its run; say what to evaluate on, e.g. --set data.format=image_folder"
             )
-        return cls(subject.recipe.data, subject.recipe.input, subject.recipe.data.name)
+        return cls(candidate.recipe.data, candidate.recipe.input, candidate.recipe.data.name)
 
 
-def distinct_sets(sets: Sequence[DataSet]) -> list[DataSet]:
+def distinct_sets(sets: Sequence[EvalData]) -> list[EvalData]:
     """Two data sets of one name get numbers: their samples and results are kept apart."""
     names = [source.name for source in sets]
     return [
@@ -45,7 +45,7 @@ def distinct_sets(sets: Sequence[DataSet]) -> list[DataSet]:
     ]
 
 
-def open_data(wish: str, overrides: list[str]) -> DataSet:
+def open_data(wish: str, overrides: list[str]) -> EvalData:
     """`imagefolder:PATH` (with train/ and test/ inside), a recipe, or RECIPE:ROOT for its data.root; raise UsageError."""
     chosen = [override for override in overrides if override.startswith(("data.", "input."))]
     if wish.startswith(FOLDER):
@@ -59,10 +59,10 @@ def open_data(wish: str, overrides: list[str]) -> DataSet:
         else:
             name = wish
         recipe = recipes.load(name, chosen)
-    return DataSet(recipe.data, recipe.input, recipe.data.name)
+    return EvalData(recipe.data, recipe.input, recipe.data.name)
 
 
-def list_split(source: DataSet, name: str) -> Split:
+def list_split(source: EvalData, name: str) -> Split:
     """train, val and test are the recipe's; any other name is asked of the data source. Unreadable images are still in it."""
     data = source.data
     if name == "test":

@@ -12,9 +12,9 @@ from riftcli.data import reading as inputs
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation import features
-from riftcli.evaluation.candidates import Loaded
+from riftcli.evaluation.candidates import LoadedModel
 from riftcli.evaluation.feature_cache import FeatureCache
-from riftcli.evaluation.features import Table
+from riftcli.evaluation.features import FeatureTable
 from riftcli.recipe import Recipe
 from riftcli.recipe.sections import InputSection
 
@@ -31,10 +31,10 @@ class Encoder:
         """With the batch size, data workers and cache that a recipe names."""
         return cls(device, recipe.eval.batch_size, recipe.train.workers, recipe.eval.cache, console)
 
-    def table(self, model: Any, preprocessing: Preprocessing, split: Split, reading: InputSection, what: str) -> Table:
+    def table(self, model: Any, preprocessing: Preprocessing, split: Split, reading: InputSection, what: str) -> FeatureTable:
         """The split (whose pixels are read already as `reading` says) through a Classifier; collective, same on every rank."""
 
-        def compute() -> Table:
+        def compute() -> FeatureTable:
             with self.console.progress(f"encoding {what}", len(split)) as bar:
                 return features.encode_split(model, split, preprocessing, self.device, self.batch_size, self.workers, bar.advance)
 
@@ -54,7 +54,7 @@ class Encoder:
             self.cache.write(path, table)
         return table
 
-    def encode(self, loaded: Loaded, split: Split, reading: InputSection, what: str) -> Table:
+    def encode(self, loaded: LoadedModel, split: Split, reading: InputSection, what: str) -> FeatureTable:
         """A sifted split through a loaded model, with that model's own transform."""
         split = inputs.with_pixels(split, reading, loaded.preprocessing, self.console)
         return self.table(loaded.classifier, loaded.preprocessing, split, reading, what)

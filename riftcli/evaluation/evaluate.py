@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from riftcli import catalog, dist
 from riftcli.console import Console, Stopwatch
-from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
+from riftcli.data.reading import sift
+from riftcli.data.split import Split
 from riftcli.data.splits import load_splits
-from riftcli.errors import UsageError, nearest
-from riftcli.evaluation import metrics_json
-from riftcli.evaluation import scores as evaluate
-from riftcli.evaluation.candidates import open_run
-from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.errors import UsageError, did_you_mean
+from riftcli.evaluation.candidates import Candidate, LoadedModel, open_run
+from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.metrics_json import eval_name, split_report, timing_part
+from riftcli.evaluation.scores import predictions, score, write_reliability, write_tables
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import Predictions
 from riftcli.recipe import Recipe
-from riftcli.report.plots.reliability import write_reliability
-from riftcli.runs import folder as runs
-from riftcli.runs import provenance
+from riftcli.runs.folder import write_json
+from riftcli.runs.provenance import environment
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay
 
 
 def evaluate_run(
-    run: Path, metrics: list[str], split_name: str, overrides: list[str], device: str = "auto", temperature: bool = False
+    run: Path,
+    metrics: Sequence[str],
+    split_name: str,
+    overrides: Sequence[str],
+    device: str = "auto",
+    temperature: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a run's kept weights on a split; writes RUN/eval/<dataset>-<split>/ and returns the report.
 
@@ -37,66 +44,84 @@ def evaluate_run(
     """
     clock = Stopwatch()
     torch_device = dist.init(device)
-    console = Console(quiet=not dist.is_main())
-    subject = open_run(run, overrides)
-    recipe, folder = subject.recipe, subject.folder
-    assert folder is not None
-    source = DataSet.of_run(subject)
+    candidate = open_run(run, overrides)
+    recipe = candidate.recipe
+    assert candidate.folder is not None
+    source = EvalData.of_run(candidate)
     if temperature and recipe.data.val is None:
         raise UsageError("--temperature-scaling: the recipe has no validation split to fit on (data.val)")
-    names = metrics or recipe.eval.metrics
-    for name in names:
-        if name not in catalog.CATALOG["metric"]:
-            known = catalog.names("metric")
-            raise UsageError(f"--metrics {name}: unknown metric{nearest(name, known)}; one of: {', '.join(known)}")
+    names = list(metrics) or recipe.eval.metrics
+    check_metrics(names)
 
-    loaded = subject.load(torch_device)
-    encoder = Encoder.of_recipe(recipe, torch_device, console)
-    whole = list_split(source, split_name)
-    split = match_classes(whole, loaded.classes or whole.classes, recipe.data.rules.allow_missing_classes)
-    split, skipped = inputs.sift(split, recipe.input, console)
-
-    def predicted(wanted: Any, reference: Any = None) -> Predictions:
-        table = encoder.encode(loaded, wanted, recipe.input, f"{wanted.name} with the finetuned model")
-        return evaluate.predictions(wanted, table, reference)
-
-    seen = predicted(split)
-    chosen: list[Any] = [catalog.component("metric", name) for name in names]
-    if any(metric.needs_reference for metric in chosen):
-        if not subject.is_run:
-            raise UsageError(
-                f"--run {run}: a model folder without its run does not say what it was finetuned from; leave out cka"
-            )
-        base = subject.pretrained().load(torch_device)
-        table = encoder.encode(base, split, recipe.input, f"{split.name} with the pretrained model")
-        seen = replace(seen, reference=table.features)
-    report = metrics_json.report("eval", subject.entry(loaded), split, seen, names, recipe.data.name)
-    report["data"] |= metrics_json.exceptions(_overlap(recipe), {split.name: skipped} if skipped else {})
+    loaded = candidate.load(torch_device)
+    encoder = Encoder.of_recipe(recipe, torch_device, console or Console(quiet=not dist.is_main()))
+    split, skipped = _matched(source, split_name, loaded, encoder)
+    seen = _predicted(loaded, split, recipe, encoder)
+    if any(catalog.component("metric", name).needs_pretrained for name in names):  # type: ignore[attr-defined]
+        seen = replace(seen, pretrained=_pretrained_features(candidate, run, split, encoder))
+    env = environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
+    report = split_report(
+        "eval",
+        split,
+        seen,
+        names,
+        model=candidate.entry(loaded),
+        data_name=recipe.data.name,
+        overlap=_overlap(recipe),
+        skipped={split.name: skipped} if skipped else {},
+        timing={},
+        env=env,
+    )
     if temperature:
-        report["temperature"] = _with_temperature(seen, predicted, source, loaded.classes, encoder)
-    report["timing"] = {
-        "seconds": clock.seconds,
-        "images_per_second": len(split) / clock.seconds,
-        "peak_memory_bytes": provenance.peak_memory_bytes(torch_device),
-    }
-    report["env"] = provenance.environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
-    target = folder / "eval" / f"{recipe.data.name}-{split.name}"
+        report["temperature"] = _with_temperature(seen, source, loaded, recipe, encoder)
+    report["timing"] = timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds)
+    target = candidate.folder / "eval" / eval_name(report)
     if dist.is_main():
-        evaluate.write_tables(target, split, seen)
-        scaled = report.get("temperature", {}).get("value")
-        write_reliability(target, seen, scaled)
-        runs.write_json(target / "metrics.json", report)
+        write_tables(target, split, seen)
+        if temperature:
+            scaled = replace(seen, logits=seen.logits / report["temperature"]["value"])
+            write_reliability(target / "reliability_scaled.csv", scaled)
+        write_json(target / "metrics.json", report)
     dist.barrier()
     return {**report, "written_to": str(target / "metrics.json")}
 
 
-def _with_temperature(seen: Predictions, predicted: Any, source: DataSet, classes: list[str], encoder: Encoder) -> dict[str, Any]:
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise UsageError for a metric that is not in the catalog."""
+    for name in names:
+        if name not in catalog.CATALOG["metric"]:
+            known = catalog.names("metric")
+            raise UsageError(f"--metrics {name}: unknown metric{did_you_mean(name, known)}; one of: {', '.join(known)}")
+
+
+def _matched(source: EvalData, name: str, loaded: LoadedModel, encoder: Encoder) -> tuple[Split, list[str]]:
+    """(a split with the classes of the model and without unreadable images, the ids of those)."""
+    whole = list_split(source, name)
+    split = match_classes(whole, loaded.classes or whole.classes, source.data.rules.allow_missing_classes)
+    return sift(split, source.input, encoder.console)
+
+
+def _predicted(loaded: LoadedModel, split: Split, recipe: Recipe, encoder: Encoder) -> Predictions:
+    return predictions(split, encoder.encode(loaded, split, recipe.input, f"{split.name} with the finetuned model"), None)
+
+
+def _pretrained_features(candidate: Candidate, run: Path, split: Split, encoder: Encoder) -> Any:
+    """(N, D) of the model that the run was finetuned from."""
+    if not candidate.is_run:
+        raise UsageError(f"--run {run}: a model folder without its run does not say what it was finetuned from; leave out cka")
+    base = candidate.pretrained().load(encoder.device)
+    what = f"{split.name} with the pretrained model"
+    return encoder.encode(base, split, candidate.recipe.input, what).features
+
+
+def _with_temperature(
+    seen: Predictions, source: EvalData, loaded: LoadedModel, recipe: Recipe, encoder: Encoder
+) -> dict[str, Any]:
     """The temperature that fits the validation split best, and the calibration on `seen` with it (Guo et al. 2017)."""
-    held, _ = inputs.sift(list_split(source, "val"), source.input, encoder.console)
-    held = match_classes(held, classes or held.classes, source.data.rules.allow_missing_classes)
-    fitted = predicted(held)
+    held, _ = _matched(source, "val", loaded, encoder)
+    fitted = _predicted(loaded, held, recipe, encoder)
     value = fit_temperature(fitted.logits, fitted.targets)
-    scores = evaluate.score(list(SCALED), replace(seen, logits=seen.logits / value))
+    scores = score(list(SCALED), replace(seen, logits=seen.logits / value))
     return {"value": value, "fitted_on": held.name, "n": len(held), "metrics": scores}
 
 

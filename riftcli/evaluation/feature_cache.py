@@ -17,7 +17,7 @@ from riftcli.data.image_store import file_state
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
-from riftcli.evaluation.features import Table
+from riftcli.evaluation.features import FeatureTable
 from riftcli.models.weights import sha256
 
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
@@ -67,7 +67,7 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{name[:40]}.safetensors"
 
-    def read(self, path: Path, count: int) -> Table | None:
+    def read(self, path: Path, count: int) -> FeatureTable | None:
         """The table, or None when there is none or its bytes are not those that were written."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -79,10 +79,10 @@ class FeatureCache:
             tensors = load_file(path)
         except (OSError, SafetensorError):
             return None
-        table = Table(tensors["features"], tensors["logits"])
+        table = FeatureTable(tensors["features"], tensors["logits"])
         return table if len(table.features) == count else None
 
-    def write(self, path: Path, table: Table) -> None:
+    def write(self, path: Path, table: FeatureTable) -> None:
         """Publish a table in one step; of two writers the last one wins, with the same content."""
         from safetensors.torch import save_file
 

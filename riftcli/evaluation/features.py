@@ -17,7 +17,7 @@ from riftcli.protocols import Output
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """A split through a model, rows in split order, on the CPU in fp32."""
 
     features: torch.Tensor  # (N, D)
@@ -31,7 +31,7 @@ def encode(
     preprocessing: Preprocessing,
     device: torch.device,
     tick: Callable[[int], None] = lambda n: None,
-) -> Table:
+) -> FeatureTable:
     """Run this rank's batches, then put the rows of all ranks in split order; the same table on every rank.
 
     `count` is the number of samples of the split: the result has exactly that many rows. fp32, eval mode, no augmentation.
@@ -51,7 +51,9 @@ def encode(
     assert len(order) == count and order.unique().numel() == count, "every sample exactly once"
     back = order.argsort()
     # clone: tensors made under inference_mode cannot enter a graph later
-    return Table(torch.cat([part[1] for part in gathered])[back].clone(), torch.cat([part[2] for part in gathered])[back].clone())
+    return FeatureTable(
+        torch.cat([part[1] for part in gathered])[back].clone(), torch.cat([part[2] for part in gathered])[back].clone()
+    )
 
 
 def encode_split(
@@ -62,7 +64,7 @@ def encode_split(
     batch_size: int,
     workers: int,
     tick: Any = lambda n: None,
-) -> Table:
+) -> FeatureTable:
     """A split through a model, sharded over ranks; the same table on each."""
     batches = eval_loader(split, EvalTransform(preprocessing), batch_size, workers, dist.rank(), dist.world_size())
     return encode(model, batches, len(split), preprocessing, device, tick)

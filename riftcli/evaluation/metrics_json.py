@@ -1,9 +1,11 @@
-"""metrics.json (schema rift.metrics/1): the report on one split."""
+"""metrics.json (schema rift.metrics/1): the one place where the parts of a report on a split are put together."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from riftcli.data.classes import class_counts
 from riftcli.data.split import Split
@@ -11,62 +13,84 @@ from riftcli.data.splits import fingerprint
 from riftcli.evaluation.scores import confusion, score
 from riftcli.models.weights import sha256
 from riftcli.protocols import Predictions
-from riftcli.recipe import Recipe
-from riftcli.runs.provenance import now
+from riftcli.runs.provenance import now, peak_memory_bytes
 
 SCHEMA = "rift.metrics/1"
 
 
-def report(
-    command: str, model: dict[str, Any], split: Split, seen: Predictions, metrics: list[str], data_name: str
+def split_report(
+    command: str,
+    split: Split,
+    seen: Predictions,
+    metrics: list[str],
+    *,
+    model: dict[str, Any],
+    data_name: str,
+    overlap: dict[str, int],
+    skipped: dict[str, list[str]],
+    timing: dict[str, Any],
+    env: dict[str, Any],
 ) -> dict[str, Any]:
-    """The body of metrics.json (schema rift.metrics/1), without timing."""
+    """The whole report. overlap, skipped: samples that splits share, images that were left out; told where there are any."""
     scores = score(metrics, seen)
     per_class: dict[str, dict[str, Any]] = {name: {"n": n} for name, n in class_counts(split).items()}
     for name, entry in scores.items():
         for label, value in entry.pop("per_class", {}).items():
             per_class[label][name] = value
+    data = {
+        "name": data_name,
+        "split": split.name,
+        "n": len(split),
+        "classes": split.classes,
+        "class_counts": class_counts(split),
+        "fingerprint": fingerprint(split),
+    }
+    if overlap:
+        data["overlap"] = overlap
+    if skipped:
+        data["skipped"] = {name: {"n": len(ids), "ids": ids} for name, ids in skipped.items()}
     return {
         "schema": SCHEMA,
         "command": command,
         "created": now(),
         "model": model,
-        "data": {
-            "name": data_name,
-            "split": split.name,
-            "n": len(split),
-            "classes": split.classes,
-            "class_counts": class_counts(split),
-            "fingerprint": fingerprint(split),
-        },
+        "data": data,
         "metrics": scores,
         "per_class": per_class,
         "confusion_matrix": confusion(seen),
+        "timing": timing,
+        "env": env,
     }
 
 
-def exceptions(overlap: dict[str, int], skipped: dict[str, list[str]]) -> dict[str, Any]:
-    """What a reader of the `data` part must know: samples that splits share, and images that were left out."""
-    found: dict[str, Any] = {"overlap": overlap} if overlap else {}
-    if skipped:
-        found["skipped"] = {name: {"n": len(ids), "ids": ids} for name, ids in skipped.items()}
-    return found
-
-
-def eval_name(report: dict[str, Any]) -> str:
-    """Folder of a report below eval/: <dataset>-<split>."""
-    return f"{report['data']['name']}-{report['data']['split']}"
-
-
-def model_entry(recipe: Recipe, vit: Any, weights: Path | None, epoch: int | None, trainable: int | None) -> dict[str, Any]:
-    """The `model` part of a report."""
+def model_part(
+    vit: Any,
+    method: dict[str, Any],
+    weights: Path | None,
+    epoch: int | None,
+    trainable: int | None = None,
+    label: str | None = None,
+    path: str | None = None,
+) -> dict[str, Any]:
+    """Which model: its weights file (path and digest), architecture, method and size. path: where there is no file."""
     return {
-        "path": str(weights.parent) if weights else None,
+        **({} if label is None else {"label": label}),
+        "path": str(weights.parent) if weights else path,
         "architecture": vit.pretrained_cfg["architecture"],
-        "method": recipe.method,
+        "method": method,
         "sha256": sha256(weights) if weights else None,
         "weights": "raw",
         "epoch": epoch,
         "params": sum(p.numel() for p in vit.parameters()),
         "trainable_params": trainable,
     }
+
+
+def timing_part(device: torch.device, images_per_second: float | None, **seconds: float) -> dict[str, Any]:
+    """What it cost; seconds: `seconds` of the whole, `train_seconds` of the loop."""
+    return {**seconds, "images_per_second": images_per_second, "peak_memory_bytes": peak_memory_bytes(device)}
+
+
+def eval_name(report: dict[str, Any]) -> str:
+    """Folder of a report below eval/: <dataset>-<split>."""
+    return f"{report['data']['name']}-{report['data']['split']}"

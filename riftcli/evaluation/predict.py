@@ -10,24 +10,24 @@ from typing import IO, Any
 from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models
 
 
-def predict_run(subject: Subject, paths: Sequence[Path], encoder: Encoder) -> tuple[list[str], list[dict[str, Any]]]:
+def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -> tuple[list[str], list[dict[str, Any]]]:
     """(class names, one row per readable image): path, class, probability of every class.
 
     Multi-label: `class` holds every label above 0.5, joined by `|`, possibly none. Unreadable images as `input.on_bad_image`
     says. Raises UsageError for a model without class names.
     """
-    loaded = subject.load(encoder.device)
+    loaded = candidate.load(encoder.device)
     if not loaded.classes:
         raise UsageError(
-            f"{subject.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
+            f"{candidate.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
         )
-    reading = subject.recipe.input
+    reading = candidate.recipe.input
     split, _ = inputs.sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
     logits = encoder.encode(loaded, split, reading, "images").logits.double()
     multilabel = loaded.task == "multilabel"

@@ -1,4 +1,4 @@
-"""Features and logits of a split computed once, then the named metrics; and the report that holds them."""
+"""From the features and logits of a split to the named metrics, and to tables of predictions, confusion and reliability."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 from riftcli import catalog
 from riftcli.data.split import Split
-from riftcli.evaluation.features import Table
+from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.functional.calibration import reliability
 from riftcli.protocols import Predictions
-from riftcli.runs.result_table import Row
+from riftcli.runs.result_table import Row, write_csv
 
 
-def predictions(split: Split, table: Table, reference: torch.Tensor | None) -> Predictions:
+def predictions(split: Split, table: FeatureTable, pretrained: torch.Tensor | None) -> Predictions:
     """What metrics are computed from."""
     targets = torch.from_numpy(split.targets)
-    return Predictions(table.logits, targets, table.features, split.classes, split.task, reference)
+    return Predictions(table.logits, targets, table.features, split.classes, split.task, pretrained)
 
 
 def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
@@ -48,8 +48,9 @@ def confusion(seen: Predictions) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
-    """predictions.csv and confusion_matrix.csv."""
+    """predictions.csv, confusion_matrix.csv and reliability.csv."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_reliability(folder / "reliability.csv", seen)
     multiclass = seen.task == "multiclass"
     probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -93,3 +94,8 @@ def reliability_rows(seen: Predictions) -> list[Row]:
         }
         for i in range(len(found.count))
     ]
+
+
+def write_reliability(path: Path, seen: Predictions) -> None:
+    """The rows of the reliability diagram as CSV."""
+    write_csv(path, reliability_rows(seen))

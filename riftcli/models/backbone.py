@@ -14,7 +14,7 @@ from unittest.mock import patch
 from torch import nn
 
 from riftcli.assets import ASSETS
-from riftcli.errors import ModelError, nearest
+from riftcli.errors import ModelError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _explained(wish: Backbone, name: str, error: Exception) -> ModelError:
 
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "Unknown model" in text:
-        close = nearest(name.split(".")[0], timm.list_models())
+        close = did_you_mean(name.split(".")[0], timm.list_models())
         return ModelError(f"model.name {wish.name}: timm has no such model{close}; `timm.list_models('vit*')` lists them")
     if "Invalid pretrained tag" in text:
         tags = ", ".join(m.partition(".")[2] for m in timm.list_pretrained(f"{name.split('.')[0]}.*"))

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
 
 
-def load_saved(path: str | Path, adapt: Callable[[Any, dict[str, Any]], None]) -> nn.Module:
+def load_saved(path: str | Path) -> nn.Module:
     """The model of a run folder or a model folder, in eval mode.
 
-    adapt: catalog.adapt, for weights of an adapter that could not be folded into timm's own layers.
+    The surgery of an adapter that could not be folded into timm's own layers is done again.
     """
     from safetensors.torch import load_file
 
@@ -86,7 +85,7 @@ def load_saved(path: str | Path, adapt: Callable[[Any, dict[str, Any]], None]) -
     if spec is None:
         return Backbone(f"local-dir:{folder}").build(config["num_classes"]).eval()
     vit = Backbone(f"local-dir:{folder}", pretrained=False).build(config["num_classes"])
-    adapt(vit, spec)
+    catalog.adapt(vit, spec)
     vit.load_state_dict(load_file(folder / "model.safetensors"))
     return vit.eval()
 
@@ -113,7 +112,7 @@ def check_saved(folder: Path, vit: nn.Module, input_size: tuple[int, int, int]) 
     images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
         expected: Any = copy.deepcopy(vit).cpu().eval()(images)
-        got: Any = load_saved(folder, catalog.adapt)(images)
+        got: Any = load_saved(folder)(images)
     error = float((got - expected).abs().max())
     if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StorageError(

@@ -9,5 +9,5 @@ from riftcli.recipe.reader import shipped_folder as shipped_folder
 from riftcli.recipe.reader import shipped_names as shipped_names
 from riftcli.recipe.reader import source as source
 from riftcli.recipe.resolved import flatten as flatten
-from riftcli.recipe.sections import Data as Data
+from riftcli.recipe.sections import DataSection as DataSection
 from riftcli.recipe.sections import Recipe as Recipe

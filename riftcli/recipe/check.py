@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from riftcli import catalog
-from riftcli.errors import UsageError, nearest
+from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import strict_yaml
 from riftcli.recipe.messages import show, wording
 from riftcli.recipe.resolved import _resolved, flatten
@@ -21,7 +21,7 @@ from riftcli.recipe.sections import (
     SPLIT_KEYS,
     STRICT,
     TOP_LEVEL,
-    Data,
+    DataSection,
     Recipe,
     SplitRules,
     SplitSection,
@@ -114,7 +114,7 @@ class Checker:
                 loc.append(part)
             path = (*prefix, *loc)
             if problem["type"] == "extra_forbidden":
-                self.fail(path, f"unknown key{nearest(str(loc[-1]), _keys(model))}", _keys(model))
+                self.fail(path, f"unknown key{did_you_mean(str(loc[-1]), _keys(model))}", _keys(model))
             elif problem["type"] == "missing":
                 self.fail(path, "missing; it has no default")
             else:
@@ -132,7 +132,7 @@ class Checker:
             self.fail((*prefix, key), "missing or null; name one", catalog.names(kind))
             return None
         if not isinstance(name, str) or name not in catalog.CATALOG[kind]:
-            close = nearest(str(name), catalog.names(kind))
+            close = did_you_mean(str(name), catalog.names(kind))
             self.fail((*prefix, key), f"unknown {kind} {show(name)}{close}", catalog.names(kind))
             return None
         cls = catalog.component(kind, name)
@@ -146,7 +146,7 @@ class Checker:
             self.fail((*prefix, field), f"{what}, got {show(raw.get(field))}")
             return None
 
-    def data(self, prefix: Key, raw: Any) -> Data | None:
+    def data(self, prefix: Key, raw: Any) -> DataSection | None:
         """The data source and its splits."""
         if not isinstance(raw, dict):
             self.fail(prefix, "missing: a recipe needs a data source", catalog.names("data"))
@@ -169,7 +169,7 @@ class Checker:
                 self.fail((*prefix, key), f"expected true or false, got {show(value)}")
         if source is None or train is None or test is None:
             return None
-        return Data(raw["format"], source, train, val, test, SplitRules(**rules))
+        return DataSection(raw["format"], source, train, val, test, SplitRules(**rules))
 
     def split(self, prefix: Key, raw: Any, held_from: str = "train") -> SplitSpec | None:
         """A split's name, or a mapping with a limit or a share."""
@@ -200,7 +200,7 @@ class Checker:
         """Check everything, then either raise all errors or return the Recipe."""
         for key in self.raw:
             if key not in TOP_LEVEL:
-                self.fail((key,), f"unknown key{nearest(str(key), TOP_LEVEL)}", TOP_LEVEL)
+                self.fail((key,), f"unknown key{did_you_mean(str(key), TOP_LEVEL)}", TOP_LEVEL)
         parts: dict[str, Any] = {k: self.section((k,), m, self.raw.get(k)) for k, m in SECTIONS.items()}
         for kind, default in COMPONENTS.items():
             raw = self.raw.get(kind)
@@ -243,7 +243,7 @@ class Checker:
         if evaluation:
             for i, metric in enumerate(evaluation.metrics):
                 if metric not in catalog.CATALOG["metric"]:
-                    close = nearest(metric, catalog.names("metric"))
+                    close = did_you_mean(metric, catalog.names("metric"))
                     self.fail(("eval", "metrics", i), f"unknown metric '{metric}'{close}", catalog.names("metric"))
             if evaluation.best not in evaluation.metrics:
                 self.fail(("eval", "best"), f"'{evaluation.best}' must be one of eval.metrics", evaluation.metrics)

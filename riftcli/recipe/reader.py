@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from riftcli.assets import ASSETS
-from riftcli.errors import UsageError, nearest
+from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import family, strict_yaml
 from riftcli.recipe.check import Checker
 from riftcli.recipe.sections import TOP_LEVEL, Recipe
@@ -49,7 +49,7 @@ def find(name: str) -> Path:
     if "/" not in name and shipped.is_file():
         return shipped
     raise UsageError(
-        f"recipe {name}: no such file and no shipped recipe of that name{nearest(stem, shipped_names())}; "
+        f"recipe {name}: no such file and no shipped recipe of that name{did_you_mean(stem, shipped_names())}; "
         "`rift recipes ls` lists the shipped ones"
     )
 

@@ -9,12 +9,12 @@ from riftcli.recipe.sections import (
     COMPONENTS,
     SECTIONS,
     TOP_LEVEL,
-    Data,
+    DataSection,
     SplitSpec,
 )
 
 
-def _resolved_data(data: Data) -> dict[str, Any]:
+def _resolved_data(data: DataSection) -> dict[str, Any]:
     def spec(split: SplitSpec | None) -> Any:
         if split is None:
             return None

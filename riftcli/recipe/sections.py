@@ -178,11 +178,11 @@ class SplitRules:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSection:
     """A data source bound to its splits."""
 
     format: str
-    source: Any  # protocols.Dataset
+    source: Any  # data.split.DataSource
     train: SplitSpec
     val: SplitSpec | None
     test: SplitSpec
@@ -201,7 +201,7 @@ class Recipe:
 
     name: str
     model: ModelSection
-    data: Data
+    data: DataSection
     objective: Any
     adapter: Any
     regularizer: Any
@@ -211,7 +211,7 @@ class Recipe:
     schedule: ScheduleSection
     train: TrainSection
     eval: EvalSection
-    retention: tuple[Data, ...]
+    retention: tuple[DataSection, ...]
     resolved: dict[str, Any]  # every value, as plain data; writing and reading it gives the same recipe
     sources: dict[str, str]  # dotted key -> "default" | "recipe" | "--set"
     text: str  # the file as it was
@@ -229,10 +229,10 @@ class Recipe:
         return list(dict.fromkeys([*self.eval.metrics, *(TRAJECTORY if self.eval.trajectory else [])]))
 
     @property
-    def needs_reference(self) -> bool:
+    def needs_pretrained(self) -> bool:
         """True when the frozen pretrained model is needed for a metric."""
         metrics: list[Any] = [catalog.component("metric", name) for name in self.watched]
-        return bool(self.retention) or any(metric.needs_reference for metric in metrics)
+        return bool(self.retention) or any(metric.needs_pretrained for metric in metrics)
 
     def component_name(self, kind: str) -> str:
         """The catalog name of the objective, adapter or regularizer."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from riftcli.errors import UsageError, nearest
+from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe.naming import method_names
 from riftcli.report.records import Record
 from riftcli.runs.series import spread
@@ -54,7 +54,9 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
     measured = list(dict.fromkeys(name for record in records for name in record.values))
     for metric in metrics:
         if metric not in measured:
-            raise UsageError(f"--metrics {metric}: no run has it{nearest(metric, measured)}; measured: {', '.join(measured)}")
+            raise UsageError(
+                f"--metrics {metric}: no run has it{did_you_mean(metric, measured)}; measured: {', '.join(measured)}"
+            )
     wanted = list(metrics) or _default_columns(records, measured)
     if not metrics and len(sets) == 1 and HEADLINE in wanted:
         wanted.remove(HEADLINE)
@@ -102,7 +104,7 @@ def _with_means(columns: list[str], means: Any, better: Any, wanted: Sequence[st
 def _baseline(rows: list[str], plain: list[str], wish: str | None) -> str | None:
     """The row that changes refer to: the one that is named, else plain full finetuning where there is exactly one."""
     if wish is not None and wish not in rows:
-        raise UsageError(f"--baseline {wish}: no such row{nearest(wish, rows)}; rows: {', '.join(rows)}")
+        raise UsageError(f"--baseline {wish}: no such row{did_you_mean(wish, rows)}; rows: {', '.join(rows)}")
     return wish if wish is not None else plain[0] if len(set(plain)) == 1 else None
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from riftcli.report.compare import Comparison
+from riftcli.report.plots.canvas import subplots
 from riftcli.report.plots.heat_map import draw_heat
 from riftcli.report.plots.reliability import draw_reliability
 from riftcli.report.records import Record
@@ -35,15 +36,11 @@ def figure(
     """Draw `panels` axes side by side; draw gets the list of axes."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": title, "font.size": 9}):  # the same page twice is the same file
-        canvas, axes = plt.subplots(1, panels, figsize=(max(4.4, 3.7 * panels), height), squeeze=False, constrained_layout=True)
+    with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):  # the same page twice is the same file
+        canvas, axes = subplots(1, panels, figsize=(max(4.4, 3.7 * panels), height), squeeze=False)
         draw(list(axes[0]))
         out = io.BytesIO()
         canvas.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(canvas)
     return Figure(title, _address("image/svg+xml", out.getvalue()), _address("text/csv", csv_of(rows).encode()), note)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import jinja2
 
-from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.report import figures
 from riftcli.report.compare import Cell, Comparison, compare
 from riftcli.report.figures import Figure
 from riftcli.report.formats import text_of
-from riftcli.report.missing import COMMANDS, lacking
+from riftcli.report.missing import COMMANDS, missing_parts
+from riftcli.report.plots.reliability import read_reliability
 from riftcli.report.records import Record, record
 from riftcli.report.style import STYLE
 from riftcli.runs.folder import read_run
@@ -59,9 +59,9 @@ have the same seeds or folds, p of the paired t test{% endif %}.
 MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
 
-def write_page(out: Path, subjects: Sequence[Subject], baseline: str | None = None) -> None:
+def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None = None) -> None:
     """Write one page on finished runs, from what their folders hold; says what was not measured and how to."""
-    records = [record(subject) for subject in subjects]
+    records = [record(candidate) for candidate in candidates]
     table = compare(records, [], baseline, by_method=False)
     groups = figures.groups_of(records)
     palette = figures.colours(list(groups))
@@ -128,8 +128,7 @@ def _reliability(records: Sequence[Record], palette: dict[str, str]) -> Figure |
     for r in records:
         path = r.folder / "eval" / eval_name(read_report(r.folder)) / "reliability.csv"
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                curves[r.group] = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+            curves[r.group] = read_reliability(path)
     return figures.reliability(curves, palette) if curves else None
 
 
@@ -169,7 +168,7 @@ def _missing(records: Sequence[Record]) -> list[str]:
     """What the page would show if someone measured it: the command, and how many runs lack it."""
     lacking_runs: dict[str, list[Path]] = {}
     for r in records:
-        for part in lacking(r.folder):
+        for part in missing_parts(r.folder):
             lacking_runs.setdefault(part, []).append(r.folder)
     return [
         f"{part} of {len(runs)} run{'s' * (len(runs) > 1)}: {COMMANDS[part].format(run=runs[0])}"

@@ -8,10 +8,9 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.candidates import Candidate
 from riftcli.recipe import Recipe
 from riftcli.runs.reader import read_json, read_report
-from riftcli.runs.result_table import PLAIN
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Record:
         return self.seed, *((val.folds, val.fold, val.seed) if val is not None and val.folds else ())
 
 
-def record(subject: Subject) -> Record:
+def record(candidate: Candidate) -> Record:
     """The final report of a run, and the kNN, similarity and sharpness that were measured on it since."""
-    run = subject.folder
-    if run is None or not subject.is_run:
-        raise UsageError(f"{subject.label}: not a run folder; tables are of finished runs")
+    run = candidate.folder
+    if run is None or not candidate.is_run:
+        raise UsageError(f"{candidate.label}: not a run folder; tables are of finished runs")
     report = read_report(run)
     values: dict[str, float | None] = {}
     better: dict[str, bool] = {}
@@ -55,17 +54,12 @@ def record(subject: Subject) -> Record:
         note(f"knn {name}", entry["knn_after"], True)
         note(f"cka {name}", entry["cka"], True)
     here = (report["data"]["name"], report["data"]["split"])
-    for row in _measured(run, "knn", subject, report):
-        k = "" if row["k"] is None else f" k={row['k']}"
-        note(f"{row['classifier']}{k} {_where(row, here[:1])}", row["acc"], True)
-    for row in _measured(run, "similarity", subject, report):
-        metric: Any = catalog.component("metric", row["metric"])
-        if str(row["reference"]).startswith("pretrained"):
-            place = _where(row, here)
-            if place or row["metric"] not in report["metrics"]:
-                note(f"{row['metric']} {place}".strip(), row["value"], metric.higher_is_better)
-    for row in _measured(run, "sharpness", subject, report):
-        note(f"sharpness {_where(row, here)}".strip(), row["sharpness"], False)
+    for name in catalog.names("evaluator"):
+        evaluator: Any = catalog.component("evaluator", name)
+        if hasattr(evaluator, "columns"):
+            for column, value, more_is_better in evaluator.columns(_measured(run, name, report), here):
+                if column not in report["metrics"]:
+                    note(column, value, more_is_better)
     if "counts" in report["confusion_matrix"]:
         note("acc or map", values.get("acc"), True)
     else:
@@ -73,9 +67,9 @@ def record(subject: Subject) -> Record:
     note("trainable parameters", report["model"]["trainable_params"], False)
     note("train seconds", report["timing"].get("train_seconds"), False)
     return Record(
-        subject.label,
-        subject.group,
-        subject.recipe,
+        candidate.label,
+        candidate.group,
+        candidate.recipe,
         report["data"]["name"],
         report["env"]["seed"],
         run,
@@ -84,7 +78,7 @@ def record(subject: Subject) -> Record:
     )
 
 
-def _measured(run: Path, command: str, subject: Subject, report: dict[str, Any]) -> list[dict[str, Any]]:
+def _measured(run: Path, command: str, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows that a command left about this run's weights, wherever the folder has been moved or renamed since."""
     rows = []
     for path in sorted(run.glob(f"{command}/*/metrics.json")):
@@ -92,11 +86,3 @@ def _measured(run: Path, command: str, subject: Subject, report: dict[str, Any])
         own = {m["label"] for m in found["models"] if m["sha256"] and m["sha256"] == report["model"]["sha256"]}
         rows += [row for row in found["rows"] if row["model"] in own]
     return rows
-
-
-def _where(row: dict[str, Any], here: tuple[str, ...]) -> str:
-    """What a column must say beside its name: data and split where they are not `here`, and unusual settings."""
-    own = tuple(row[key] for key in ("data", "split")[: len(here)])
-    parts = [] if len(here) > 1 and own == here else [str(part) for part in own]
-    parts += [f"{key}={row[key]}" for key, usual in PLAIN.items() if key in row and row[key] != usual]
-    return " ".join(parts)

@@ -14,10 +14,11 @@ from riftcli.runs.provenance import now
 
 SCHEMA = "rift.table/1"
 Row = dict[str, Any]
+Column = tuple[str, float | None, bool | None]  # name in a comparison of runs, value, whether more is better
 
 
 @dataclass
-class Findings:
+class ResultTable:
     """One command's result. rows: flat, all with the same keys; a value that is not defined is None."""
 
     command: str
@@ -27,6 +28,8 @@ class Findings:
     env: dict[str, Any]
     tables: dict[str, list[Row]] = field(default_factory=dict)  # further tables by name, with the same leading columns
     seconds: float | None = None
+    usual: dict[str, Any] = field(default_factory=dict)  # settings in rows whose usual value names no folder of its own
+    pictures: dict[str, Any] = field(default_factory=dict)  # what a picture needs beside the rows; never written
 
     def report(self) -> dict[str, Any]:
         """The JSON form (schema rift.table/1)."""
@@ -61,7 +64,7 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] | None = N
         writer.writerows(rows)
 
 
-def shown(value: Any, std: float | None = None, digits: int = 4) -> str:
+def format_number(value: Any, std: float | None = None, digits: int = 4) -> str:
     """A number as people read it, with its spread."""
     if value is None:
         return "undefined"
@@ -88,22 +91,22 @@ def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, 
     return found
 
 
-def leave(findings: Findings, runs: dict[str, Path], out: Path | None) -> list[Path]:
+def write_into_runs(findings: ResultTable, runs: dict[str, Path], out: Path | None) -> list[Path]:
     """Write the rows of every run into RUN/<command>/<place>/, with those of the models that it is compared with; and all
     of them to `out`. runs: label -> run folder. Returns the files.
     """
     written = [findings.write(out)] if out else []
     for label, folder in runs.items():
         mine = [row for row in findings.rows if row["model"] == label or row["model"] not in runs]
-        for name in dict.fromkeys(place_of(row) for row in mine):
-            rows = [row for row in mine if place_of(row) == name]
+        for name in dict.fromkeys(place_of(row, findings.usual) for row in mine):
+            rows = [row for row in mine if place_of(row, findings.usual) == name]
             seen = {row[key] for row in rows for key in ("model", "reference") if key in row}
             part = replace(
                 findings,
                 rows=rows,
                 models=[model for model in findings.models if model["label"] in seen],
                 tables={
-                    key: [row for row in table if row["model"] in seen and place_of(row) == name]
+                    key: [row for row in table if row["model"] in seen and place_of(row, findings.usual) == name]
                     for key, table in findings.tables.items()
                 },
             )
@@ -111,15 +114,20 @@ def leave(findings: Findings, runs: dict[str, Path], out: Path | None) -> list[P
     return written
 
 
-PLAIN = {"method": "sam", "rho": 0.01, "adaptive": 0, "vote": "softmax", "temperature": 0.07, "shots": None}
-
-
-def place_of(row: Row) -> str:
+def place_of(row: Row, usual: dict[str, Any]) -> str:
     """Folder of a row below its command: the data, the split, and whatever is not as usual. Another question has another
     folder and never overwrites the answer to this one.
     """
     parts = [str(row[key]) for key in ("data", "split") if key in row]
-    parts += [f"{key}-{row[key]}" for key, usual in PLAIN.items() if key in row and row[key] != usual]
+    parts += [f"{key}-{row[key]}" for key, value in usual.items() if key in row and row[key] != value]
     if not str(row.get("reference", "pretrained")).startswith("pretrained"):
         parts.append(f"against-{row['reference']}")
     return re.sub(r"[^\w.=-]+", "-", "-".join(parts))
+
+
+def where(row: Row, here: tuple[str, ...], usual: dict[str, Any]) -> str:
+    """What a column must say beside its name: data and split where they are not `here`, and unusual settings."""
+    own = tuple(row[key] for key in ("data", "split")[: len(here)])
+    parts = [] if len(here) > 1 and own == here else [str(part) for part in own]
+    parts += [f"{key}={row[key]}" for key, value in usual.items() if key in row and row[key] != value]
+    return " ".join(parts)

@@ -1,11 +1,17 @@
-"""The splits of a run and what is watched beside them, listed, sifted and read as the recipe says."""
+"""What a run reads: its splits and the retention sets, listed, sifted, decoded; and the batches of every epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from riftcli import dist
 from riftcli.console import Console
+from riftcli.data.batches import epoch_batches, steps_per_epoch
+from riftcli.data.loader import Batch, TensorTable, train_loader
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits, load_retention, load_splits
@@ -14,16 +20,56 @@ from riftcli.recipe.sections import AugmentSection, Recipe
 
 
 @dataclass(frozen=True)
-class Data:
-    """Everything that is read: the splits of the run, and what is watched beside them."""
+class TrainBatches:
+    """This rank's part of every batch of every epoch. dataset: epoch -> torch Dataset whose items are (input, target, i)."""
+
+    dataset: Callable[[int], Any]
+    samples: int
+    batch_size: int  # global
+    seed: int
+    workers: int
+    sampling: torch.Tensor | None = None  # (N,) weights of the training samples, None to shuffle them
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch; raise DataError for none."""
+        return steps_per_epoch(self.samples, self.batch_size)
+
+    def positions(self, epoch: int, first_step: int = 0) -> list[list[int]]:
+        """Positions in the training split, one list per step."""
+        rank, ranks = dist.rank(), dist.world_size()
+        return epoch_batches(self.samples, self.batch_size, self.seed, epoch, rank, ranks, first_step, self.sampling)
+
+    def load(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches themselves."""
+        dataset = self.dataset(epoch)
+        workers = 0 if isinstance(dataset, TensorTable) else self.workers
+        return train_loader(dataset, self.positions(epoch, first_step), workers)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The splits of the run, what is watched beside them, and the batches that it trains on."""
 
     splits: Splits
     retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
     skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
+    batches: TrainBatches | None = None  # once the network's preprocessing is known
+
+    def evaluated(self) -> dict[str, Split]:
+        """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, ..."""
+        found = {"test": self.splits.test}
+        if self.splits.val is not None:
+            found["val"] = self.splits.val
+        for i, (query, bank) in enumerate(self.retention):
+            found[f"retention/{i}"] = query
+            if bank is not None:
+                found[f"retention/{i}/bank"] = bank
+        return found
 
 
-def load_data(recipe: Recipe, console: Console) -> Data:
-    """List all splits of a recipe and sift them; collective."""
+def list_data(recipe: Recipe, console: Console) -> RunData:
+    """List all splits of a recipe and take out unreadable images as `input` says; collective."""
     data = recipe.data
     if not dist.is_main():
         dist.barrier()  # a source that downloads does so once, on rank 0
@@ -47,10 +93,10 @@ def load_data(recipe: Recipe, console: Console) -> Data:
     for i, (query, bank) in enumerate(retention):
         name = f"retention/{i}"
         beside.append((sifted(name, query), None if bank is None else sifted(f"{name}/bank", bank)))
-    return Data(kept, beside, skipped)
+    return RunData(kept, beside, skipped)
 
 
-def decoded(data: Data, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> Data:
+def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> RunData:
     """The same samples, read as `input` says: through the store of decoded images, in draft mode, or as they are."""
 
     def read(split: Split, augment: AugmentSection | None = None) -> Split:

@@ -8,7 +8,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.loader import train_loader
 from riftcli.recipe import Recipe, flatten
-from riftcli.runs import provenance
+from riftcli.runs.provenance import peak_memory_bytes
 from riftcli.training.setup import set_up
 
 
@@ -20,17 +20,20 @@ def dry_run(recipe: Recipe, device: str) -> None:
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
     plain = dataclasses.replace(recipe, input=recipe.input.model_copy(update={"cache": None, "cache_short_side": None}))
-    parts = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
-    batch = next(iter(train_loader(parts.train_data(0), parts.batches(0)[:1], 0)))
-    parts.classifier.train()
-    result = parts.step(*batch)
+    setup = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
+    first = setup.batches.positions(0)[:1]
+    batch = next(iter(train_loader(setup.batches.dataset(0), first, 0)))
+    setup.network.classifier.train()
+    result = setup.step({"task": batch})
     print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")
-    weights = sum(p.numel() * p.element_size() for p in parts.vit.parameters())
-    trained = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
-    memory = provenance.peak_memory_bytes(parts.device)
-    if parts.device.type == "cuda":
+    optimizer = setup.step.optimizer
+    assert optimizer is not None
+    weights = sum(p.numel() * p.element_size() for p in setup.network.vit.parameters())
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    memory = peak_memory_bytes(setup.device)
+    if setup.device.type == "cuda":
         memory += 2 * trained  # the optimizer's moments are not there yet
     # last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights
     disk = weights + 3 * (weights + 2 * trained)
-    print(f"memory: about {memory / 1e9:.2f} GB on {parts.device}; disk: about {disk / 1e6:.0f} MB")
-    print(f"steps: {parts.total_steps} ({parts.steps_per_epoch} an epoch); nothing was written")
+    print(f"memory: about {memory / 1e9:.2f} GB on {setup.device}; disk: about {disk / 1e6:.0f} MB")
+    print(f"steps: {setup.total_steps} ({setup.batches.steps_per_epoch} an epoch); nothing was written")

@@ -6,65 +6,64 @@ from typing import Any
 
 from riftcli.data.classes import class_counts
 from riftcli.data.splits import fingerprint
-from riftcli.evaluation import metrics_json
-from riftcli.evaluation import scores as evaluate
-from riftcli.evaluation.metrics_json import eval_name, model_entry
-from riftcli.report.plots.reliability import write_reliability
-from riftcli.runs import provenance
+from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
+from riftcli.evaluation.scores import write_tables
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
-from riftcli.training.setup import Parts
-from riftcli.training.state import Session
+from riftcli.training.setup import Setup
+from riftcli.training.state import TrainState
 
 
-def final_report(session: Session) -> dict[str, Any]:
-    """metrics.json of a run; collective. Also writes eval/<dataset>-<split>/."""
-    parts, progress, recipe = session.parts, session.progress, session.parts.recipe
-    trainable = sum(p.numel() for p in parts.vit.parameters() if p.requires_grad)  # before adapters are folded in
-    epoch = load_kept(session)
-    test = parts.splits.test
-    seen = parts.predict(test, "test")
-    weights = session.folder.path / "model" / "model.safetensors" if session.folder else None
-    model = model_entry(recipe, parts.vit, weights, epoch, trainable)
-    report = metrics_json.report("finetune", model, test, seen, recipe.eval.metrics, recipe.data.name)
-    report["data"] |= metrics_json.exceptions(parts.splits.overlap, parts.skipped)
-    report["training_data"] = training_data(parts)
+def final_report(state: TrainState) -> dict[str, Any]:
+    """metrics.json of a run; collective. Also writes the tables of eval/<dataset>-<split>/."""
+    setup, progress, recipe = state.setup, state.progress, state.setup.recipe
+    vit = setup.network.vit
+    trainable = sum(p.numel() for p in vit.parameters() if p.requires_grad)  # before adapters are folded in
+    epoch = load_kept(state)
+    test = setup.data.splits.test
+    seen = setup.predict(test, "test")
+    weights = state.folder.path / "model" / "model.safetensors" if state.folder else None
+    images, seconds = progress.step * recipe.train.batch_size, progress.train_seconds
+    report = split_report(
+        "finetune",
+        test,
+        seen,
+        recipe.eval.metrics,
+        model=model_part(vit, recipe.method, weights, epoch, trainable),
+        data_name=recipe.data.name,
+        overlap=setup.data.splits.overlap,
+        skipped=setup.data.skipped,
+        timing=timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds),
+        env=setup.environment(),
+    )
+    report["training_data"] = training_data(setup)
     report["validation"] = progress.best_metrics
-    report["retention"] = measure_retention(parts)
-    images = progress.step * recipe.train.batch_size
-    report["timing"] = {
-        "train_seconds": progress.train_seconds,
-        "images_per_second": images / progress.train_seconds if progress.train_seconds else None,
-        "peak_memory_bytes": provenance.peak_memory_bytes(parts.device),
-    }
-    report["env"] = parts.environment()
-    if session.folder:
-        place = session.folder.path / "eval" / eval_name(report)
-        evaluate.write_tables(place, test, seen)
-        write_reliability(place, seen)
+    report["retention"] = measure_retention(setup)
+    if state.folder:
+        write_tables(state.folder.path / "eval" / eval_name(report), test, seen)
     return report
 
 
-def training_data(parts: Parts) -> dict[str, Any]:
+def training_data(setup: Setup) -> dict[str, Any]:
     """What was trained on: counts per class, and what was done about their imbalance."""
-    train, weights = parts.splits.train, parts.step.objective.class_weights
+    train, weights = setup.data.splits.train, setup.step.objective.class_weights
     return {
         "split": train.name,
         "n": len(train),
         "class_counts": class_counts(train),
         "class_weights": None if weights is None else dict(zip(train.classes, weights.tolist(), strict=True)),
-        "sampler": parts.recipe.train.sampler,
+        "sampler": setup.recipe.train.sampler,
         "fingerprint": fingerprint(train),
     }
 
 
 def summary(report: dict[str, Any]) -> str:
     """The last lines of a run: what it cost and what it kept."""
-    data, shown = report["data"], {"acc": "accuracy", "cka": "CKA to the pretrained model"}
+    data, names = report["data"], {"acc": "accuracy", "cka": "CKA to the pretrained model"}
     lines = [f"test split of {data['name']} ({data['n']} images), weights of epoch {report['model']['epoch']}:"]
     for name, entry in report["metrics"].items():
         value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
-        lines.append(f"  {shown.get(name, name)}: {value}")
+        lines.append(f"  {names.get(name, name)}: {value}")
     for name, entry in report["retention"].items():
         kept = "undefined" if entry["cka"] is None else f"{entry['cka']:.4f}"
         lines.append(f"  kept on {name}: kNN {entry['knn_before']:.4f} before -> {entry['knn_after']:.4f} after, CKA {kept}")

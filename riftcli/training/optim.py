@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from riftcli.errors import UsageError, nearest
+from riftcli.errors import UsageError, did_you_mean
 
 
 def build_optimizer(
@@ -36,7 +36,7 @@ def build_optimizer(
 
     known = [str(optimizer) for optimizer in list_optimizers()]
     if name not in known:
-        raise UsageError(f"optim.name '{name}': unknown{nearest(name, known)}; see timm.optim.list_optimizers()")
+        raise UsageError(f"optim.name '{name}': unknown{did_you_mean(name, known)}; see timm.optim.list_optimizers()")
     options: dict[str, Any] = {}
     if betas is not None:
         options["betas"] = tuple(betas)

@@ -9,33 +9,32 @@ import torch
 from riftcli.data.split import Split
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
-from riftcli.training import retention
-from riftcli.training.setup import Parts
+from riftcli.training.setup import Setup
 
 
-def measure_retention(parts: Parts, before: bool = True) -> dict[str, Any]:
+def measure_retention(setup: Setup, before: bool = True) -> dict[str, Any]:
     """kNN before and after, and CKA between the two, on every retention set of the recipe; collective.
 
     before: False leaves out what does not change during a run.
     """
-    recipe = parts.recipe
+    recipe = setup.recipe
     entries: dict[str, Any] = {}
-    for i, (query, bank) in enumerate(parts.retention):
-        start = parts.references[f"retention/{i}"]
-        now = parts.predict(query).features
+    for i, (query, bank) in enumerate(setup.data.retention):
+        start = setup.pretrained.splits[f"retention/{i}"]
+        now = setup.predict(query).features
         tables = None
         if bank is not None:
-            tables = (parts.references[f"retention/{i}/bank"], parts.predict(bank).features)
+            tables = (setup.pretrained.splits[f"retention/{i}/bank"], setup.predict(bank).features)
         name = recipe.retention[i].name
         key = name if name not in entries else f"{name}-{i}"
-        entries[key] = retention.retained(query, start, now, recipe.eval.knn_k, bank, tables, before)
+        entries[key] = retained(query, start, now, recipe.eval.knn_k, bank, tables, before)
     return entries
 
 
-def trajectory_row(parts: Parts) -> dict[str, float | None]:
+def trajectory_row(setup: Setup) -> dict[str, float | None]:
     """The same for one line of metrics.jsonl: `retention/<set>/knn` and `retention/<set>/cka`."""
     row = {}
-    for name, entry in measure_retention(parts, before=False).items():
+    for name, entry in measure_retention(setup, before=False).items():
         row[f"retention/{name}/knn"], row[f"retention/{name}/cka"] = entry["knn_after"], entry["cka"]
     return row
 

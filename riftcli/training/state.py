@@ -15,7 +15,7 @@ from riftcli.errors import DataError, RiftError, UsageError
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
 from riftcli.training import checkpoint
-from riftcli.training.setup import Parts
+from riftcli.training.setup import Setup
 
 
 @dataclass
@@ -55,10 +55,10 @@ class StopSignal:
 
 
 @dataclass
-class Session:
+class TrainState:
     """What every part of the loop needs at hand. `folder` is None on all ranks but the one that writes."""
 
-    parts: Parts
+    setup: Setup
     progress: Progress
     folder: runs.RunFolder | None
     console: Console
@@ -70,67 +70,74 @@ class Session:
         return str(self.folder.path) if self.folder else "the run folder"
 
 
-def save(session: Session) -> None:
+def save(state: TrainState) -> None:
     """Save the whole state of the loop; collective, because every rank has its own random state."""
-    parts = session.parts
+    setup, step = state.setup, state.setup.step
+    assert step.optimizer is not None
     own = {"cpu": torch.get_rng_state()}
-    if parts.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(parts.device)
+    if setup.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(setup.device)
     states = dist.gather_objects(own)
-    if session.folder is None:
+    if state.folder is None:
         return
-    optimizer, packed = checkpoint.pack_optimizer(parts.optimizer)
+    optimizer, packed = checkpoint.pack_optimizer(step.optimizer)
     tensors = {
-        "model": parts.vit.state_dict(),
+        "model": setup.network.vit.state_dict(),
         "optimizer": optimizer,
-        "penalty": parts.penalty.state_dict() if parts.penalty else {},
-        "random": {f"{rank}/{name}": state for rank, table in enumerate(states) for name, state in table.items()},
+        "penalty": step.regularizer.state_dict() if step.regularizer else {},
+        "random": {f"{rank}/{name}": value for rank, table in enumerate(states) for name, value in table.items()},
     }
-    state = {"progress": asdict(session.progress), "optimizer": packed, "world_size": dist.world_size(), "trace_0": parts.trace_0}
-    checkpoint.save(session.folder.path / "last", session.progress.step, tensors, state)
+    plain = {
+        "progress": asdict(state.progress),
+        "optimizer": packed,
+        "world_size": dist.world_size(),
+        "trace_0": setup.pretrained.trace_0,
+    }
+    checkpoint.save(state.folder.path / "last", state.progress.step, tensors, plain)
 
 
-def _check_samples(session: Session) -> None:
+def _check_samples(state: TrainState) -> None:
     """Raise DataError when the splits are not what the run started with: it could not go on bitwise."""
-    assert session.folder is not None
-    started = runs.read_run(session.folder.path).get("samples", {})
-    for name, split in session.parts.splits.named().items():
+    assert state.folder is not None
+    started = runs.read_run(state.folder.path).get("samples", {})
+    for name, split in state.setup.data.splits.named().items():
         if name in started and started[name] != fingerprint(split):
             raise DataError(
-                f"--resume {session.folder.path}: split '{name}' has other samples or labels than when the run started "
+                f"--resume {state.folder.path}: split '{name}' has other samples or labels than when the run started "
                 f"({len(split)} now); put the data back as it was, or start a new run"
             )
 
 
-def restore(session: Session) -> None:
+def restore(state: TrainState) -> None:
     """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes."""
-    parts: Parts = session.parts
+    setup, step = state.setup, state.setup.step
+    assert step.optimizer is not None
     loaded: Any = None
-    if session.folder:
+    if state.folder:
         try:
-            _check_samples(session)
-            loaded = checkpoint.load_newest(session.folder.path / "last", session.console.warn)
+            _check_samples(state)
+            loaded = checkpoint.load_newest(state.folder.path / "last", state.console.warn)
         except RiftError as error:  # the others wait for what we found
             loaded = error
     loaded = dist.broadcast_object(loaded)
     if isinstance(loaded, RiftError):
         raise loaded
-    tensors, state = loaded
-    if state["world_size"] != dist.world_size():
+    tensors, plain = loaded
+    if plain["world_size"] != dist.world_size():
         raise UsageError(
-            f"--resume: the run was made with {state['world_size']} processes and this is {dist.world_size()}; "
-            f"use --nproc-per-node {state['world_size']}"
+            f"--resume: the run was made with {plain['world_size']} processes and this is {dist.world_size()}; "
+            f"use --nproc-per-node {plain['world_size']}"
         )
-    parts.vit.load_state_dict(tensors["model"])
-    if parts.penalty:
-        parts.penalty.load_state_dict(tensors["penalty"])
-    checkpoint.unpack_optimizer(parts.optimizer, tensors["optimizer"], state["optimizer"])
+    setup.network.vit.load_state_dict(tensors["model"])
+    if step.regularizer:
+        step.regularizer.load_state_dict(tensors["penalty"])
+    checkpoint.unpack_optimizer(step.optimizer, tensors["optimizer"], plain["optimizer"])
     torch.set_rng_state(tensors["random"][f"{dist.rank()}/cpu"])
-    if parts.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], parts.device)
-    session.progress = Progress(**state["progress"])
-    parts.trace_0 = state.get("trace_0", parts.trace_0)
-    if session.folder:
-        session.folder.truncate_metrics(session.progress.step)
-        session.folder.update(status="running", resumed=provenance.now())
-    session.console.line(f"resuming after step {session.progress.step} of {parts.total_steps}")
+    if setup.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], setup.device)
+    state.progress = Progress(**plain["progress"])
+    setup.pretrained.trace_0 = plain.get("trace_0", setup.pretrained.trace_0)
+    if state.folder:
+        state.folder.truncate_metrics(state.progress.step)
+        state.folder.update(status="running", resumed=provenance.now())
+    state.console.line(f"resuming after step {state.progress.step} of {setup.total_steps}")

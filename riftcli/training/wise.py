@@ -12,13 +12,11 @@ from riftcli import dist
 from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
-from riftcli.evaluation import metrics_json
-from riftcli.evaluation import scores as evaluate
-from riftcli.evaluation.metrics_json import model_entry
+from riftcli.evaluation.metrics_json import model_part, split_report, timing_part
+from riftcli.evaluation.scores import score
 from riftcli.models.weights import check_saved, save_folder
 from riftcli.runs import folder as runs
-from riftcli.runs import provenance
-from riftcli.training.setup import Parts, set_up
+from riftcli.training.setup import Setup, set_up
 
 State = dict[str, torch.Tensor]
 
@@ -60,29 +58,39 @@ def wise_run(run: Path, alphas: list[float], head: str, device: str = "auto") ->
     from safetensors.torch import load_file
 
     clock, console = Stopwatch(), Console(quiet=not dist.is_main())
-    recipe = _recipe(run)
-    parts = set_up(recipe, dist.init(device), console)
-    if parts.splits.val is None:
+    setup = set_up(_recipe(run), dist.init(device), console)
+    vit, best = setup.network.vit, setup.recipe.eval.best
+    if setup.data.splits.val is None:
         raise UsageError(f"{run}: alpha is chosen on a validation split, and the recipe has none (data.val)")
-    after = {name: value.to(parts.device) for name, value in load_file(run / "model" / "model.safetensors").items()}
-    before = {name: value.clone() for name, value in parts.vit.state_dict().items()}
+    after = {name: value.to(setup.device) for name, value in load_file(run / "model" / "model.safetensors").items()}
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
     if head == "finetuned":
-        prefix = parts.vit.pretrained_cfg.get("classifier") or "head"
+        prefix = vit.pretrained_cfg.get("classifier") or "head"
         before |= {name: value for name, value in after.items() if name.startswith(f"{prefix}.")}
-    names, best = recipe.eval.metrics, recipe.eval.best
-    rows = []
-    for alpha in alphas:
-        parts.vit.load_state_dict(interpolate(before, after, alpha))
-        scores = evaluate.score(names, parts.predict(parts.splits.val, "val"))
-        rows.append({"alpha": alpha, **{name: entry["value"] for name, entry in scores.items()}})
-        console.line(f"alpha {alpha:g}: validation " + ", ".join(_shown(name, rows[-1][name]) for name in names))
+    rows, higher_is_better = _scored(setup, before, after, alphas, console)
     usable = [row for row in rows if row[best] is not None]
     if not usable:
         raise UsageError(f"{run}: {best} is undefined on the validation split at every alpha; choose another --set eval.best")
-    sign = 1 if scores[best]["higher_is_better"] else -1
+    sign = 1 if higher_is_better else -1
     chosen = max(usable, key=lambda row: (sign * row[best], -row["alpha"]))["alpha"]  # a tie goes to the pretrained side
-    parts.vit.load_state_dict(interpolate(before, after, chosen))
-    return _written(run, parts, chosen, head, rows, clock)
+    vit.load_state_dict(interpolate(before, after, chosen))
+    return _written(run, setup, chosen, head, rows, clock)
+
+
+def _scored(
+    setup: Setup, before: State, after: State, alphas: list[float], console: Console
+) -> tuple[list[dict[str, Any]], bool]:
+    """(the metrics of every alpha on validation, whether more is better of the one that chooses)."""
+    names, val = setup.recipe.eval.metrics, setup.data.splits.val
+    assert val is not None
+    rows, higher_is_better = [], True
+    for alpha in alphas:
+        setup.network.vit.load_state_dict(interpolate(before, after, alpha))
+        scores = score(names, setup.predict(val, "val"))
+        higher_is_better = scores[setup.recipe.eval.best]["higher_is_better"]
+        rows.append({"alpha": alpha, **{name: entry["value"] for name, entry in scores.items()}})
+        console.line(f"alpha {alpha:g}: validation " + ", ".join(_text(name, rows[-1][name]) for name in names))
+    return rows, higher_is_better
 
 
 def _recipe(run: Path) -> recipes.Recipe:
@@ -100,35 +108,39 @@ def _recipe(run: Path) -> recipes.Recipe:
     return recipes.parse(recipes.read(stored), f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 
-def _shown(name: str, value: float | None) -> str:
+def _text(name: str, value: float | None) -> str:
     return f"{name} {'undefined' if value is None else f'{value:.4f}'}"
 
 
-def _written(run: Path, parts: Parts, chosen: float, head: str, rows: list[dict[str, Any]], clock: Stopwatch) -> dict[str, Any]:
-    folder, recipe, test = run / "wise", parts.recipe, parts.splits.test
-    seen = parts.predict(test, "test")
+def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[str, Any]], clock: Stopwatch) -> dict[str, Any]:
+    folder, recipe, test = run / "wise", setup.recipe, setup.data.splits.test
+    network = setup.network
+    seen = setup.predict(test, "test")
     folder.mkdir(exist_ok=True)
     extra = {"rift": {"alpha": chosen, "task": recipe.objective.task}}
-    save_folder(folder / "model", parts.vit, parts.splits.train.classes, parts.preprocessing, extra)
-    check_saved(folder / "model", parts.vit, parts.preprocessing.input_size)
-    model = model_entry(recipe, parts.vit, folder / "model" / "model.safetensors", None, None)
+    save_folder(folder / "model", network.vit, setup.data.splits.train.classes, network.preprocessing, extra)
+    check_saved(folder / "model", network.vit, network.preprocessing.input_size)
     original = recipes.parse(recipes.read(run / "recipe.resolved.yaml"), "recipe.yaml", [])
-    model["method"] = {
+    method = {
         "adapter": original.component_name("adapter"),
         "regularizer": original.component_name("regularizer"),
         "strength": getattr(original.regularizer, "strength", None),
         "wise_alpha": chosen,
         "wise_head": head,
     }
-    report = metrics_json.report("wise", model, test, seen, recipe.eval.metrics, recipe.data.name)
-    report["data"] |= metrics_json.exceptions(parts.splits.overlap, parts.skipped)
+    report = split_report(
+        "wise",
+        test,
+        seen,
+        recipe.eval.metrics,
+        model=model_part(network.vit, method, folder / "model" / "model.safetensors", None),
+        data_name=recipe.data.name,
+        overlap=setup.data.splits.overlap,
+        skipped=setup.data.skipped,
+        timing=timing_part(setup.device, None, seconds=clock.seconds),
+        env=setup.environment(),
+    )
     report["wise"] = {"alpha": chosen, "head": head, "selected_by": recipe.eval.best, "validation": rows}
-    report["timing"] = {
-        "seconds": clock.seconds,
-        "images_per_second": None,
-        "peak_memory_bytes": provenance.peak_memory_bytes(parts.device),
-    }
-    report["env"] = parts.environment()
     with (folder / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -10,7 +10,7 @@ from typing import Any
 from riftcli.data.folders import check_exist, check_split, existing_root
 from riftcli.data.images import FileReader, to_rgb
 from riftcli.data.split import Split
-from riftcli.errors import DataError, nearest
+from riftcli.errors import DataError, did_you_mean
 
 # name -> its splits
 _TRAIN_FLAG = ["train", "test"]
@@ -46,7 +46,7 @@ class Torchvision:
 
     def __post_init__(self) -> None:
         if self.name not in _SETS:
-            raise ValueError(f"name: unknown data set{nearest(self.name, list(_SETS))}; one of: {', '.join(_SETS)}")
+            raise ValueError(f"name: unknown data set{did_you_mean(self.name, list(_SETS))}; one of: {', '.join(_SETS)}")
         if self.name in ("StanfordCars", "ImageNet") and self.download:
             raise ValueError(f"download: torchvision cannot download {self.name}; fetch it yourself and set download: false")
 

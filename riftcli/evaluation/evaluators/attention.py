@@ -3,81 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from riftcli import dist
 from riftcli.console import Stopwatch
-from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
+from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
-from riftcli.evaluation.candidates import Subject, bases_of
-from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.candidates import Candidate, LoadedModel, bases_of
+from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
-from riftcli.evaluation.evaluators.attention_maps import attention_maps, jensen_shannon
-from riftcli.runs import provenance
-from riftcli.runs.result_table import Findings, Row
-
-# "images": (n, 3, H, W) uint8; "maps": label -> (n, heads, rows, columns); "ids"; "starts": label -> that of its pretrained model
-Pictures = dict[str, Any]
+from riftcli.models.attention_maps import attention_maps, jensen_shannon
+from riftcli.runs.provenance import environment
+from riftcli.runs.result_table import ResultTable, Row
 
 
-def chosen_images(source: DataSet, split_name: str, count: int, seed: int, paths: Sequence[Path], encoder: Encoder) -> Split:
-    """The files or folders that were named, else a sample of a split."""
-    if paths:
-        return image_split(paths, source.input)
-    split, _ = inputs.sift(list_split(source, split_name), source.input, encoder.console)
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    return split.take(order.tolist())
+@dataclass(frozen=True)
+class Attention:
+    """Where a model looked before and after finetuning (RIFT paper Fig. 5 and A2).
 
-
-def attention_run(
-    subjects: Sequence[Subject], source: DataSet, split: Split, block: int, encoder: Encoder
-) -> tuple[Findings, Pictures]:
-    """The maps of every run and of the model that it was finetuned from, and how far apart they are.
-
-    Rows hold one image each: Jensen-Shannon distance and cosine of the mean map, and the mean distance over heads.
+    count: images of a sample of `split`, drawn with `seed`. images: files or folders instead of the sample. block: whose
+    attention is shown, from 0, negative from the end. heads: also a picture with every head.
     """
-    clock = Stopwatch()
-    rows: list[Row] = []
-    entries: dict[str, dict[str, Any]] = {}
-    maps: dict[str, torch.Tensor] = {}
-    shown: torch.Tensor | None = None
-    starts = bases_of(subjects)
-    for subject in subjects:
-        base = starts[subject.label]
-        for one in (base, subject):
-            if one.label in maps:
-                continue
-            loaded = one.load(encoder.device)
-            entries[one.label] = one.entry(loaded)
-            read = inputs.with_pixels(split, source.input, loaded.preprocessing, encoder.console)
-            transform = EvalTransform(loaded.preprocessing)
-            pixels = torch.stack([transform(read.read(i)) for i in range(len(read))])  # (n, 3, H, W) uint8
-            shown = pixels if shown is None else shown
-            parts = [
-                attention_maps(loaded.vit, loaded.preprocessing.normalise(chunk.to(encoder.device)), block).cpu()
-                for chunk in pixels.split(encoder.batch_size)
-            ]
-            maps[one.label] = torch.cat(parts)
-        before, after = maps[base.label], maps[subject.label]
-        rows += _distances(subject, base, source, split, before, after)
-    env = provenance.environment(encoder.device, "fp32", dist.world_size(), 0)
-    settings = {"block": block, "split": split.name, "images": len(split)}
-    where = {"data": source.name, "split": split.name}
-    shown_maps = [{**row, **where} for label, values in maps.items() for row in map_rows(label, values.mean(1), split.ids)]
-    tables = {"maps": shown_maps}  # of the single heads they would be a file of many megabytes
-    findings = Findings("attention", settings, list(entries.values()), rows, env, tables, clock.seconds)
-    pairs = {subject.label: starts[subject.label].label for subject in subjects}
-    return findings, {"images": shown, "maps": maps, "ids": split.ids, "starts": pairs}
+
+    count: int = 8
+    split: str = "test"
+    block: int = -1
+    heads: bool = True
+    seed: int = 0
+    images: tuple[Path, ...] = ()
+
+    plot: ClassVar[str] = "riftcli.report.plots.attention:plot_attention"
+
+    def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
+        """The maps of every run and of the model that it was finetuned from, and how far apart they are.
+
+        Rows hold one image each: Jensen-Shannon distance and cosine of the mean map, and the mean distance over heads.
+        `pictures`: images (n, 3, H, W) uint8; maps: label -> (n, heads, rows, columns); ids; starts: label -> that of its
+        pretrained model. Looks at the first of `data`.
+        """
+        clock, source = Stopwatch(), data[0]
+        split = self._chosen(source, encoder)
+        rows: list[Row] = []
+        entries: dict[str, dict[str, Any]] = {}
+        maps: dict[str, torch.Tensor] = {}
+        images: torch.Tensor | None = None
+        starts = bases_of(candidates)
+        for candidate in candidates:
+            base = starts[candidate.label]
+            for one in (base, candidate):
+                if one.label not in maps:
+                    loaded = one.load(encoder.device)
+                    entries[one.label] = one.entry(loaded)
+                    pixels, maps[one.label] = self._maps(loaded, split, source, encoder)
+                    images = pixels if images is None else images
+            rows += _distances(candidate, base, source, split, maps[base.label], maps[candidate.label])
+        env = environment(encoder.device, "fp32", dist.world_size(), 0)
+        settings = {"block": self.block, "split": split.name, "images": len(split)}
+        place = {"data": source.name, "split": split.name}
+        # of the single heads they would be a file of many megabytes
+        tables = {"maps": [{**row, **place} for label, m in maps.items() for row in map_rows(label, m.mean(1), split.ids)]}
+        pairs = {candidate.label: starts[candidate.label].label for candidate in candidates}
+        pictures = {"images": images, "maps": maps, "ids": split.ids, "starts": pairs, "heads": self.heads}
+        table = ResultTable("attention", settings, list(entries.values()), rows, env, tables, clock.seconds)
+        table.pictures = pictures
+        return table
+
+    def _chosen(self, source: EvalData, encoder: Encoder) -> Split:
+        """The files or folders that were named, else a sample of a split."""
+        if self.images:
+            return image_split(self.images, source.input)
+        split, _ = sift(list_split(source, self.split), source.input, encoder.console)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))[: self.count].sort().values
+        return split.take(order.tolist())
+
+    def _maps(self, loaded: LoadedModel, split: Split, source: EvalData, encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images (n, 3, H, W) uint8 as this model sees them, maps (n, heads, rows, columns))."""
+        read = with_pixels(split, source.input, loaded.preprocessing, encoder.console)
+        transform = EvalTransform(loaded.preprocessing)
+        pixels = torch.stack([transform(read.read(i)) for i in range(len(read))])
+        parts = [
+            attention_maps(loaded.vit, loaded.preprocessing.normalise(chunk.to(encoder.device)), self.block).cpu()
+            for chunk in pixels.split(encoder.batch_size)
+        ]
+        return pixels, torch.cat(parts)
 
 
 def _distances(
-    subject: Subject, base: Subject, source: DataSet, split: Split, before: torch.Tensor, after: torch.Tensor
+    candidate: Candidate, base: Candidate, source: EvalData, split: Split, before: torch.Tensor, after: torch.Tensor
 ) -> list[Row]:
     mean_before, mean_after = before.mean(1).flatten(1), after.mean(1).flatten(1)  # (n, patches)
     distance = jensen_shannon(mean_before, mean_after)
@@ -85,8 +103,8 @@ def _distances(
     cosine = torch.nn.functional.cosine_similarity(mean_before.double(), mean_after.double(), dim=1)
     return [
         {
-            "model": subject.label,
-            "group": subject.group,
+            "model": candidate.label,
+            "group": candidate.group,
             "reference": base.label,
             "data": source.name,
             "split": split.name,
@@ -108,7 +126,7 @@ def map_rows(label: str, maps: torch.Tensor, ids: Sequence[str]) -> list[Row]:
     ]
 
 
-def head_rows(pictures: Pictures, labels: Sequence[str]) -> list[Row]:
+def head_rows(pictures: dict[str, Any], labels: Sequence[str]) -> list[Row]:
     """The same for every head."""
     return [
         {"head": head, **row}
@@ -116,44 +134,3 @@ def head_rows(pictures: Pictures, labels: Sequence[str]) -> list[Row]:
         for head in range(pictures["maps"][label].shape[1])
         for row in map_rows(label, pictures["maps"][label][:, head], pictures["ids"])
     ]
-
-
-def draw(path: Path, pictures: Pictures, labels: Sequence[str], heads: bool) -> None:
-    """A PNG: one row per image, the image, then each model's mean map over it; with `heads`, every head of every model.
-
-    All maps of a row share one colour scale.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    images, maps = pictures["images"], pictures["maps"]
-    columns: list[tuple[str, Any]] = [(label, maps[label].mean(1)) for label in labels]
-    if heads:
-        columns += [(f"{label}\nhead {h + 1}", maps[label][:, h]) for label in labels for h in range(maps[label].shape[1])]
-    figure, axes = plt.subplots(
-        len(images),
-        len(columns) + 1,
-        figsize=(1.7 * (len(columns) + 1), 1.8 * len(images)),
-        squeeze=False,
-        constrained_layout=True,
-    )
-    for i, line in enumerate(axes):
-        picture = np.asarray(images[i].permute(1, 2, 0))
-        line[0].imshow(picture)
-        line[0].set_ylabel(Path(pictures["ids"][i]).name[-22:], fontsize=6)
-        highest = max(float(m[i].max()) for _, m in columns)
-        for axis, (title, values) in zip(line[1:], columns, strict=True):
-            height, width = picture.shape[:2]
-            axis.imshow(picture.mean(2), cmap="gray")
-            axis.imshow(
-                values[i], cmap="inferno", alpha=0.65, vmin=0, vmax=highest, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
-            )
-            if i == 0:
-                axis.set_title(title, fontsize=7)
-        for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

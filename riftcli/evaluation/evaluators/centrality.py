@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Subject
+from riftcli.evaluation.candidates import Candidate
+from riftcli.evaluation.data_sets import EvalData
+from riftcli.evaluation.encoder import Encoder
 from riftcli.models.backbone import Backbone
 from riftcli.models.weights import read_config
 from riftcli.recipe.naming import method_names
-from riftcli.runs import provenance
-from riftcli.runs.result_table import Findings, Row
+from riftcli.runs.provenance import environment
+from riftcli.runs.result_table import ResultTable, Row
 from riftcli.runs.series import spread
 
 State = dict[str, torch.Tensor]
 
 
-def backbone_state(subject: Subject) -> State:
+def backbone_state(candidate: Candidate) -> State:
     """The saved floating-point weights of the backbone, without head and inserted layers, on the CPU in fp64."""
     from safetensors.torch import load_file
 
-    assert subject.weights is not None
-    config = read_config(subject.weights.parent)
+    assert candidate.weights is not None
+    config = read_config(candidate.weights.parent)
     head = config.get("pretrained_cfg", {}).get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
-    tensors = load_file(subject.weights)
+    tensors = load_file(candidate.weights)
     if config.get("rift", {}).get("adapter"):  # prompts and bottlenecks start at random: no two runs share them
-        plain = Backbone(f"local-dir:{subject.weights.parent}", pretrained=False).build().state_dict()
+        plain = Backbone(f"local-dir:{candidate.weights.parent}", pretrained=False).build().state_dict()
         tensors = {name: tensor for name, tensor in tensors.items() if name in plain}
     return {
         name: tensor.double()
@@ -63,35 +66,41 @@ def _norm(state: State) -> float:
     return float(torch.stack([tensor.square().sum() for tensor in state.values()]).sum().sqrt())
 
 
-def centrality_run(subjects: Sequence[Subject], from_start: bool) -> Findings:
-    """One row per run; runs of the same method share a centre. from_start: also the distance to the pretrained weights.
+@dataclass(frozen=True)
+class Centrality:
+    """Distance of each run's backbone to the mean of all runs of its method. pretrained: also to the pretrained weights."""
 
-    Raises UsageError for a method with a single run: it is its own centre.
-    """
-    groups: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        if not subject.is_run:
-            raise UsageError(f"{subject.label}: not a run; centres are of runs of the same method")
-    for name, subject in zip(method_names([subject.recipe for subject in subjects]), subjects, strict=True):
-        groups.setdefault(name, []).append(subject)
-    rows: list[Row] = []
-    averages: list[Row] = []
-    for method, members in groups.items():
-        if len(members) < 2:
-            raise UsageError(f"{members[0].label}: the only run of method '{method}'; a centre needs at least two")
-        states = [backbone_state(subject) for subject in members]
-        if not shared(states):
-            raise UsageError(f"method '{method}': its runs have no weights in common")
-        start = _start(members[0]) if from_start else None
-        own = []
-        for subject, state, found in zip(members, states, distances(states), strict=True):
-            row = {"model": subject.label, "method": method, "data": subject.recipe.data.name, **found}
-            row["from_pretrained"] = None if start is None else _from_start(state, start)
-            own.append(row)
-        rows += own
-        averages.append({"method": method, "runs": len(own), **_average(own)})
-    env = provenance.environment(torch.device("cpu"), "fp64", 1, 0)
-    return Findings("centrality", {"norm": "L2 over the backbone"}, [], rows, env, {"averages": averages})
+    pretrained: bool = False
+
+    def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder | None) -> ResultTable:
+        """One row per run; runs of the same method share a centre. Looks at weights, so at neither data nor encoder.
+
+        Raises UsageError for a method with a single run: it is its own centre.
+        """
+        groups: dict[str, list[Candidate]] = {}
+        for candidate in candidates:
+            if not candidate.is_run:
+                raise UsageError(f"{candidate.label}: not a run; centres are of runs of the same method")
+        for name, candidate in zip(method_names([candidate.recipe for candidate in candidates]), candidates, strict=True):
+            groups.setdefault(name, []).append(candidate)
+        rows: list[Row] = []
+        averages: list[Row] = []
+        for method, members in groups.items():
+            if len(members) < 2:
+                raise UsageError(f"{members[0].label}: the only run of method '{method}'; a centre needs at least two")
+            states = [backbone_state(candidate) for candidate in members]
+            if not shared(states):
+                raise UsageError(f"method '{method}': its runs have no weights in common")
+            start = _start(members[0]) if self.pretrained else None
+            own = []
+            for candidate, state, found in zip(members, states, distances(states), strict=True):
+                row = {"model": candidate.label, "method": method, "data": candidate.recipe.data.name, **found}
+                row["from_pretrained"] = None if start is None else _from_start(state, start)
+                own.append(row)
+            rows += own
+            averages.append({"method": method, "runs": len(own), **_average(own)})
+        env = environment(torch.device("cpu"), "fp64", 1, 0)
+        return ResultTable("centrality", {"norm": "L2 over the backbone"}, [], rows, env, {"averages": averages})
 
 
 def _average(rows: Sequence[Row]) -> Row:
@@ -103,8 +112,8 @@ def _average(rows: Sequence[Row]) -> Row:
     return found
 
 
-def _start(subject: Subject) -> State:
-    vit = Backbone(**{**subject.recipe.model.model_dump(), "pretrained": True}).build()
+def _start(candidate: Candidate) -> State:
+    vit = Backbone(**{**candidate.recipe.model.model_dump(), "pretrained": True}).build()
     return {name: tensor.double() for name, tensor in vit.state_dict().items() if tensor.is_floating_point()}
 
 

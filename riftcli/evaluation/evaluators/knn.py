@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from riftcli import dist
 from riftcli.console import Console, Stopwatch
-from riftcli.data import reading as inputs
+from riftcli.data.reading import sift
 from riftcli.data.split import Split
 from riftcli.data.splits import load_retention
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Loaded, Subject
-from riftcli.evaluation.data_sets import DataSet
+from riftcli.evaluation.candidates import Candidate, LoadedModel
+from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.knn import Neighbours, Vote, nearest, votes
-from riftcli.runs import provenance
-from riftcli.runs.result_table import Findings, Row
+from riftcli.runs.provenance import environment
+from riftcli.runs.result_table import Column, ResultTable, Row, where
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How neighbours decide. k: numbers of neighbours, each a row; few_shot: bank images per class, drawn `draws` times;
-    probe: also a logistic regression on the bank's features.
+class Knn:
+    """Nearest-neighbour accuracy of features (RIFT paper Table 3).
+
+    k: numbers of neighbours, each a row. vote: softmax (weights exp(cosine / temperature), the DINO protocol) | majority.
+    few_shot: bank images per class, drawn `draws` times with `seed`; null takes the whole bank. probe: also a logistic
+    regression on the bank's features.
     """
 
     k: tuple[int, ...] = (20,)
@@ -37,6 +40,8 @@ class Protocol:
     probe: bool = False
     seed: int = 0
 
+    usual: ClassVar[dict[str, Any]] = {"vote": "softmax", "temperature": 0.07, "shots": None}
+
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
             raise UsageError(f"--k {','.join(map(str, self.k))}: numbers of neighbours are 1 or more")
@@ -46,6 +51,35 @@ class Protocol:
             raise UsageError(f"--few-shot {self.few_shot}: images per class are 1 or more")
         if self.vote not in ("softmax", "majority"):
             raise UsageError(f"--vote {self.vote}: softmax or majority")
+
+    def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
+        """Accuracy of every model on every data set; collective, the same table on every rank."""
+        clock, console = Stopwatch(), encoder.console
+        listed = [(source, *_splits(source, console)) for source in data]
+        rows: list[Row] = []
+        entries = []
+        for candidate in candidates:
+            loaded = candidate.load(encoder.device)
+            entries.append(candidate.entry(loaded))
+            for source, query, bank in listed:
+                name = source.name
+                encoded = _encoded(loaded, source, query, bank, encoder, f"{name} with {candidate.label}")
+                place = bank.name if bank else "leave-one-out"
+                facts = {"model": candidate.label, "group": candidate.group, "data": name, "bank": place}
+                own = [{**facts, "n": len(query), **row} for row in classify(encoded, self, encoder.device)]
+                console.line(f"{candidate.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in own))
+                rows += own
+            del loaded
+        settings = {**asdict(self), "k": list(self.k)}
+        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        return ResultTable("knn", settings, entries, rows, env, seconds=clock.seconds, usual=self.usual)
+
+    @classmethod
+    def columns(cls, rows: Sequence[Row], here: tuple[str, str]) -> Iterator[Column]:
+        """What a comparison of runs shows of the rows of one run; here: data and split that the run itself reports on."""
+        for row in rows:
+            k = "" if row["k"] is None else f" k={row['k']}"
+            yield f"{row['classifier']}{k} {where(row, here[:1], cls.usual)}", row["acc"], True
 
 
 @dataclass(frozen=True)
@@ -59,35 +93,13 @@ class Encoded:
     classes: int
 
 
-def knn_run(subjects: Sequence[Subject], sets: Sequence[DataSet], protocol: Protocol, encoder: Encoder) -> Findings:
-    """Accuracy of every model on every data set; collective, the same findings on every rank."""
-    clock, console = Stopwatch(), encoder.console
-    data = [(source, *_splits(source, console)) for source in sets]
-    rows: list[Row] = []
-    entries = []
-    for subject in subjects:
-        loaded = subject.load(encoder.device)
-        entries.append(subject.entry(loaded))
-        for source, query, bank in data:
-            name = source.name
-            encoded = _encoded(loaded, source, query, bank, encoder, f"{name} with {subject.label}")
-            facts = {"model": subject.label, "group": subject.group, "data": name, "bank": bank.name if bank else "leave-one-out"}
-            for row in classify(encoded, protocol, encoder.device):
-                rows.append({**facts, "n": len(query), **row})
-            console.line(f"{subject.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in _of(rows, facts)))
-        del loaded
-    settings = {**asdict(protocol), "k": list(protocol.k)}
-    env = provenance.environment(encoder.device, "fp32", dist.world_size(), protocol.seed)
-    return Findings("knn", settings, entries, rows, env, seconds=clock.seconds)
-
-
-def classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[Row]:
+def classify(data: Encoded, options: Knn, device: torch.device) -> list[Row]:
     """One row per k, and one for the probe; with few_shot, means over the draws."""
-    if protocol.few_shot is None:
-        return [{**row, "std": None} for row in _classify(data, protocol, device)]
+    if options.few_shot is None:
+        return [{**row, "std": None} for row in _classify(data, options, device)]
     if data.queries is None:
         raise UsageError("--few-shot needs queries beside the bank: this set is scored leave-one-out")
-    drawn = [_classify(_few(data, protocol.few_shot, protocol.seed + i), protocol, device) for i in range(protocol.draws)]
+    drawn = [_classify(_few(data, options.few_shot, options.seed + i), options, device) for i in range(options.draws)]
     rows = []
     for same in zip(*drawn, strict=True):
         values = torch.tensor([row["acc"] for row in same], dtype=torch.float64)
@@ -96,22 +108,22 @@ def classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[Ro
     return rows
 
 
-def _classify(data: Encoded, protocol: Protocol, device: torch.device) -> list[Row]:
+def _classify(data: Encoded, options: Knn, device: torch.device) -> list[Row]:
     truth = data.targets
     facts = {
-        "vote": protocol.vote,
-        "temperature": protocol.temperature,
-        "shots": protocol.few_shot,
+        "vote": options.vote,
+        "temperature": options.temperature,
+        "shots": options.few_shot,
         "bank_n": len(data.bank),
     }
-    found = _nearest_over_ranks(data, max(protocol.k), device)
+    found = _nearest_over_ranks(data, max(options.k), device)
     rows = []
-    for k in protocol.k:
-        scores = votes(found, data.bank_targets, data.classes, k, protocol.temperature, protocol.vote)
+    for k in options.k:
+        scores = votes(found, data.bank_targets, data.classes, k, options.temperature, options.vote)
         accuracy = float((scores.argmax(1) == truth).double().mean())
         rows.append({"classifier": "knn", "k": k, "k_used": min(k, found.index.shape[1]), **facts, "acc": accuracy})
-    if protocol.probe:
-        guess = _probe(data, protocol.seed)
+    if options.probe:
+        guess = _probe(data, options.seed)
         accuracy = float((guess == truth).double().mean())
         rows.append({"classifier": "probe", "k": None, "k_used": None, **facts, "acc": accuracy})
     return rows
@@ -166,14 +178,14 @@ def _probe(data: Encoded, seed: int) -> torch.Tensor:
     return torch.from_numpy(model(best).fit(bank, labels).predict(data.queries.double().numpy()))
 
 
-def _splits(source: DataSet, console: Console) -> tuple[Split, Split | None]:
+def _splits(source: EvalData, console: Console) -> tuple[Split, Split | None]:
     data = source.data
     query, bank = load_retention(data.source, data.train, data.test, data.rules)
-    query, _ = inputs.sift(query, source.input, console)
-    return query, None if bank is None else inputs.sift(bank, source.input, console)[0]
+    query, _ = sift(query, source.input, console)
+    return query, None if bank is None else sift(bank, source.input, console)[0]
 
 
-def _encoded(loaded: Loaded, source: DataSet, query: Split, bank: Split | None, encoder: Encoder, what: str) -> Encoded:
+def _encoded(loaded: LoadedModel, source: EvalData, query: Split, bank: Split | None, encoder: Encoder, what: str) -> Encoded:
     queries = encoder.encode(loaded, query, source.input, what).features
     targets = torch.from_numpy(query.targets)
     if bank is None:
@@ -186,7 +198,3 @@ def _title(row: Row) -> str:
     shots = f", {row['shots']} per class" if row["shots"] else ""
     which = "" if row["k"] is None else f" k={row['k']}"
     return f"{row['classifier']}{which}{shots}"
-
-
-def _of(rows: list[Row], facts: Row) -> list[Row]:
-    return [row for row in rows if row["model"] == facts["model"] and row["data"] == facts["data"]]

@@ -2,91 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from riftcli import dist
 from riftcli.console import Stopwatch
-from riftcli.data import reading as inputs
 from riftcli.data.classes import match_classes
 from riftcli.data.loader import Batch, eval_loader
+from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import load_splits
 from riftcli.data.transforms import EvalTransform
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Loaded, Subject
-from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.evaluation.candidates import Candidate, LoadedModel
+from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
-from riftcli.functional.sharpness import Ascent, measure
+from riftcli.functional.sharpness import Ascent, Method, measure
 from riftcli.protocols import ObjectiveFn
-from riftcli.runs import provenance
-from riftcli.runs.result_table import Findings, Row
+from riftcli.runs.provenance import environment
+from riftcli.runs.result_table import Column, ResultTable, Row, where
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
 
 
-def sharpness_run(
-    subjects: Sequence[Subject], sets: Sequence[DataSet] | None, split_name: str, ascent: Ascent, encoder: Encoder
-) -> Findings:
-    """Loss, highest loss nearby and their difference for every run, on its own data or on `sets`; collective."""
-    clock = Stopwatch()
-    rows: list[Row] = []
-    entries = []
-    for subject in subjects:
-        loaded = subject.load(encoder.device)
-        if loaded.vit.num_classes == 0:
-            raise UsageError(f"{subject.label}: a backbone without a head has no loss; sharpness needs a finetuned model")
-        entries.append(subject.entry(loaded))
-        for source in sets or [DataSet.of_run(subject)]:
-            split, _ = inputs.sift(list_split(source, split_name), source.input, encoder.console)
-            split = match_classes(split, loaded.classes or split.classes, source.data.rules.allow_missing_classes)
-            objective = _objective(subject, source, split)
-            found = measure(loaded.classifier, _evaluator(loaded, split, source, objective, encoder), ascent)
-            rows.append(
-                {
-                    "model": subject.label,
-                    "group": subject.group,
-                    "data": source.name,
-                    "split": split.name,
-                    "n": len(split),
-                    "method": ascent.method,
-                    "rho": ascent.rho,
-                    "adaptive": int(ascent.adaptive),
-                    "loss": found.loss,
-                    "highest_loss": found.highest,
-                    "sharpness": found.value,
-                    "gradient_norm": found.gradient_norm,
-                    "first_order": ascent.rho * found.gradient_norm,
-                }
-            )
-            encoder.console.line(
-                f"{subject.label} on {source.name}: loss {found.loss:.4f}, highest within {ascent.rho:g} {found.highest:.4f}, "
-                f"sharpness {found.value:.4f}"
-            )
-        del loaded
-    env = provenance.environment(encoder.device, "fp32", dist.world_size(), ascent.seed)
-    return Findings("sharpness", asdict(ascent), entries, rows, env, seconds=clock.seconds)
+@dataclass(frozen=True)
+class Sharpness:
+    """How much the loss can rise when all weights move a little (RIFT paper Table 4).
+
+    method: sam (one gradient step) | pga (several `steps`, projected) | random (`draws` points with `seed`, a check of the
+    other two). rho: radius of the ball, L2 over all weights. adaptive: radius relative to each weight (ASAM). split: train, val,
+    test, or any split of the data source.
+    """
+
+    method: Method = "sam"
+    rho: float = 0.01
+    adaptive: bool = False
+    steps: int = 20
+    draws: int = 100
+    seed: int = 0
+    split: str = "test"
+
+    usual: ClassVar[dict[str, Any]] = {"method": "sam", "rho": 0.01, "adaptive": 0}
+
+    def __post_init__(self) -> None:
+        self.ascent  # noqa: B018 - checks its values
+
+    @property
+    def ascent(self) -> Ascent:
+        """How the worst weights nearby are sought."""
+        return Ascent(self.method, self.rho, self.adaptive, self.steps, self.draws, self.seed)
+
+    def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
+        """Loss, highest loss nearby and their difference for every run, on its own data where `data` is empty; collective."""
+        clock = Stopwatch()
+        rows: list[Row] = []
+        entries = []
+        for candidate in candidates:
+            loaded = candidate.load(encoder.device)
+            if loaded.vit.num_classes == 0:
+                raise UsageError(f"{candidate.label}: a backbone without a head has no loss; sharpness needs a finetuned model")
+            entries.append(candidate.entry(loaded))
+            for source in data or [EvalData.of_run(candidate)]:
+                row = self._row(candidate, loaded, source, encoder)
+                rows.append(row)
+                encoder.console.line(
+                    f"{candidate.label} on {source.name}: loss {row['loss']:.4f}, highest within {self.rho:g} "
+                    f"{row['highest_loss']:.4f}, sharpness {row['sharpness']:.4f}"
+                )
+            del loaded
+        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        settings = asdict(self.ascent)
+        return ResultTable("sharpness", settings, entries, rows, env, seconds=clock.seconds, usual=self.usual)
+
+    def _row(self, candidate: Candidate, loaded: LoadedModel, source: EvalData, encoder: Encoder) -> Row:
+        split, _ = sift(list_split(source, self.split), source.input, encoder.console)
+        split = match_classes(split, loaded.classes or split.classes, source.data.rules.allow_missing_classes)
+        objective = _objective(candidate, source, split)
+        found = measure(loaded.classifier, _evaluator(loaded, split, source, objective, encoder), self.ascent)
+        return {
+            "model": candidate.label,
+            "group": candidate.group,
+            "data": source.name,
+            "split": split.name,
+            "n": len(split),
+            "method": self.method,
+            "rho": self.rho,
+            "adaptive": int(self.adaptive),
+            "loss": found.loss,
+            "highest_loss": found.highest,
+            "sharpness": found.value,
+            "gradient_norm": found.gradient_norm,
+            "first_order": self.rho * found.gradient_norm,
+        }
+
+    @classmethod
+    def columns(cls, rows: Sequence[Row], here: tuple[str, str]) -> Iterator[Column]:
+        """What a comparison of runs shows of the rows of one run; here: data and split that the run itself reports on."""
+        for row in rows:
+            yield f"sharpness {where(row, here, cls.usual)}".strip(), row["sharpness"], False
 
 
-def _objective(subject: Subject, source: DataSet, split: Split) -> ObjectiveFn:
+def _objective(candidate: Candidate, source: EvalData, split: Split) -> ObjectiveFn:
     """The run's task loss; class weights are those of the training split, and only then it is listed."""
-    recipe, targets = subject.recipe, split.targets
-    if getattr(recipe.objective, "class_weights", "none") not in ("none", None) and subject.is_run:
+    recipe, targets = candidate.recipe, split.targets
+    if getattr(recipe.objective, "class_weights", "none") not in ("none", None) and candidate.is_run:
         data = recipe.data
         targets = load_splits(data.source, data.train, data.val, data.test, data.rules).train.targets
     if recipe.objective.task != split.task:
-        raise UsageError(f"{subject.label}: trained with a {recipe.objective.task} loss, and {source.name} is {split.task}")
+        raise UsageError(f"{candidate.label}: trained with a {recipe.objective.task} loss, and {source.name} is {split.task}")
     return recipe.objective.build(torch.from_numpy(targets), len(split.classes))
 
 
 def _evaluator(
-    loaded: Loaded, split: Split, source: DataSet, objective: ObjectiveFn, encoder: Encoder
+    loaded: LoadedModel, split: Split, source: EvalData, objective: ObjectiveFn, encoder: Encoder
 ) -> Callable[[bool], float]:
     """The mean loss of the whole split over all ranks, fp32, eval mode; with its gradient where asked."""
-    split = inputs.with_pixels(split, source.input, loaded.preprocessing, encoder.console)
+    split = with_pixels(split, source.input, loaded.preprocessing, encoder.console)
     transform = EvalTransform(loaded.preprocessing)
     device, model = encoder.device, loaded.classifier
     total = float(objective.weights(torch.from_numpy(split.targets)).sum())

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from riftcli import catalog, dist
 from riftcli.console import Stopwatch
-from riftcli.data import reading as inputs
 from riftcli.data.loader import eval_loader
+from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform
-from riftcli.errors import DataError, UsageError, nearest
-from riftcli.evaluation.candidates import Loaded, Subject, bases_of
-from riftcli.evaluation.data_sets import DataSet, list_split
+from riftcli.errors import DataError, UsageError, did_you_mean
+from riftcli.evaluation.candidates import Candidate, LoadedModel, bases_of
+from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
-from riftcli.evaluation.features import Table
+from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.layer_features import encode_layers, layer_names
 from riftcli.functional.cka import cka_table
 from riftcli.functional.thinning import thinned
 from riftcli.protocols import Metric, Predictions
-from riftcli.runs import provenance
-from riftcli.runs.result_table import Findings, Row
+from riftcli.runs.provenance import environment
+from riftcli.runs.result_table import Column, ResultTable, Row, where
 
 DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes", "svcca", "mutual_knn", "effective_rank"]
 
@@ -32,97 +32,133 @@ DEFAULT = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "procrustes"
 def measures() -> list[str]:
     """Names of the metrics that compare two models."""
     metrics: dict[str, Any] = {name: catalog.component("metric", name) for name in catalog.names("metric")}
-    return [name for name, metric in metrics.items() if metric.needs_reference]
+    return [name for name, metric in metrics.items() if metric.needs_pretrained]
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is compared. intervals: random halves that the spread of every measure is estimated from, 0 for none.
-    maps: also where every sample lies on a plane, before and after (PCA and t-SNE).
+class Similarity:
+    """How alike two models see the same images (RIFT paper Tables 1 and 4, similarity-space paper).
+
+    metrics: names of similarity metrics. split: train, val, test, or any split of the data source. all_layers: also CKA of
+    every layer with every layer. intervals: random halves, drawn with `seed`, that the spread of every measure is estimated
+    from; 0 for none. maps: also where every sample lies on a plane, before and after (PCA and t-SNE). against: the other
+    model; null is the one that each candidate was finetuned from.
     """
 
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = tuple(DEFAULT)
     split: str = "test"
     all_layers: bool = False
     intervals: int = 30
     seed: int = 0
     maps: bool = False
+    against: Candidate | None = None
+
+    plot: ClassVar[str] = "riftcli.report.plots.heat_map:plot_similarity"
 
     def __post_init__(self) -> None:
         known = measures()
         for name in self.metrics:
             if name not in known:
-                raise UsageError(f"--metrics {name}: no such similarity{nearest(name, known)}; one of: {', '.join(known)}")
+                raise UsageError(f"--metrics {name}: no such similarity{did_you_mean(name, known)}; one of: {', '.join(known)}")
+
+    def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
+        """Every measure of every model against the other one; collective. Both see the same samples, each through its own
+        transform.
+        """
+        clock = Stopwatch()
+        rows: list[Row] = []
+        tables: dict[str, list[Row]] = {"layers": [], "map": []}
+        entries: dict[str, dict[str, Any]] = {}
+        kept: dict[tuple[str, str], _Seen] = {}  # the other model is encoded once for all its runs
+        starts = {} if self.against else bases_of(candidates)
+        for candidate in candidates:
+            other = self.against or starts[candidate.label]
+            loaded = candidate.load(encoder.device)
+            entries[candidate.label] = candidate.entry(loaded)
+            for source in data:
+                split, _ = sift(list_split(source, self.split), source.input, encoder.console)
+                after = self._seen(candidate, loaded, split, source, encoder)
+                key = (other.identity, source.name)
+                if key not in kept:
+                    base = other.load(encoder.device)
+                    entries.setdefault(other.label, other.entry(base))
+                    kept[key] = self._seen(other, base, split, source, encoder)
+                    del base
+                facts = _facts(candidate, other, source, split)
+                self._compare(kept[key], after, split, facts, rows, tables, encoder)
+        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        settings = {"metrics": list(self.metrics), "split": self.split, "intervals": self.intervals}
+        filled = {name: table for name, table in tables.items() if table}
+        return ResultTable("similarity", settings, list(entries.values()), rows, env, filled, clock.seconds)
+
+    def _seen(self, model: Candidate, loaded: LoadedModel, split: Split, source: EvalData, encoder: Encoder) -> _Seen:
+        table = encoder.encode(loaded, split, source.input, f"{source.name} with {model.label}")
+        return _Seen(table, _layers(loaded, split, source, encoder) if self.all_layers else None, tuple(split.ids))
+
+    def _compare(
+        self,
+        before: _Seen,
+        after: _Seen,
+        split: Split,
+        facts: Row,
+        rows: list[Row],
+        tables: dict[str, list[Row]],
+        encoder: Encoder,
+    ) -> None:
+        """Add what one pair of models has to say on one split."""
+        if before.ids != after.ids:
+            raise DataError(
+                f"{facts['model']} and {facts['reference']}: not the same samples of {facts['data']}; similarity needs the same "
+                "images in the same order"
+            )
+        with encoder.console.progress(f"{facts['model']}, {len(self.metrics)} measures", len(self.metrics)) as bar:
+            found = compare(before.table, after.table, split, self, bar.advance) if dist.is_main() else []
+        rows += [{**facts, **row} for row in dist.broadcast_object(found)]
+        if before.layers is not None and after.layers is not None:
+            tables["layers"] += [{**facts, **cell} for cell in layer_rows(before.layers, after.layers)]
+        if self.maps and dist.is_main():
+            tables["map"] += [{**facts, **point} for point in map_rows(before.table, after.table, split, self.seed)]
+
+    @classmethod
+    def columns(cls, rows: Sequence[Row], here: tuple[str, str]) -> Iterator[Column]:
+        """What a comparison of runs shows of the rows of one run; here: data and split that the run itself reports on."""
+        for row in rows:
+            if str(row["reference"]).startswith("pretrained"):
+                metric: Any = catalog.component("metric", row["metric"])
+                yield f"{row['metric']} {where(row, here, {})}".strip(), row["value"], metric.higher_is_better
 
 
-def similarity_run(
-    subjects: Sequence[Subject], against: Subject | None, sets: Sequence[DataSet], question: Question, encoder: Encoder
-) -> Findings:
-    """Every measure of every model against `against`, or against the model that it was finetuned from; collective.
+@dataclass(frozen=True)
+class _Seen:
+    """A split through one model: features, layers where they are asked for, and which samples."""
 
-    Both models see the same samples, each through its own transform.
-    """
-    clock, console = Stopwatch(), encoder.console
-    rows: list[Row] = []
-    tables: dict[str, list[Row]] = {"layers": [], "map": []}
-    entries: dict[str, dict[str, Any]] = {}
-    kept: dict[tuple[str, str], Any] = {}  # the reference is encoded once for all its runs
-    starts = {} if against else bases_of(subjects)
-    for subject in subjects:
-        other = against or starts[subject.label]
-        loaded = subject.load(encoder.device)
-        entries[subject.label] = subject.entry(loaded)
-        for source in sets:
-            split, _ = inputs.sift(list_split(source, question.split), source.input, console)
-            facts = {
-                "model": subject.label,
-                "group": subject.group,
-                "reference": other.label,
-                "data": source.name,
-                "split": split.name,
-                "n": len(split),
-            }
-            what = f"{source.name} with"
-            after = encoder.encode(loaded, split, source.input, f"{what} {subject.label}")
-            layers = _layers(loaded, split, source, encoder) if question.all_layers else None
-            key = (other.identity, source.name)
-            if key not in kept:
-                base = other.load(encoder.device)
-                entries.setdefault(other.label, other.entry(base))
-                table = encoder.encode(base, split, source.input, f"{what} {other.label}")
-                kept[key] = (table, _layers(base, split, source, encoder) if question.all_layers else None, tuple(split.ids))
-                del base
-            before, base_layers, ids = kept[key]
-            if ids != tuple(split.ids):
-                raise DataError(
-                    f"{subject.label} and {other.label}: not the same samples of {source.name}; similarity needs the same "
-                    "images in the same order"
-                )
-            with console.progress(f"{subject.label}, {len(question.metrics)} measures", len(question.metrics)) as bar:
-                found = compare(before, after, split, question, bar.advance) if dist.is_main() else []
-            for row in dist.broadcast_object(found):
-                rows.append({**facts, **row})
-            if layers is not None and base_layers is not None:
-                tables["layers"] += [{**facts, **cell} for cell in layer_rows(base_layers, layers)]
-            if question.maps and dist.is_main():
-                tables["map"] += [{**facts, **point} for point in map_rows(before, after, split, question.seed)]
-    env = provenance.environment(encoder.device, "fp32", dist.world_size(), question.seed)
-    settings = {"metrics": list(question.metrics), "split": question.split, "intervals": question.intervals}
-    filled = {name: table for name, table in tables.items() if table}
-    return Findings("similarity", settings, list(entries.values()), rows, env, filled, clock.seconds)
+    table: FeatureTable
+    layers: list[torch.Tensor] | None
+    ids: tuple[str, ...]
+
+
+def _facts(candidate: Candidate, other: Candidate, source: EvalData, split: Split) -> Row:
+    return {
+        "model": candidate.label,
+        "group": candidate.group,
+        "reference": other.label,
+        "data": source.name,
+        "split": split.name,
+        "n": len(split),
+    }
 
 
 def compare(
-    before: Table, after: Table, split: Split, question: Question, tick: Callable[[int], None] = lambda n: None
+    before: FeatureTable, after: FeatureTable, split: Split, options: Similarity, tick: Callable[[int], None] = lambda n: None
 ) -> list[Row]:
     """One row per measure: value, interval of 95 %, and what the measure says beside it."""
     targets = torch.from_numpy(split.targets)
     whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features)
     rows = []
-    for name in question.metrics:
+    for name in options.metrics:
         metric: Metric = catalog.component("metric", name)()
         entry = metric.compute(whole)
-        spread = half_sample_spread(metric, whole, question.intervals, question.seed) if entry["value"] is not None else None
+        spread = half_sample_spread(metric, whole, options.intervals, options.seed) if entry["value"] is not None else None
         low, high = (None, None) if spread is None else (entry["value"] - 1.96 * spread, entry["value"] + 1.96 * spread)
         beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
         rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "details": beside})
@@ -132,7 +168,7 @@ def compare(
 
 def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int) -> float | None:
     """Standard error of a measure from random halves of the samples: for halves, the delete-d jackknife needs no factor
-    (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own nearest neighbour at distance 0.
+    (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own did_you_mean neighbour at distance 0.
     None without draws, or where a half is undefined.
     """
     used = thinned(len(seen.targets), getattr(metric, "at_most", None))  # what the value itself was computed from
@@ -143,9 +179,9 @@ def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int)
     values = []
     for _ in range(draws):
         half = used[torch.randperm(n, generator=generator)[: n // 2].sort().values]
-        assert seen.reference is not None
+        assert seen.pretrained is not None
         part = Predictions(
-            seen.logits[half], seen.targets[half], seen.features[half], seen.classes, seen.task, seen.reference[half]
+            seen.logits[half], seen.targets[half], seen.features[half], seen.classes, seen.task, seen.pretrained[half]
         )
         value = metric.compute(part)["value"]
         if value is None:
@@ -168,7 +204,7 @@ def layer_rows(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[Ro
 MAP_MANY = 500  # samples of a map: more would hide one another
 
 
-def map_rows(before: Table, after: Table, split: Split, seed: int) -> list[Row]:
+def map_rows(before: FeatureTable, after: FeatureTable, split: Split, seed: int) -> list[Row]:
     """Up to 500 samples on two planes that both models share: principal components and t-SNE of the union (RIFT paper Fig. 4,
     RepSim paper Fig. 4); one row per sample and model. Nothing where the feature dimensions differ.
     """
@@ -200,8 +236,8 @@ def map_rows(before: Table, after: Table, split: Split, seed: int) -> list[Row]:
     return rows
 
 
-def _layers(loaded: Loaded, split: Split, source: DataSet, encoder: Encoder) -> list[torch.Tensor]:
-    split = inputs.with_pixels(split, source.input, loaded.preprocessing, encoder.console)
+def _layers(loaded: LoadedModel, split: Split, source: EvalData, encoder: Encoder) -> list[torch.Tensor]:
+    split = with_pixels(split, source.input, loaded.preprocessing, encoder.console)
     transform = EvalTransform(loaded.preprocessing)
     batches = eval_loader(split, transform, encoder.batch_size, encoder.workers, dist.rank(), dist.world_size())
     with encoder.console.progress("layers", len(split)) as bar:

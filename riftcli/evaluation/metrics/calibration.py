@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from riftcli.functional import calibration
 from riftcli.protocols import Predictions
 
 
@@ -18,6 +17,8 @@ def confidences(predictions: Predictions) -> tuple[Any, Any]:
 
 
 def _calibration_error(predictions: Predictions, bins: int, adaptive: bool) -> dict[str, Any]:
+    from riftcli.functional import calibration
+
     confidence, correct = confidences(predictions)
     each = [calibration.reliability(confidence[:, c], correct[:, c], bins, adaptive).error for c in range(confidence.shape[1])]
     return {"value": sum(each) / len(each), "bins": bins}
@@ -31,7 +32,7 @@ class ExpectedCalibrationError:
     """
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
     bins: ClassVar[int] = 15
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class AdaptiveCalibrationError:
     """Expected calibration error over 15 bins with equally many predictions each (Nguyen and O'Connor 2015)."""
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
     bins: ClassVar[int] = 15
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Brier:
     """
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """A proper score: it rewards both calibration and sharpness."""
@@ -77,8 +78,10 @@ class NegativeLogLikelihood:
     """Mean negative log-likelihood of the true class, in nats; multi-label: binary cross entropy, mean over labels."""
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """What temperature scaling minimises on validation."""
+        from riftcli.functional import calibration
+
         return {"value": float(calibration.negative_log_likelihood(predictions.logits, predictions.targets))}

@@ -54,7 +54,7 @@ class Accuracy:
     """Top-1 accuracy; for multi-label data the share of correct labels at a threshold of 0.5."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Share of correct decisions."""
@@ -66,7 +66,7 @@ class BalancedAccuracy:
     """Mean over classes of sensitivity; for multi-label data of (sensitivity + specificity) / 2."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Per class, then the mean over the classes that occur."""
@@ -94,7 +94,7 @@ class MacroF1:
     """Unweighted mean over classes of F1; a class that neither occurs nor is predicted is undefined."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """F1 = 2 TP / (2 TP + FP + FN) per class."""
@@ -116,7 +116,7 @@ class Auroc:
     """Macro one-vs-rest area under the ROC curve."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Per class with both positives and negatives, then the mean."""
@@ -138,7 +138,7 @@ class MeanAveragePrecision:
     """
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Average precision per class with positives, then the mean."""
@@ -159,7 +159,7 @@ class Kappa:
     """Cohen's kappa, quadratic weights (the APTOS metric); multi-class only."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Agreement beyond chance; null for multi-label data or when only one class occurs."""

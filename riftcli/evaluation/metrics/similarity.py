@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from riftcli.functional import alignment, cka, covariance, kernels, neighbours, overlap, rsa
-from riftcli.functional.thinning import thinned
 from riftcli.protocols import Predictions
 
 MANY = 5000  # samples of the measures that need an N x N table; more are thinned out, evenly
@@ -15,9 +13,11 @@ MAP_MANY = 2000  # samples of the map's densities
 
 def _pair(predictions: Predictions, at_most: int | None = None) -> tuple[Any, Any]:
     """(reference, features), both (n, D); of more than `at_most` samples every so-many-th."""
-    assert predictions.reference is not None, "a similarity needs the features of two models"
+    from riftcli.functional.thinning import thinned
+
+    assert predictions.pretrained is not None, "a similarity needs the features of two models"
     kept = thinned(len(predictions.features), at_most)
-    return predictions.reference[kept], predictions.features[kept]
+    return predictions.pretrained[kept], predictions.features[kept]
 
 
 def _entry(
@@ -31,10 +31,12 @@ class Cka:
     """Biased linear CKA: `Sim`, the papers' headline (RIFT paper Eq. 2). Streamed over the whole split."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """1 for features equal up to rotation, shift and scale."""
+        from riftcli.functional import cka
+
         before, after = _pair(predictions)
         return {**_entry(cka.cka(before, after), len(before)), "estimator": "biased"}
 
@@ -44,10 +46,12 @@ class CkaDebiased:
     """Debiased linear CKA: comparable across split sizes and feature dimensions."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """About 0 for unrelated features, whatever N and D."""
+        from riftcli.functional import cka
+
         before, after = _pair(predictions)
         return {**_entry(cka.cka(before, after, debiased=True), len(before)), "estimator": "debiased"}
 
@@ -57,12 +61,14 @@ class CkaRbf:
     """CKA with a Gaussian kernel of 0.8 times the median distance (Kornblith et al. 2019)."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
     bandwidth: ClassVar[float] = 0.8
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """1 for features equal up to rotation, shift and scale; weighs near pairs more than linear CKA."""
+        from riftcli.functional import kernels
+
         before, after = _pair(predictions, self.at_most)
         return {**_entry(kernels.rbf_cka(before, after, self.bandwidth), len(before)), "bandwidth": self.bandwidth}
 
@@ -72,11 +78,13 @@ class Rsa:
     """Pearson correlation of cosine dissimilarities (DiVE App. D); features are not centred."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        from riftcli.functional import rsa
+
         before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after), len(before))
 
@@ -86,11 +94,13 @@ class RsaCentred:
     """As rsa, of centred features: otherwise what all images have in common dominates the cosine."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        from riftcli.functional import rsa
+
         before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after, centred=True), len(before))
 
@@ -100,11 +110,13 @@ class RsaSpearman:
     """Spearman correlation of cosine dissimilarities."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        from riftcli.functional import rsa
+
         before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after, rank=True), len(before))
 
@@ -114,11 +126,13 @@ class RsaEuclid:
     """Pearson correlation of Euclidean distances."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        from riftcli.functional import rsa
+
         before, after = _pair(predictions, self.at_most)
         return _entry(rsa.rsa(before, after, distance="euclid"), len(before))
 
@@ -128,10 +142,12 @@ class Procrustes:
     """Procrustes distance of the centred features of norm 1: 0 for equal up to rotation, sqrt 2 for unrelated ones."""
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Not squared (Ding et al. 2021 square it)."""
+        from riftcli.functional import alignment
+
         before, after = _pair(predictions)
         return _entry(alignment.procrustes_distance(before, after), len(before))
 
@@ -144,10 +160,12 @@ class Cca:
     """Mean canonical correlation: 1 for features equal up to any invertible linear map."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all directions that are not constant; needs more samples than dimensions."""
+        from riftcli.functional import alignment
+
         before, after = _pair(predictions)
         found = alignment.canonical_correlations(before, after)
         return _entry(None if found is None else float(found.mean()), len(before), _TOO_FEW)
@@ -158,11 +176,13 @@ class Svcca:
     """Mean canonical correlation of the directions that hold 99 % of each side's variance (Raghu et al. 2017)."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     variance: ClassVar[float] = 0.99
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Needs more samples than such directions."""
+        from riftcli.functional import alignment
+
         before, after = _pair(predictions)
         found = alignment.canonical_correlations(before, after, self.variance)
         value = None if found is None else float(found.mean())
@@ -174,12 +194,14 @@ class MutualKnn:
     """Share of the 10 nearest neighbours (cosine) that both models name (Huh et al. 2024)."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MANY
     k: ClassVar[int] = 10
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """`chance` is the value of unrelated features."""
+        from riftcli.functional import neighbours
+
         before, after = _pair(predictions, self.at_most)
         entry = _entry(neighbours.mutual_knn(before, after, self.k), len(before))
         return {**entry, "k": self.k, "chance": min(1.0, self.k / max(1, len(before) - 1))}
@@ -190,10 +212,12 @@ class CentreDistance:
     """Distance of the two clouds' centres on the map of two principal components, in units of the reference's spread."""
 
     higher_is_better: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """RIFT paper Fig. 4; `raw` is in units of the features."""
+        from riftcli.functional import overlap
+
         before, after = _pair(predictions)
         if before.shape[1] != after.shape[1]:
             return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
@@ -206,11 +230,13 @@ class Overlap:
     """Overlap of the two clouds' densities on the map of two principal components: 0 apart, 1 the same."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
     at_most: ClassVar[int] = MAP_MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """RIFT paper Fig. 4; `aligned` is after the best rotation, which RIFT permits and a map would count as a loss."""
+        from riftcli.functional import overlap
+
         before, after = _pair(predictions, self.at_most)
         if before.shape[1] != after.shape[1]:
             return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
@@ -225,10 +251,12 @@ class EffectiveRank:
     """Participation ratio of the spectrum of the features, relative to the reference's: below 1, directions were lost."""
 
     higher_is_better: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """`rank` and `reference_rank` are the two numbers of directions, between 1 and D."""
+        from riftcli.functional import covariance
+
         before, after = _pair(predictions)
         if len(before) < 2:
             return _entry(None, len(before))

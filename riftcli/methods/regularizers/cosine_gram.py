@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +26,16 @@ class CosineGram:
         if self.strength < 0:
             raise ValueError("strength: must be 0 or more")
 
-    def build(self, context: PenaltyContext) -> PairedPenalty | None:
+    def build(self, context: RegularizerContext) -> PairedPenalty | None:
         """None when strength is 0."""
         from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
         return None if self.strength == 0 else PairedPenalty(self.strength, gram_difference)
 
 
-def gram_difference(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def gram_difference(features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of the cosine matrices; (n, D), (n, D) -> ()."""
     import torch.nn.functional as F
 
-    after, before = F.normalize(features), F.normalize(reference)
+    after, before = F.normalize(features), F.normalize(pretrained)
     return (after @ after.T - before @ before.T).square().mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +29,22 @@ class FeatureDistill:
         if self.strength < 0:
             raise ValueError("strength: must be 0 or more")
 
-    def build(self, context: PenaltyContext) -> PairedPenalty | None:
+    def build(self, context: RegularizerContext) -> PairedPenalty | None:
         """None when strength is 0."""
         from riftcli.methods.regularizers.paired_penalty import PairedPenalty
 
         return None if self.strength == 0 else PairedPenalty(self.strength, self.drift)
 
-    def drift(self, features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def drift(self, features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
         """The mean distance; (n, D), (n, D) -> ()."""
         import torch.nn.functional as F
 
         if self.distance == "cosine":
-            return 1 - F.cosine_similarity(features, reference).mean()
+            return 1 - F.cosine_similarity(features, pretrained).mean()
         if self.distance == "unit":
-            features, reference = F.normalize(features), F.normalize(reference)
-        drift = (features - reference).square().sum(1).mean()
+            features, pretrained = F.normalize(features), F.normalize(pretrained)
+        drift = (features - pretrained).square().sum(1).mean()
         if self.distance == "relative":
-            spread = (reference - reference.mean(0)).square().sum(1).mean()
+            spread = (pretrained - pretrained.mean(0)).square().sum(1).mean()
             return drift / spread.clamp_min(1e-12)
         return drift

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class L2sp:
         if self.strength < 0 or self.head_strength < 0:
             raise ValueError("strength: must be 0 or more, and head_strength too")
 
-    def build(self, context: PenaltyContext) -> L2spPenalty | None:
+    def build(self, context: RegularizerContext) -> L2spPenalty | None:
         """None when both strengths are 0."""
         return None if self.strength == self.head_strength == 0 else L2spPenalty(self)
 
@@ -36,10 +36,6 @@ class L2spPenalty:
     """The bound term. It is a function of the weights, not of a batch, so its gradient is added after backward: the same on
     every rank, and once however many micro-batches there are.
     """
-
-    needs_reference = False
-    on_weights = True
-    lr_scale = 1.0
 
     def __init__(self, config: L2sp) -> None:
         self.config = config
@@ -52,7 +48,7 @@ class L2spPenalty:
             if parameter.requires_grad:
                 self.weights[name] = (parameter, None if id(parameter) in head else parameter.detach().clone())
 
-    def pull(self) -> torch.Tensor:
+    def add_gradient(self) -> torch.Tensor:
         """Add the term's gradient to the weights'; return its value ()."""
         import torch
 
@@ -67,18 +63,10 @@ class L2spPenalty:
                 parameter.grad.add_(offset, alpha=alpha)
         return total
 
-    def loss(self, features: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """Zero: nothing here depends on the batch."""
-        return features.new_zeros(())
-
-    def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, float]:
         """How far the backbone has moved, as a Euclidean distance."""
         moved = [(p.detach() - start).square().sum() for p, start in self.weights.values() if start is not None]
         return {"weight_distance": float(sum(moved)) ** 0.5}
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """None of its own."""
-        return []
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Where the weights started: an inserted factor starts at random."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 
 @dataclass(frozen=True)
 class NoRegularizer:
     """Nothing is added to the task loss."""
 
-    def build(self, context: PenaltyContext) -> None:
+    def build(self, context: RegularizerContext) -> None:
         """Return None: the loop then skips the term altogether."""
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -39,20 +39,19 @@ class Rift:
         if self.q_lr_scale < 0:
             raise ValueError("q_lr_scale: must be 0 or more")
 
-    def build(self, context: PenaltyContext) -> RiftPenalty | None:
+    def build(self, context: RegularizerContext) -> RiftPenalty | None:
         """Measure Sigma_0 on the training split; None when strength is 0, so that nothing at all is computed."""
         if self.strength == 0:
             return None
         from riftcli.functional.covariance import covariance
 
-        return RiftPenalty(self, covariance(context.reference_features()).float().to(context.device))
+        return RiftPenalty(self, covariance(context.pretrained_features()).float().to(context.device))
 
 
 class RiftPenalty:
     """The term bound to Sigma_0 (D, D) fp32. Everything is fp32, outside autocast."""
 
-    needs_reference = False
-    on_weights = False
+    needs_pretrained = False
 
     def __init__(self, config: Rift, sigma_0: torch.Tensor) -> None:
         from riftcli.functional.orthogonal import CayleyRotation
@@ -85,12 +84,12 @@ class RiftPenalty:
             cross = ((y @ self.sigma_0) * y).sum() / (n - 1)
             return own + self.norm_0 - 2 * cross
 
-    def loss(self, features: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(self, features: torch.Tensor, pretrained: torch.Tensor | None = None) -> torch.Tensor:
         """The weighted term; (n, D) -> ()."""
         scale = 1.0 if self.config.normalize == "raw" else 1 / self.norm_0
         return self.config.strength * scale * self.raw(features)
 
-    def diagnostics(self, features: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, float]:
+    def diagnostics(self, features: torch.Tensor, pretrained: torch.Tensor | None = None) -> dict[str, float]:
         """The loss raw and relative, its lower bound over all Q, and what became of the spectrum.
 
         spectral_bound: sum_i (lambda_i - lambda_0i)^2 / ||Sigma_0||^2 with both spectra sorted (Hoffman-Wielandt): no Q

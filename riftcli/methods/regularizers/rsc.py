@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from riftcli.protocols import PenaltyContext
+from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Rsc:
         """lambda_RSC, whichever way it was given."""
         return self.strength if self.hcs_lambda is None else (1 - self.hcs_lambda) / self.hcs_lambda
 
-    def build(self, context: PenaltyContext) -> PairedPenalty | None:
+    def build(self, context: RegularizerContext) -> PairedPenalty | None:
         """None when the weight is 0, so that nothing at all is computed."""
         return None if self.weight == 0 else self.penalty()
 
@@ -51,8 +51,8 @@ class Rsc:
 
         return PairedPenalty(self.weight, self.dissimilarity, debiased_cka=self.estimator == "debiased")
 
-    def dissimilarity(self, features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def dissimilarity(self, features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
         """1 - CKA; (n, D), (n, D) -> ()."""
         from riftcli.functional.cka import linear_cka
 
-        return 1 - linear_cka(reference, features, debiased=self.estimator == "debiased")
+        return 1 - linear_cka(pretrained, features, debiased=self.estimator == "debiased")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from riftcli.report.plots.canvas import subplots
 from riftcli.runs.reader import read_rows
 
 PANELS = {
@@ -15,11 +16,6 @@ PANELS = {
 
 def plot_run(run: Path) -> None:
     """Write plots/curves.png and the numbers behind it, plots/curves.csv."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = read_rows(run)
     steps = [row for row in rows if row["kind"] == "step"]
     evals = [row for row in rows if row["kind"] == "eval"]
@@ -28,7 +24,7 @@ def plot_run(run: Path) -> None:
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
     validation = [key for key in (evals[0] if evals else {}) if key not in ("kind", "step", "epoch", "split")]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    figure, axes = subplots(1, 3, figsize=(13, 3.6))
     for axis, (title, names) in zip(axes, [*PANELS.items(), ("validation", validation)], strict=True):
         source = evals if title == "validation" else steps
         for name in names:
@@ -40,7 +36,6 @@ def plot_run(run: Path) -> None:
         if axis.lines:
             axis.legend(fontsize=8)
     figure.savefig(folder / "curves.png", dpi=120)
-    plt.close(figure)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

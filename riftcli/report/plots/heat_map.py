@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from riftcli.runs.result_table import Row
+from riftcli.evaluation.candidates import Candidate
+from riftcli.report.plots.canvas import subplots
+from riftcli.runs.result_table import ResultTable, Row
 
 
 def draw_heat(axis: Any, cells: list[Row]) -> None:
@@ -23,13 +27,17 @@ def draw_heat(axis: Any, cells: list[Row]) -> None:
 
 def draw_layers(path: Path, cells: list[Row]) -> None:
     """The same as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     side = 0.42 * len({cell["layer"] for cell in cells})
-    figure, axis = plt.subplots(figsize=(side + 2.6, side + 1.8), constrained_layout=True)
+    figure, axis = subplots(figsize=(side + 2.6, side + 1.8))
     draw_heat(axis, cells)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
+
+
+def plot_similarity(report: Path, table: ResultTable, candidates: Sequence[Candidate]) -> list[Path]:
+    """Beside a written report, a heat map of every model's layers, where they were measured."""
+    cells = json.loads(report.read_text(encoding="utf-8")).get("layers", [])
+    models = list(dict.fromkeys((cell["model"], cell["data"]) for cell in cells))
+    for model, data in models:
+        name = "layers.png" if len(models) == 1 else f"layers-{model.replace('/', '-')}-{data}.png"
+        draw_layers(report.parent / name, [cell for cell in cells if (cell["model"], cell["data"]) == (model, data)])
+    return []

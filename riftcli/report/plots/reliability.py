@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
 from pathlib import Path
 from typing import Any
 
-from riftcli.evaluation.scores import reliability_rows
-from riftcli.protocols import Predictions
-from riftcli.runs.result_table import Row, write_csv
+from riftcli.report.plots.canvas import subplots
+from riftcli.runs.result_table import Row
 
 
-def write_reliability(folder: Path, seen: Predictions, temperature: float | None = None) -> None:
-    """FOLDER/reliability.csv and .png; with a temperature also reliability_scaled.csv."""
-    import matplotlib
+def read_reliability(path: Path) -> list[Row]:
+    """The rows of a reliability.csv; an empty cell is None."""
+    with path.open(encoding="utf-8") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = reliability_rows(seen)
-    write_csv(folder / "reliability.csv", rows)
-    curves = {"as trained": rows}
+def plot_reliability(folder: Path, temperature: float | None = None) -> None:
+    """FOLDER/reliability.png from the CSV beside it; with a temperature also the curve of reliability_scaled.csv."""
+    curves = {"as trained": read_reliability(folder / "reliability.csv")}
     if temperature is not None:
-        curves[f"temperature {temperature:.2f}"] = scaled = reliability_rows(replace(seen, logits=seen.logits / temperature))
-        write_csv(folder / "reliability_scaled.csv", scaled)
-    figure, axis = plt.subplots(figsize=(4.2, 4), constrained_layout=True)
+        curves[f"temperature {temperature:.2f}"] = read_reliability(folder / "reliability_scaled.csv")
+    figure, axis = subplots(figsize=(4.2, 4))
     draw_reliability(axis, curves)
     figure.savefig(folder / "reliability.png", dpi=120)
-    plt.close(figure)
 
 
 def draw_reliability(axis: Any, curves: dict[str, list[Row]], palette: dict[str, str] | None = None) -> None:

@@ -1,0 +1,168 @@
+"""Run control: one run, a resumed one, a series of seeds or folds; in this process or in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riftcli import dist, launch
+from riftcli import recipe as recipes
+from riftcli.console import Console, note_line
+from riftcli.errors import EnvironmentError, UsageError
+from riftcli.recipe import Recipe
+from riftcli.runs import folder as runs
+from riftcli.runs.series import Series, check_parent, summarise
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where a run is trained. device: auto, cpu, cuda or cuda:N; nproc_per_node: a number or `gpu`; nnodes: N or MIN:MAX;
+    endpoint: host:port that all machines reach, for several of them.
+    """
+
+    device: str = "auto"
+    nproc_per_node: str = "1"
+    nnodes: str = "1"
+    endpoint: str = ""
+
+
+def run_one(
+    recipe: Recipe,
+    overrides: list[str],
+    out: Path | None = None,
+    overwrite: bool = False,
+    processes: Processes = Processes(),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train one run and present it; returns the report. overrides: what made `recipe` of its text, for other processes."""
+    nproc, nnodes = launch.processes(processes.nproc_per_node), processes.nnodes
+    if (nproc > 1 or nnodes != "1") and not dist.launched():
+        if nnodes != "1" and out is None:
+            raise UsageError("--nnodes needs --out: all machines must name the same run folder")
+        _check_in_parent(recipe, processes.device, nproc, nnodes)
+        folder = out or runs.default_folder(recipe.name, recipe.train.seed)
+        runs.check_free(folder, overwrite)
+        with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
+            copy = Path(scratch) / f"{recipe.name}.yaml"  # the workers must read what was checked, whatever happens to the file
+            copy.write_text(recipe.text, encoding="utf-8")
+            arguments = ["finetune", "--recipe", str(copy), "--out", str(folder), "--device", processes.device]
+            arguments += [word for override in overrides for word in ("--set", override)] + ["--overwrite"] * overwrite
+            return _spawn(arguments, folder, nproc, nnodes, processes.endpoint)
+    return _train(recipe, out, None, overwrite, processes.device, console)
+
+
+def resume_run(
+    run: Path,
+    wanted: tuple[str, list[str]] | None = None,
+    processes: Processes = Processes(),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Go on with a run, bitwise. wanted: (recipe, overrides) that must say the same as the one stored in the run."""
+    stored = run / "recipe.resolved.yaml"
+    if not stored.is_file():
+        raise UsageError(f"--resume {run}: not a run folder (no recipe.resolved.yaml)")
+    record = runs.read_run(run)
+    name = f"{record.get('recipe', 'recipe')}.yaml"
+    recipe = recipes.parse(recipes.read(stored), name, [])
+    given, overrides = wanted or ("", [])
+    asked = recipes.load(given, overrides) if given else recipes.parse(recipes.dump(recipe.resolved), name, overrides)
+    old, new = recipes.flatten(recipe.resolved), recipes.flatten(asked.resolved)
+    changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    if changed:
+        raise UsageError(
+            f"--resume {run}: the recipe differs from the run's: {'; '.join(changed)}; resume without changes, or start a new run"
+        )
+    if record.get("status") == "completed":
+        note_line(f"{run}: already finished")
+        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    nproc = launch.processes(processes.nproc_per_node)
+    if nproc > 1 and not dist.launched():
+        _check_in_parent(recipe, processes.device, nproc, "1")
+        return _spawn(["finetune", "--resume", str(run), "--device", processes.device], run, nproc)
+    return _train(recipe, None, run, False, processes.device, console)
+
+
+def run_series(
+    recipe: str,
+    overrides: list[str],
+    out: Path | None = None,
+    overwrite: bool = False,
+    repeats: int = 1,
+    folds: int = 0,
+    processes: Processes = Processes(),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Complete runs with seeds SEED, SEED+1, ..., or one per fold; returns the report over all. An interrupted one goes on."""
+    if dist.launched():
+        option = "--folds" if folds else "--repeats"
+        raise UsageError(f"{option} starts its own processes; use --nproc-per-node instead of torchrun")
+    if folds == 1:
+        raise UsageError("--folds 1: a cross-validation has at least 2 folds")
+    checked = recipes.load(recipe, overrides)
+    first, val = checked.train.seed, checked.data.val
+    if folds and val is not None and not val.held_out:
+        note_line(f"note: --folds validates on parts of '{checked.data.train.name}'; split '{val.name}' is not used")
+    series = Series.of_folds(val, checked.data.train, folds) if folds else Series.of_seeds(first, repeats)
+    folder = out or runs.default_folder(f"{checked.name}-{f'k{folds}' if folds else f'x{repeats}'}", first)
+    check_parent(folder, series.what, overwrite)
+    reports = []
+    with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
+        copy = Path(scratch) / f"{checked.name}.yaml"  # every run is of one text, whatever happens to the file meanwhile
+        copy.write_text(checked.text, encoding="utf-8")
+        for name, own in series.overrides.items():
+            target, wanted = folder / name, [*overrides, *own]
+            if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
+                reports.append(resume_run(target, (str(copy), wanted), processes, console))
+            else:
+                one = recipes.load(str(copy), wanted)
+                reports.append(run_one(one, wanted, target, target.exists(), processes, console))
+    return summarise(folder, series.what, reports)
+
+
+def _train(
+    recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool, device: str, console: Console | None
+) -> dict[str, Any]:
+    """In this process, which may be one rank of several; rank 0 presents the folder that training has left."""
+    from riftcli.api.present import present_run
+    from riftcli.training.finetune import finetune
+
+    report, folder = finetune(recipe, out, resume, overwrite, device, console)
+    if folder is not None:
+        present_run(folder, console)
+    dist.close()
+    return report
+
+
+def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", endpoint: str = "") -> dict[str, Any]:
+    os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
+    launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+    report = folder / "metrics.json"  # on the machine of rank 0; the others have nothing to report
+    return json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+
+
+def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str) -> None:
+    """What can be checked here is checked before anything is started."""
+    import torch
+
+    from riftcli.data.batches import divide_batch
+    from riftcli.data.splits import load_retention, load_splits
+
+    if nnodes == "1":
+        divide_batch(recipe.train.batch_size, nproc, recipe.train.micro_batch_size)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda:"):
+        raise UsageError(f"--device {device} with --nproc-per-node {nproc}: each process takes its own GPU; use --device cuda")
+    if (device == "cuda" or (device == "auto" and count)) and nproc > count:
+        raise EnvironmentError(
+            f"--nproc-per-node {nproc}: no such GPU: this machine has {count} visible to torch; "
+            "use fewer processes or --device cpu"
+        )
+    data = recipe.data
+    load_splits(data.source, data.train, data.val, data.test, data.rules)
+    for other in recipe.retention:
+        load_retention(other.source, other.train, other.test, other.rules)

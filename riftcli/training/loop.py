@@ -1,0 +1,161 @@
+"""The training loop: epochs of steps, validation, the choice of the best weights. Read it from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli import dist
+from riftcli.console import Bar, Stopwatch
+from riftcli.errors import Terminated
+from riftcli.evaluation.scores import score
+from riftcli.training.best import keep_model
+from riftcli.training.health import check_health, warn_collapse
+from riftcli.training.optim import lr_factor, set_lr
+from riftcli.training.retention import trajectory_row
+from riftcli.training.state import Progress, TrainState, save
+from riftcli.training.step import StepResult
+
+
+def run_loop(state: TrainState) -> None:
+    """Epoch after epoch until the last step, until patience ends, or until a signal arrives."""
+    setup, progress, console = state.setup, state.progress, state.console
+    recipe, epochs = setup.recipe, setup.recipe.train.epochs
+    if progress.step == 0 and setup.data.splits.val is not None:
+        _log_eval(state, epoch=0, scores=_validate(state))
+    while progress.step < setup.total_steps and not _out_of_patience(state):
+        epoch, first = divmod(progress.step, setup.batches.steps_per_epoch)
+        clock = Stopwatch()
+        with console.progress(f"epoch {epoch + 1}/{epochs}", setup.batches.steps_per_epoch, start=first) as bar:
+            _epoch(state, bar, epoch, first)
+        progress.train_seconds += clock.seconds
+        done = epoch + 1
+        if setup.data.splits.val is None:
+            progress.best_epoch = done
+            keep_model(state, done)
+            console.line(f"epoch {done}/{epochs}: {clock.seconds:.1f} s (no validation split: the last weights are kept)")
+        elif done % recipe.eval.every_epochs == 0 or progress.step == setup.total_steps:
+            _select(state, done, clock.seconds)
+        save(state)
+        if dist.sum_over_ranks(torch.tensor(float(state.stop.received), device=setup.device)):
+            raise _terminated(state)
+
+
+def _out_of_patience(state: TrainState) -> bool:
+    patience, worse = state.setup.recipe.eval.patience, state.progress.worse_evals
+    if not patience or worse < patience:
+        return False
+    state.console.line(f"stopping early: {state.setup.recipe.eval.best} has not improved for {worse} evaluations")
+    return True
+
+
+def _terminated(state: TrainState) -> Terminated:
+    return Terminated(f"stopped by a signal after step {state.progress.step}; go on with --resume {state.place}")
+
+
+def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int) -> None:
+    setup, progress, recipe = state.setup, state.progress, state.setup.recipe
+    step, optimizer = setup.step, setup.step.optimizer
+    assert optimizer is not None
+    warmup_steps = math.ceil(recipe.schedule.warmup * setup.total_steps)
+    trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
+    setup.network.classifier.train()
+    clock, seen = Stopwatch(), 0
+    for batch in setup.batches.load(epoch, first_step):
+        factor = lr_factor(progress.step, setup.total_steps, warmup_steps, recipe.schedule.name)
+        set_lr(optimizer, factor)
+        optimizer.zero_grad(set_to_none=True)
+        result = step({"task": batch})
+        grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
+        stopping = check_health(state, result, grad_norm, batch[2])
+        progress.step += 1
+        seen += recipe.train.batch_size
+        if progress.step % recipe.train.log_every_steps == 0:  # before the optimizer moves Q: one Q per row
+            row = _step_row(state, result, grad_norm, factor, epoch + 1, seen / clock.seconds)
+            warn_collapse(state, row)
+            if state.folder:
+                state.folder.append(row)
+            bar.advance(recipe.train.log_every_steps, _note(row, progress))
+        optimizer.step()
+        if stopping and progress.step % setup.batches.steps_per_epoch:  # at the end of an epoch, run_loop selects and saves first
+            progress.train_seconds += clock.seconds
+            save(state)
+            raise _terminated(state)
+        every = recipe.train.save_every_steps
+        if every and progress.step % every == 0 and progress.step % setup.batches.steps_per_epoch:
+            save(state)
+
+
+# ---- what is logged
+
+
+def _step_row(
+    state: TrainState, result: StepResult, grad_norm: torch.Tensor, factor: float, epoch: int, speed: float
+) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    setup = state.setup
+    task = float(dist.sum_over_ranks(result.task_loss) / dist.world_size())
+    added = float(result.penalty_loss)
+    row: dict[str, Any] = {"kind": "step", "step": state.progress.step, "epoch": epoch, "loss": task + added, "task_loss": task}
+    if setup.step.regularizer is not None:
+        row["penalty_loss"] = added
+        named = setup.step.diagnostics(result)
+        row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
+    if setup.pretrained.trace_0 and "trace_ratio" not in row:
+        ratio = float(result.features.var(0).sum()) / setup.pretrained.trace_0
+        row["trace_ratio"] = ratio if math.isfinite(ratio) else None
+    lr = setup.recipe.optim.lr * factor
+    return {**row, "lr": lr, "grad_norm": float(grad_norm), "images_per_second": round(speed, 1)}
+
+
+def _note(row: dict[str, Any], progress: Progress) -> str:
+    """The moving part of the progress bar."""
+    bits = [f"loss {row['loss']:.3f}", f"task {row['task_loss']:.3f}"]
+    if "penalty_loss" in row:
+        bits.append(f"similarity loss {row['penalty_loss']:.3f}")
+    similarity = row.get("batch_cka", progress.last_cka)
+    if similarity is not None:
+        bits.append(f"cka {similarity:.3f}")
+    return "  ".join([*bits, f"{row['images_per_second']:.0f} img/s"])
+
+
+# ---- after an epoch
+
+
+def _validate(state: TrainState) -> dict[str, dict[str, Any]]:
+    setup = state.setup
+    assert setup.data.splits.val is not None
+    return score(setup.recipe.watched, setup.predict(setup.data.splits.val, "val"))
+
+
+def _select(state: TrainState, epoch: int, seconds: float) -> None:
+    """Validate, and keep the weights if the chosen metric improved in its own direction. NaN or null is never best."""
+    progress, scores = state.progress, _validate(state)
+    entry = scores[state.setup.recipe.eval.best]
+    value, sign = entry["value"], 1 if entry["higher_is_better"] else -1
+    usable = value is not None and math.isfinite(value)
+    if usable and (progress.best_value is None or sign * value > sign * progress.best_value):
+        progress.best_value, progress.best_epoch, progress.worse_evals = value, epoch, 0
+        progress.best_metrics = {name: score["value"] for name, score in scores.items()}
+        keep_model(state, epoch)
+    else:
+        progress.worse_evals += 1
+        if progress.best_value is None:  # nothing usable yet: if it stays so, the last weights are kept, with these scores
+            progress.best_metrics = {name: score["value"] for name, score in scores.items()}
+    _log_eval(state, epoch, scores, seconds)
+
+
+def _log_eval(state: TrainState, epoch: int, scores: dict[str, dict[str, Any]], seconds: float = 0.0) -> None:
+    values = {name: score["value"] for name, score in scores.items()}
+    if state.setup.recipe.eval.trajectory:
+        values |= trajectory_row(state.setup)
+    state.progress.last_cka = values.get("cka")
+    if state.folder:
+        state.folder.append({"kind": "eval", "step": state.progress.step, "epoch": epoch, "split": "val", **values})
+    shown = ", ".join(f"{name} {'undefined' if v is None else f'{v:.4f}'}" for name, v in values.items())
+    best = " (best)" if epoch and state.progress.best_epoch == epoch else ""
+    took = f", {seconds:.1f} s" if seconds else ""
+    state.console.line(f"epoch {epoch}/{state.setup.recipe.train.epochs}: validation {shown}{best}{took}")

@@ -1,0 +1,95 @@
+"""The network of a run: backbone, head and what trains of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from riftcli import dist
+from riftcli.console import Console
+from riftcli.data.transforms import Preprocessing
+from riftcli.errors import UsageError
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier, HeadOnly
+from riftcli.models.head import fit_head, reset_head, zero_head
+from riftcli.protocols import ObjectiveFn
+from riftcli.recipe import Recipe
+from riftcli.training.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class Network:
+    """vit: the timm model, changed in place by head and adapter; classifier: the same with one forward for both outputs."""
+
+    vit: Any
+    classifier: Classifier
+    preprocessing: Preprocessing
+
+
+def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Network:
+    """The backbone, still without a head; raise UsageError for batch normalisation where a step sees several batches."""
+    vit: Any = Backbone(**recipe.model.model_dump()).build().to(device)
+    dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
+    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    several = dist.world_size() > 1 or accumulation > 1
+    if several and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in vit.modules()):
+        raise UsageError(
+            f"model.name {recipe.model.name}: batch normalisation sees one rank's micro-batch at a time, so several would not "
+            "give the gradients of one; use one process and leave out train.micro_batch_size"
+        )
+    return Network(vit, Classifier(vit, frozen_backbone=not recipe.adapter.trains_backbone), preprocessing)
+
+
+def start_head(
+    recipe: Recipe,
+    network: Network,
+    targets: torch.Tensor,
+    num_classes: int,
+    objective: ObjectiveFn,
+    pretrained: Pretrained,
+    resuming: bool,
+    console: Console,
+) -> None:
+    """A head for these classes with the start values that `train.head_init` asks for; a resumed run has its own."""
+    vit = network.vit
+    device = next(vit.parameters()).device
+    reset_head(vit, num_classes, recipe.train.seed)
+    vit.to(device)
+    if recipe.train.head_init == "zeros":
+        zero_head(vit)
+    elif recipe.train.head_init == "linear_probe" and not resuming:
+        _fit_head(vit, pretrained.train_features(), targets, objective, console)
+
+
+def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:
+    """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings."""
+    if dist.is_main():
+
+        def mean_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            return objective.losses(logits, wanted).sum() / objective.weights(wanted).sum()
+
+        loss, ridge = fit_head(vit, features, targets, mean_loss)
+        console.line(f"head: linear probe on the features of {len(targets)} training images, loss {loss:.3f}, ridge {ridge:g}")
+    dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
+
+
+def apply_adapter(recipe: Recipe, network: Network) -> None:
+    """Surgery and freezing; inserted weights are the same on every rank."""
+    vit = network.vit
+    device = next(vit.parameters()).device
+    recipe.adapter.prepare(vit)
+    vit.to(device)
+    dist.broadcast_tensors(list(vit.state_dict().values()))  # inserted factors start at random, and from the same bits
+    if recipe.train.grad_checkpointing:
+        vit.set_grad_checkpointing(True)
+
+
+def trained_module(network: Network, cached: bool) -> nn.Module:
+    """What a step calls: the classifier, or the head alone on precomputed features; wrapped where there are several ranks."""
+    module: nn.Module = HeadOnly(network.vit.get_classifier()) if cached else network.classifier
+    if dist.world_size() > 1:
+        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    return module
