@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Console:
-    """Prints unless quiet (rank 0 prints), and keeps a copy of every line in the rank's log file."""
+    """Prints unless quiet (rank 0 prints), on stderr or stdout, and keeps a copy of every line in the rank's log file."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False, stdout: bool = False) -> None:
+        self.quiet, self.stdout = quiet, stdout
+        self.rich = RichConsole(stderr=not stdout, highlight=False, soft_wrap=True)
         self._log: IO[str] | None = None
         self._early: list[str] = []  # lines from before there was a log file
 
@@ -35,7 +35,7 @@ class Console:
         if not self.quiet and self.rich.is_terminal:
             self.rich.print(text, style=style, markup=False)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=sys.stdout if self.stdout else sys.stderr, flush=True)
         if self._log:
             print(text, file=self._log, flush=True)
         else:

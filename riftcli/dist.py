@@ -38,7 +38,7 @@ def is_main() -> bool:
 def init(device: str = "auto") -> torch.device:
     """Join the process group if launched by torchrun and return this rank's device; raise EnvironmentError without it."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
-    chosen = _pick_device(device, local_rank)
+    chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if launched() and not td.is_initialized():
@@ -53,19 +53,20 @@ def close() -> None:
         td.destroy_process_group()
 
 
-def _pick_device(wish: str, local_rank: int) -> torch.device:
+def pick_device(spec: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu, cuda or cuda:N as a device that is there; raise EnvironmentError."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wish == "auto":
-        wish = "cuda" if count else "cpu"
+    if spec == "auto":
+        spec = "cuda" if count else "cpu"
     try:
-        device = torch.device(wish)
+        device = torch.device(spec)
     except RuntimeError as error:
-        raise EnvironmentError(f"--device {wish}: no such kind of device; use auto, cpu, cuda or cuda:N") from error
+        raise EnvironmentError(f"--device {spec}: no such kind of device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         index = device.index if device.index is not None else local_rank
         if index >= count:
             raise EnvironmentError(
-                f"--device {wish}: no such GPU: cuda:{index} was asked for and this machine has {count} visible to torch; "
+                f"--device {spec}: no such GPU: cuda:{index} was asked for and this machine has {count} visible to torch; "
                 "use --device cpu, fewer processes, or run `rift doctor`"
             )
         return torch.device("cuda", index)

@@ -32,22 +32,32 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_recipe_of(tiny_weights: Path):
+    """A maker of recipes as plain data: a few seconds on digits."""
+
+    def make() -> dict:
+        return {
+            "model": {"name": f"local-dir:{tiny_weights}"},
+            "data": {
+                "format": "digits",
+                "train": {"from": "train", "limit": 160},
+                "val": {"fraction": 0.2, "from": "train"},
+                "test": {"from": "test", "limit": 60},
+            },
+            "regularizer": {"name": "rift"},
+            "optim": {"lr": 1e-3},
+            "train": {"epochs": 2, "batch_size": 32, "workers": 0},
+            "eval": {"metrics": ["acc", "cka"], "batch_size": 16},
+        }
+
+    return make
+
+
 @pytest.fixture
-def tiny_recipe(tiny_weights: Path) -> dict:
-    """A recipe as plain data: a few seconds on digits. Tests change it and write it with `write_recipe`."""
-    return {
-        "model": {"name": f"local-dir:{tiny_weights}"},
-        "data": {
-            "format": "digits",
-            "train": {"from": "train", "limit": 160},
-            "val": {"fraction": 0.2, "from": "train"},
-            "test": {"from": "test", "limit": 60},
-        },
-        "regularizer": {"name": "rift"},
-        "optim": {"lr": 1e-3},
-        "train": {"epochs": 2, "batch_size": 32, "workers": 0},
-        "eval": {"metrics": ["acc", "cka"], "batch_size": 16},
-    }
+def tiny_recipe(tiny_recipe_of) -> dict:
+    """A recipe that a test changes and writes with `write_recipe`."""
+    return tiny_recipe_of()
 
 
 @pytest.fixture

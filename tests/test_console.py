@@ -7,7 +7,7 @@ import io
 from rich.console import Console as RichConsole
 
 from riftcli.console import Console
-from riftcli.training.finetune import _note
+from riftcli.training.loop import _note
 from riftcli.training.state import Progress
 
 

@@ -71,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
 
 
-def load_saved(path: str | Path) -> nn.Module:
+def load_saved(path: str | os.PathLike[str]) -> nn.Module:
     """The model of a run folder or a model folder, in eval mode.
 
     The surgery of an adapter that could not be folded into timm's own layers is done again.
