@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The measured tables of the README: the demo, and DINOv2 ViT-S/14 on Fashion-MNIST. Three seeds each.
+# The measured tables of docs/results.md: the demo, and DINOv2 ViT-S/14 on Fashion-MNIST. Three seeds each.
 #   FASHION=dir WEIGHTS=file.safetensors CLIPART=dir OUT=dir bash benchmarks/real_run.sh
 # FASHION: torchvision's root of Fashion-MNIST; WEIGHTS: a DINOv2 ViT-S/14; CLIPART: image folder with train/ and test/.
 # Runs that are there already are kept. Then: python benchmarks/table.py OUT/*

@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
 
 import typer
 
-from riftcli.commands import (
-    attention,
-    centrality,
-    compare,
-    correlate,
-    data,
-    doctor,
-    eval,
-    finetune,
-    knn,
-    merge,
-    predict,
-    recipes,
-    report,
-    sharpness,
-    similarity,
-    wise,
-)
+from riftcli import catalog
 from riftcli.errors import ExitCode, RiftError
 from riftcli.version import __version__
 
-app = typer.Typer(
-    name="rift",
-    help="Finetune vision transformers without destroying what they already knew.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("finetune")(finetune.finetune)
-app.command("eval")(eval.evaluate)
-app.command("knn")(knn.knn)
-app.command("sharpness")(sharpness.sharpness)
-app.command("similarity")(similarity.similarity)
-app.command("attention")(attention.attention)
-app.command("compare")(compare.compare)
-app.command("report")(report.report)
-app.command("correlate")(correlate.correlate)
-app.command("centrality")(centrality.centrality)
-app.command("predict")(predict.predict)
-app.command("wise")(wise.wise)
-app.command("merge")(merge.merge)
-app.command("doctor")(doctor.doctor)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(data.app, name="data")
+# Name -> "module:function", or "module:app" of a group. To add a command, add a file and a line here.
+COMMANDS = {
+    "finetune": "riftcli.commands.finetune:finetune",
+    "eval": "riftcli.commands.eval:evaluate",
+    "knn": "riftcli.commands.knn:knn",
+    "sharpness": "riftcli.commands.sharpness:sharpness",
+    "similarity": "riftcli.commands.similarity:similarity",
+    "attention": "riftcli.commands.attention:attention",
+    "compare": "riftcli.commands.compare:compare",
+    "report": "riftcli.commands.report:report",
+    "correlate": "riftcli.commands.correlate:correlate",
+    "centrality": "riftcli.commands.centrality:centrality",
+    "predict": "riftcli.commands.predict:predict",
+    "wise": "riftcli.commands.wise:wise",
+    "merge": "riftcli.commands.merge:merge",
+    "doctor": "riftcli.commands.doctor:doctor",
+    "recipes": "riftcli.commands.recipes:app",
+    "data": "riftcli.commands.data:app",
+}
+
+
+def build_app() -> typer.Typer:
+    """The commands above, and one for every evaluator of the catalog that has none among them."""
+    app = typer.Typer(
+        name="rift",
+        help="Finetune vision transformers without destroying what they already knew.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name, target in COMMANDS.items():
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    for name in catalog.names("evaluator"):
+        if name not in COMMANDS:
+            from riftcli.commands.generic import evaluator_command
+
+            app.command(name)(evaluator_command(name))
+    return app
 
 
 def _version(value: bool) -> None:
@@ -61,7 +66,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
     debug: bool = typer.Option(False, "--debug", help="Show the full traceback of an error."),
@@ -81,7 +85,7 @@ def run(arguments: list[str]) -> int:
         os.environ["RIFT_DEBUG"] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(build_app()(arguments, standalone_mode=False) or 0)
         if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a bare exit code
             raise KeyboardInterrupt
         return code

@@ -1,7 +1,8 @@
-"""Every command of the README runs as written."""
+"""Every command of the README and of docs/ runs as written, page after page in one folder, as a reader would go."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+PAGES = ["README.md", "docs/guide.md", "docs/methods.md", "docs/data.md"]
+TEXTS = {page: (ROOT / page).read_text() for page in [*PAGES, "docs/results.md", "docs/paper_map.md", "CONTRIBUTING.md"]}
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", TEXTS[page], flags=re.DOTALL)]
+README = TEXTS["README.md"]
 DEMO, TESTS, *TOUR = BLOCKS
 
 
@@ -60,9 +63,26 @@ def test_python_snippet(place):
     assert done.stdout == "10\n", done.stderr
 
 
-def test_everything_named_in_the_readme_exists():
-    for path in re.findall(r"`((?:benchmarks|riftcli|tests|recipes)/[\w/.]+|\.ci/run)`", README):
+@pytest.mark.parametrize("page", TEXTS)
+def test_everything_that_a_page_names_exists(page):
+    for path in re.findall(r"`((?:benchmarks|riftcli|tests|recipes|docs)/[\w/.]+|\.ci/run)`", TEXTS[page]):
         assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXTS[page]):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_list_of_commands_is_that_of_the_app():
+    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs" / "make_commands.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "commands.md").read_text() == module.document(), "run: python docs/make_commands.py"
+
+
+def test_the_real_run_names_what_exists():
     script = (ROOT / "benchmarks" / "real_run.sh").read_text()
     assert subprocess.run(["bash", "-n", ROOT / "benchmarks" / "real_run.sh"]).returncode == 0
     for method in ("linear", "full", "rift", "rift_fixed", "rsc", "scratch"):

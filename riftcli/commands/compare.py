@@ -26,6 +26,7 @@ def compare(
     from riftcli.evaluation.candidates import open_runs
     from riftcli.report import compare as tables
     from riftcli.report import formats
+    from riftcli.report.figures import trade_off_svg
     from riftcli.report.records import record
     from riftcli.runs.provenance import now
 
@@ -47,6 +48,10 @@ def compare(
     if out is not None:
         for path in formats.write(out, table):
             note_line(f"table: {path}")
+        picture = trade_off_svg(table)
+        if picture is not None:
+            (out / "compare.svg").write_bytes(picture)
+            note_line(f"plot: {out / 'compare.svg'}")
     if as_json:
         report = {"schema": "rift.compare/1", "command": "compare", "created": now(), "baseline": table.baseline}
         print(json.dumps({**report, "rows": formats.flat(table)}, indent=1))

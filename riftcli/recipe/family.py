@@ -65,7 +65,9 @@ def _header(member: str, name: str, head: list[str], own: list[str]) -> list[str
     commands = [line.replace(f"{name}_full.yaml", f"{member}.yaml") for line in head if line.startswith("#   ")]
     row = next((line.removeprefix("# row: ") for line in own if line.startswith("# row: ")), None)
     column = re.search(r"column (\S+) of (Table \w+ of the RIFT paper)", " ".join(head))
-    notes = [f"Made of {name}_full.yaml and methods/{member.removeprefix(f'{name}_')}.yaml; README.md holds what we measured."]
+    notes = [
+        f"Made of {name}_full.yaml and methods/{member.removeprefix(f'{name}_')}.yaml; docs/results.md holds what we measured."
+    ]
     if row and column:
         notes.append(f"Stands for row {row}, column {column[1]} of {column[2]}.")
     notes += [line.removeprefix("# ") for line in own[1:] if not re.match(r"# (row|lr|weight_decay): ", line)]

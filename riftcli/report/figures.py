@@ -89,6 +89,14 @@ def trade_off(table: Comparison, score: str, similarity: str, palette: dict[str,
     return figure(f"{score} and {similarity}: up and to the right is better", rows, draw, height=4.2)
 
 
+def trade_off_svg(table: Comparison) -> bytes | None:
+    """The same of a comparison's score and CKA, as an SVG file; None where they were not both measured, or on one row only."""
+    score = next((c for c in ("acc or map (mean)", "map", "acc") if c in table.columns), None)
+    kept = next((c for c in ("cka (mean)", "cka") if c in table.columns), None)
+    found = trade_off(table, score, kept, colours(list(table.rows))) if score and kept else None
+    return None if found is None else base64.b64decode(found.picture.partition(",")[2])
+
+
 ENOUGH = 5  # runs of one row below which a curve of their density would be drawn from nothing
 
 
