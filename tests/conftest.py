@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from evaluation_runs import CLOTHES, DATA
+
+from riftcli import cli
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 torch.set_num_threads(2)
@@ -96,3 +100,39 @@ def read_json():
 def old_runs() -> Path:
     """Runs that riftcli 0.1.0 wrote before its modules were moved: <method>/{interrupted,finished,final_state}."""
     return Path(__file__).parent / "fixtures" / "runs_0.1"
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_weights, tmp_path_factory) -> Path:
+    """Two seeds of full finetuning and of RIFT, and one of LoRA, with a retention set and trajectories."""
+    place = tmp_path_factory.mktemp("trained")
+    recipe = {
+        "model": {"name": f"local-dir:{tiny_weights}"},
+        "data": DATA,
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 2, "batch_size": 32, "workers": 0},
+        "eval": {"metrics": ["acc", "cka"], "batch_size": 16, "trajectory": True, "knn_k": 3},
+        "retention": [{"format": "demo_fashion", "train": dict(CLOTHES), "test": dict(CLOTHES)}],
+    }
+    methods = {"full": {}, "rift": {"regularizer": {"name": "rift"}}, "lora": {"adapter": {"name": "lora"}}}
+    for name, changes in methods.items():
+        path = place / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**recipe, **changes}, sort_keys=False))
+        repeats = 1 if name == "lora" else 2
+        seeds = ["--repeats", str(repeats)] if repeats > 1 else []
+        assert cli.run(["finetune", "--recipe", str(path), "--out", str(place / name), *seeds]) == 0
+    return place
+
+
+@pytest.fixture
+def few(tmp_path, tiny_weights) -> Path:
+    """A recipe that names a few digits, for --data."""
+    path = tmp_path / "few.yaml"
+    path.write_text(yaml.safe_dump({"model": {"name": f"local-dir:{tiny_weights}"}, "data": DATA}))
+    return path
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of one run, to write into."""
+    return Path(shutil.copytree(trained / "full" / "s0", tmp_path / "myrun"))

@@ -1,0 +1,45 @@
+"""Two ranks answer as one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from evaluation_runs import CLOTHES, make_folder, read
+
+
+def test_two_ranks_answer_as_one(run, tmp_path, few):
+    """The real torchrun: bank and queries, layers, gradients and losses are shared out and put together again."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = tmp_path / "alone.yaml"  # one split on both sides: leave-one-out
+    alone.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"name": "vit_tiny_patch16_224"},
+                "data": {"format": "demo_fashion", "train": dict(CLOTHES), "test": dict(CLOTHES)},
+            }
+        )
+    )
+    wanted = {
+        "knn": ["--k", "3,7", "--data", make_folder(tmp_path), "--data", str(few), "--data", str(alone)],
+        "similarity": ["--layers", "all", "--metrics", "cka,rsa", "--bootstrap", "4"],
+        "sharpness": [],
+        "attention": ["--count", "3"],
+    }
+    for command, options in [*wanted.items(), ("knn", ["--probe", "--no-pretrained", "--few-shot", "3", "--data", str(few)])]:
+        found = []
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
+        for start in (["-m", "riftcli"], torchrun):  # without the `--`, torchrun takes --run for an option of its own
+            line = [sys.executable, *start, command, "--run", str(run), "--json", *options]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            found.append(read(done.stdout))
+        one, two = found
+        assert (one["env"]["world_size"], two["env"]["world_size"]) == (1, 2)
+        for name in ("rows", "layers"):
+            for left, right in zip(one.get(name, []), two.get(name, []), strict=True):
+                close = {k: pytest.approx(v, rel=1e-4, abs=1e-6) if isinstance(v, float) else v for k, v in right.items()}
+                assert left == close
