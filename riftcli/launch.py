@@ -18,18 +18,18 @@ from riftcli.errors import EnvironmentError, ExitCode, RiftError, Terminated, Us
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; SIGUSR1 is what Slurm sends before the end
 
 
-def processes(wish: str) -> int:
+def processes(spec: str) -> int:
     """--nproc-per-node: a number, or `gpu` for every GPU of this machine."""
-    if wish == "gpu":
+    if spec == "gpu":
         import torch
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise EnvironmentError("--nproc-per-node gpu: torch sees no GPU here; give a number, or run `rift doctor`")
         return count
-    if not (wish.isascii() and wish.isdecimal()) or int(wish) < 1:
-        raise UsageError(f"--nproc-per-node {wish}: expected a number of processes, or gpu")
-    return int(wish)
+    if not (spec.isascii() and spec.isdecimal()) or int(spec) < 1:
+        raise UsageError(f"--nproc-per-node {spec}: expected a number of processes, or gpu")
+    return int(spec)
 
 
 def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1", rendezvous: str | None = None) -> None:

@@ -44,7 +44,8 @@ def check(
     if html is not None and (html.is_dir() or not os.access(_existing(html.absolute().parent), os.W_OK)):
         raise UsageError(f"--html {html}: not a file that can be written")  # before the work, not after it
     console = Console()
-    audit = check_data(recipes.load(recipe, overrides), console, near, workers)
+    checked = recipes.load(recipe, overrides)
+    audit = check_data(checked.name, checked.data, checked.retention, checked.input, console, near, workers)
     report = audit.report()
     _print_tables(console, report)
     if html is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from riftcli.data.parallel import in_parallel
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint, load_split, shared_samples
 from riftcli.errors import DataError
-from riftcli.recipe.sections import DataSection, Recipe
+from riftcli.recipe.sections import DataSection, InputSection
 from riftcli.runs.provenance import now
 
 SCHEMA = "rift.data_check/1"
@@ -43,7 +43,9 @@ class Finding:
 class Audit:
     """The splits that could be read, what each image is, and what was found."""
 
-    recipe: Recipe
+    recipe: str  # its name
+    data: DataSection
+    reading: InputSection  # how files become pixels
     splits: dict[str, Split] = field(default_factory=dict)
     images: dict[str, list[Inspected]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -69,8 +71,8 @@ class Audit:
         return {
             "schema": SCHEMA,
             "created": now(),
-            "recipe": self.recipe.name,
-            "data": self.recipe.data.name,
+            "recipe": self.recipe,
+            "data": self.data.name,
             "errors": self.count("error"),
             "warnings": self.count("warning"),
             "findings": [asdict(finding) for finding in self.findings],
@@ -101,23 +103,31 @@ def _range(values: list[int]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def check_data(recipe: Recipe, console: Console, near: int = 4, workers: int | None = None) -> Audit:
-    """Read everything that a recipe names. Nothing is raised for bad data: it becomes a finding.
+def check_data(
+    recipe: str,
+    data: DataSection,
+    retention: Sequence[DataSection],
+    reading: InputSection,
+    console: Console,
+    near: int = 4,
+    workers: int | None = None,
+) -> Audit:
+    """Read everything that a recipe (its name, the rest its sections) names. Bad data raises nothing: it becomes a finding.
 
     near: bits of the 64-bit perceptual hash in which near-duplicates may differ, 0 to leave the search out.
     """
-    audit = Audit(recipe)
-    sources = [("", recipe.data)]
-    for i, data in enumerate(recipe.retention):
-        taken = f"{data.name}/" in dict(sources)
-        sources.append((f"{data.name}-{i}/" if taken else f"{data.name}/", data))
-    for prefix, data in sources:
-        own = _load(audit, prefix, data)
+    audit = Audit(recipe, data, reading)
+    sources = [("", data)]
+    for i, other in enumerate(retention):
+        taken = f"{other.name}/" in dict(sources)
+        sources.append((f"{other.name}-{i}/" if taken else f"{other.name}/", other))
+    for prefix, source in sources:
+        own = _load(audit, prefix, source)
         _inspect(audit, own, console, workers)
         _check_classes(audit, own)
         _check_modes(audit, own)
-        _check_pairs(audit, own, data)
-        _check_content(audit, own, data)
+        _check_pairs(audit, own, source)
+        _check_content(audit, own, source)
         if near:
             _check_near(audit, own, near)
     return audit
@@ -163,7 +173,7 @@ def _load(audit: Audit, prefix: str, data: DataSection) -> list[str]:
 
 def _inspect(audit: Audit, names: list[str], console: Console, workers: int | None) -> None:
     """Every image once, even when splits share files."""
-    depth = audit.recipe.input.bit_depth
+    depth = audit.reading.bit_depth
     files = list({path: None for name in names for path in audit.splits[name].paths or []})
     known: dict[Any, Inspected] = {}
     with console.progress("decoding images", sum(len(audit.splits[name]) for name in names)) as bar:

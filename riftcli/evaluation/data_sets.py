@@ -45,19 +45,19 @@ def distinct_sets(sets: Sequence[EvalData]) -> list[EvalData]:
     ]
 
 
-def open_data(wish: str, overrides: list[str]) -> EvalData:
+def open_data(spec: str, overrides: list[str]) -> EvalData:
     """`imagefolder:PATH` (with train/ and test/ inside), a recipe, or RECIPE:ROOT for its data.root; raise UsageError."""
     chosen = [override for override in overrides if override.startswith(("data.", "input."))]
-    if wish.startswith(FOLDER):
-        root = Path(wish.removeprefix(FOLDER)).expanduser()
+    if spec.startswith(FOLDER):
+        root = Path(spec.removeprefix(FOLDER)).expanduser()
         text = f'model: {{name: none}}\ndata: {{format: image_folder, root: "{root}", train: train, test: test}}\n'
-        recipe = recipes.parse(text, f"--data {wish}", chosen)
+        recipe = recipes.parse(text, f"--data {spec}", chosen)
     else:
-        name, colon, root_text = wish.partition(":")
-        if colon and not Path(wish).expanduser().is_file():
+        name, colon, root_text = spec.partition(":")
+        if colon and not Path(spec).expanduser().is_file():
             chosen = [*chosen, f"data.root={root_text}"]
         else:
-            name = wish
+            name = spec
         recipe = recipes.load(name, chosen)
     return EvalData(recipe.data, recipe.input, recipe.data.name)
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from torch import nn
 
@@ -111,15 +110,19 @@ def _recorded_loads() -> Iterator[list[Any]]:
         results.append(original(module, *args, **kwargs))
         return results[-1]
 
-    with patch.object(nn.Module, "load_state_dict", recording):
+    # the network does not exist yet, so there is no instance to hook into
+    nn.Module.load_state_dict = recording  # type: ignore[method-assign,assignment]
+    try:
         yield results
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def _check_complete(wish: Backbone, vit: Any, loads: list[Any]) -> None:
+def _check_complete(spec: Backbone, vit: Any, loads: list[Any]) -> None:
     """Raise ModelError unless the weights filled the whole backbone, and nothing but left-overs had no place in it."""
-    if not wish.pretrained:
+    if not spec.pretrained:
         return
-    source = wish.weights or wish.name
+    source = spec.weights or spec.name
     head = vit.pretrained_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
     missing = [key for result in loads for key in result.missing_keys if not key.startswith(heads)]
@@ -130,38 +133,38 @@ def _check_complete(wish: Backbone, vit: Any, loads: list[Any]) -> None:
             f"{len(missing)} tensors are missing from them" if missing else f"{len(surplus)} tensors have no place in the model"
         )
         raise ModelError(
-            f"weights {source} do not fit {wish.name}: {what}, e.g. {(missing or surplus)[0]}; "
+            f"weights {source} do not fit {spec.name}: {what}, e.g. {(missing or surplus)[0]}; "
             "check model.name and model.args against the file"
         )
 
 
-def _explained(wish: Backbone, name: str, error: Exception) -> ModelError:
+def _explained(spec: Backbone, name: str, error: Exception) -> ModelError:
     """Say in one line why timm could not build or fill the model, and what to do."""
     import timm
 
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "Unknown model" in text:
         close = did_you_mean(name.split(".")[0], timm.list_models())
-        return ModelError(f"model.name {wish.name}: timm has no such model{close}; `timm.list_models('vit*')` lists them")
+        return ModelError(f"model.name {spec.name}: timm has no such model{close}; `timm.list_models('vit*')` lists them")
     if "Invalid pretrained tag" in text:
         tags = ", ".join(m.partition(".")[2] for m in timm.list_pretrained(f"{name.split('.')[0]}.*"))
-        return ModelError(f"model.name {wish.name}: no such weights; timm has: {tags}")
+        return ModelError(f"model.name {spec.name}: no such weights; timm has: {tags}")
     if "state_dict" in text or "size mismatch" in str(error):
         details = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        source = wish.weights or wish.name
-        return ModelError(f"weights {source} do not fit {wish.name}: {details[0][:200] if details else text}")
+        source = spec.weights or spec.name
+        return ModelError(f"weights {source} do not fit {spec.name}: {details[0][:200] if details else text}")
     if type(error).__name__ == "SafetensorError":
-        return ModelError(f"weights {wish.weights or wish.name}: not a readable safetensors file ({text})")
+        return ModelError(f"weights {spec.weights or spec.name}: not a readable safetensors file ({text})")
     if "unexpected keyword" in text or isinstance(error, TypeError | AssertionError):
-        return ModelError(f"model {wish.name} cannot be built with these options: {text}")
-    if wish.pretrained and wish.weights is None and not name.startswith("local-dir:"):
+        return ModelError(f"model {spec.name} cannot be built with these options: {text}")
+    if spec.pretrained and spec.weights is None and not name.startswith("local-dir:"):
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         return ModelError(
-            f"model.name {wish.name}: pretrained weights could not be downloaded{offline}: {text[:160]}; "
+            f"model.name {spec.name}: pretrained weights could not be downloaded{offline}: {text[:160]}; "
             "get the .safetensors file on a machine with a network and pass --set model.weights=FILE "
             "(model.pretrained=false would train from scratch)"
         )
-    return ModelError(f"model.name {wish.name}: {text}")
+    return ModelError(f"model.name {spec.name}: {text}")
 
 
 def weights_file(weights: str | None) -> Path:

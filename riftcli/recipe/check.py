@@ -13,7 +13,8 @@ from riftcli import catalog
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import strict_yaml
 from riftcli.recipe.messages import show, wording
-from riftcli.recipe.resolved import _resolved, flatten
+from riftcli.recipe.overrides import Key, apply_override
+from riftcli.recipe.resolved import flatten, resolved_values
 from riftcli.recipe.sections import (
     COMPONENTS,
     RULES,
@@ -28,8 +29,6 @@ from riftcli.recipe.sections import (
     SplitSpec,
 )
 
-Key = tuple[str | int, ...]  # a dotted key, split
-
 
 class Checker:
     """Collects errors instead of stopping at the first one."""
@@ -40,41 +39,8 @@ class Checker:
         self.errors: list[tuple[bool, int, str]] = []
 
     def apply(self, override: str) -> None:
-        """One `a.b=value`; the value is read as YAML."""
-        key, equals, value = override.partition("=")
-        parts = key.split(".")
-        if not equals or not all(parts):
-            raise UsageError(f"--set {override}: expected KEY=VALUE, e.g. --set optim.lr=1e-5")
-        try:
-            parsed = strict_yaml.parse(value).data
-        except strict_yaml.YamlError as error:
-            raise UsageError(f"--set {override}: {error.what}") from error
-        here: Any = self.raw
-        path: Key = ()
-        for name in parts[:-1]:
-            part = _entry(here, name, override)
-            path = (*path, part)
-            if isinstance(here, dict) and not isinstance(here.get(part), dict | list):
-                old = here.get(part)
-                here[part] = {"from": old} if isinstance(old, str) and name in ("train", "val", "test") else {}
-            here = here[part]
-        last = _entry(here, parts[-1], override)
-        path = (*path, last)
-        if isinstance(here, dict):
-            self._forget_old_component(here, path, parsed)
-        here[last] = parsed
-        self.from_set[path] = override
-
-    def _forget_old_component(self, here: dict, path: Key, new_name: Any) -> None:
-        """Another regularizer by --set must not stumble over the file's keys for the old one."""
-        kind, is_name = (path[0], path[1:] == ("name",)) if path[0] in COMPONENTS else ("data", path[-1] == "format")
-        if not is_name or here.get(path[-1]) == new_name:
-            return
-        keep = {"name"} if kind != "data" else set(SPLIT_KEYS)
-        for old in [key for key in here if key not in keep and (*path[:-1], key) not in self.from_set]:
-            del here[old]
-
-    # -- messages
+        """One `a.b=value`; raise UsageError for what cannot be set."""
+        apply_override(self.raw, self.from_set, override)
 
     def fail(self, path: Key, what: str, allowed: list[str] | None = None) -> None:
         """Note an error at `path`, to be sorted by line; values from --set are named as such and come last."""
@@ -214,7 +180,7 @@ class Checker:
         self._check_together(parts)
         if self.errors:
             raise UsageError("\n".join(text for _, _, text in sorted(self.errors, key=lambda e: e[:2])))
-        resolved = _resolved(parts, self.raw)
+        resolved = resolved_values(parts, self.raw)
         return Recipe(
             name=Path(self.filename).stem,
             resolved=resolved,
@@ -252,15 +218,13 @@ class Checker:
                 ("train", "micro_batch_size"),
                 f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
             )
-        shallow = getattr(parts["adapter"], "depth", None) == "shallow"
-        if train and train.grad_checkpointing and shallow:
-            self.fail(("train", "grad_checkpointing"), "does not go with shallow prompts (block to block); use deep ones")
         reading = parts["input"]
         if reading and reading.cache_short_side and not reading.cache:
             self.fail(("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in")
-        rsc = parts["regularizer"]
-        if train and train.batch_size < 4 and getattr(rsc, "estimator", "") == "debiased":
-            self.fail(("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}")
+        for kind in COMPONENTS:
+            check = getattr(parts[kind], "check", None)
+            for path, what in check(parts) if check is not None else ():
+                self.fail(path, what)
         for key in ("patience", "trajectory"):
             if evaluation and getattr(evaluation, key) and parts["data"] and parts["data"].val is None:
                 self.fail(("eval", key), "needs a validation split: set data.val")
@@ -271,15 +235,6 @@ class Checker:
                 f"'{regularizer}' keeps a pretrained representation and model.pretrained is false (from scratch); "
                 "use regularizer.name none",
             )
-
-
-def _entry(here: Any, name: str, override: str) -> str | int:
-    """Key of a mapping, or position in a list."""
-    if isinstance(here, dict):
-        return name
-    if isinstance(here, list) and name.isdecimal() and int(name) < len(here):
-        return int(name)
-    raise UsageError(f"--set {override}: there is no '{name}' in the recipe to set")
 
 
 def fields_model(cls: type) -> type[BaseModel]:

@@ -30,7 +30,8 @@ def _resolved_data(data: DataSection) -> dict[str, Any]:
     return {"format": data.format, **fields, **splits, **dataclasses.asdict(data.rules)}
 
 
-def _resolved(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+def resolved_values(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """Every value of a recipe, defaults too, by section."""
     out: dict[str, Any] = {}
     for key in TOP_LEVEL:
         if key in SECTIONS:

@@ -101,11 +101,11 @@ def _with_means(columns: list[str], means: Any, better: Any, wanted: Sequence[st
     return ordered, means, better
 
 
-def _baseline(rows: list[str], plain: list[str], wish: str | None) -> str | None:
+def _baseline(rows: list[str], plain: list[str], spec: str | None) -> str | None:
     """The row that changes refer to: the one that is named, else plain full finetuning where there is exactly one."""
-    if wish is not None and wish not in rows:
-        raise UsageError(f"--baseline {wish}: no such row{did_you_mean(wish, rows)}; rows: {', '.join(rows)}")
-    return wish if wish is not None else plain[0] if len(set(plain)) == 1 else None
+    if spec is not None and spec not in rows:
+        raise UsageError(f"--baseline {spec}: no such row{did_you_mean(spec, rows)}; rows: {', '.join(rows)}")
+    return spec if spec is not None else plain[0] if len(set(plain)) == 1 else None
 
 
 def _cells(

@@ -60,7 +60,7 @@ def write_data_page(path: Path, audit: Audit) -> None:
         table = tables.setdefault(entry["data"], {"splits": {}, "classes": []})
         table["splits"][name] = entry
         table["classes"] = list(dict.fromkeys([*table["classes"], *entry["class_counts"]]))
-    depth = audit.recipe.input.bit_depth
+    depth = audit.reading.bit_depth
     samples = {name: _samples(split, depth) for name, split in audit.splits.items()}
     pairs = [
         [image for image in (_thumbnail(audit.splits[a], i, a, depth), _thumbnail(audit.splits[b], j, b, depth)) if image]

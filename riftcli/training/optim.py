@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def build_optimizer(
     spared = {name for name, _ in vit.named_parameters() if any(fnmatch(name, pattern) for pattern in no_weight_decay)}
     spared |= set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     try:
-        with patch.object(model, "no_weight_decay", lambda: spared, create=True):
+        with _named_no_weight_decay(model, spared):
             optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise UsageError(f"optim.name '{name}' cannot be built with these options: {error}") from error
@@ -55,6 +56,16 @@ def build_optimizer(
     if extra:
         optimizer.add_param_group({"params": extra, "weight_decay": 0.0, "peak_lr": lr * extra_lr_scale})
     return optimizer
+
+
+@contextmanager
+def _named_no_weight_decay(model: Any, names: set[str]) -> Iterator[None]:
+    """timm asks the model itself which parameters are not decayed; inside the block it answers with `names`."""
+    model.no_weight_decay = lambda: names  # on the instance, in front of the class's own
+    try:
+        yield
+    finally:
+        del model.no_weight_decay
 
 
 def lr_factor(step: int, total_steps: int, warmup_steps: int, shape: str) -> float:

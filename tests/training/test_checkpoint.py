@@ -61,7 +61,7 @@ def test_disk_full_keeps_the_old_checkpoint(tmp_path):
     script = f"""
 import resource, signal, torch
 from pathlib import Path
-from riftcli import checkpoint
+from riftcli.training import checkpoint
 from riftcli.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,6 +34,12 @@ class Vpt:
             raise ValueError("tokens: must be 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError("dropout: must be in [0, 1)")
+
+    def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(key, what is wrong) of a recipe with these sections."""
+        train = sections["train"]
+        if train and train.grad_checkpointing and self.depth == "shallow":
+            yield ("train", "grad_checkpointing"), "does not go with shallow prompts (block to block); use deep ones"
 
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and hang prompts on its blocks; raise UsageError where positions live in the attention."""

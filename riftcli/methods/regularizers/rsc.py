@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from riftcli.protocols import RegularizerContext
 
@@ -35,6 +36,12 @@ class Rsc:
             raise ValueError("hcs_lambda: must be in (0, 1]")
         if self.hcs_lambda is not None and self.strength != 1.0:
             raise ValueError("hcs_lambda: give either strength or hcs_lambda")
+
+    def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(key, what is wrong) of a recipe with these sections."""
+        train = sections["train"]
+        if train and train.batch_size < 4 and self.estimator == "debiased":
+            yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}"
 
     @property
     def weight(self) -> float:
