@@ -41,13 +41,13 @@ def attention(
     common.measure(evaluator, print_attention, candidates, [source], candidates[0].recipe, device, out, as_json)
 
 
-def print_attention(findings: ResultTable) -> None:
+def print_attention(table: ResultTable) -> None:
     """Models down; the distance of the mean maps, of the single heads' maps, and the cosine, averaged over the images."""
     from riftcli.console import print_grid
     from riftcli.runs.result_table import averaged, format_number
 
     keys = ("js_distance", "js_distance_heads", "cosine")
-    cells = {key: averaged(findings.rows, ["group"], key) for key in keys}
-    groups = dict.fromkeys(row["group"] for row in findings.rows)
+    cells = {key: averaged(table.rows, ["group"], key) for key in keys}
+    groups = dict.fromkeys(row["group"] for row in table.rows)
     lines = [[group, *(format_number(cells[key][group,][0]) for key in keys)] for group in groups]
-    print_grid(f"attention before and after, mean over {findings.settings['images']} images", ["model", *keys], lines)
+    print_grid(f"attention before and after, mean over {table.settings['images']} images", ["model", *keys], lines)

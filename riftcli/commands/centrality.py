@@ -24,10 +24,10 @@ def centrality(
     from riftcli.runs.result_table import format_number
 
     common.check_out(out)
-    findings = Centrality(pretrained).measure(open_runs(runs, []), [], None)
+    table = Centrality(pretrained).measure(open_runs(runs, []), [], None)
     keys = ["distance", "relative", "rms", *(["from_pretrained"] if pretrained else [])]
-    lines = [[row["method"], row["model"], *(format_number(row[key]) for key in keys)] for row in findings.rows]
-    for mean in findings.tables["averages"]:
+    lines = [[row["method"], row["model"], *(format_number(row[key]) for key in keys)] for row in table.rows]
+    for mean in table.tables["averages"]:
         lines.append([mean["method"], "mean", *(format_number(mean[key], mean[f"{key}_std"]) for key in keys)])
     print_grid("distance to the centre of the runs of a method (L2 over the backbone)", ["method", "run", *keys], lines)
-    common.finish(None, findings, [], out, as_json)
+    common.finish(None, table, [], out, as_json)

@@ -47,7 +47,7 @@ def open_candidates(
     are for a model that is opened elsewhere.
     """
     from riftcli.errors import UsageError
-    from riftcli.evaluation import candidates as candidates
+    from riftcli.evaluation.candidates import distinct, open_model, open_runs
     from riftcli.runs.folder import newest_finished
 
     paths = list(runs)
@@ -61,8 +61,8 @@ def open_candidates(
         raise UsageError("the same --run or --model is given twice")
     kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]
     of_runs = [o for o in kept if not o.startswith("model.") or o.startswith("model.weights")] if models or other_model else kept
-    opened = [*candidates.open_runs(paths, of_runs), *(candidates.open_model(name, kept) for name in models)]
-    return candidates.distinct(opened)
+    opened = [*open_runs(paths, of_runs), *(open_model(name, kept) for name in models)]
+    return distinct(opened)
 
 
 def with_pretrained(candidates: list[Candidate]) -> list[Candidate]:
@@ -146,7 +146,7 @@ def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], 
 
 def open_other(spec: str, overrides: Sequence[str]) -> Candidate:
     """What --against names: a folder if there is one, else a timm model."""
-    from riftcli.evaluation import candidates as candidates
+    from riftcli.evaluation.candidates import open_model, open_runs
 
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -155,8 +155,8 @@ def open_other(spec: str, overrides: Sequence[str]) -> Candidate:
         for override in overrides:
             if override.startswith("model.") and not override.startswith("model.weights"):
                 raise UsageError(f"--set {override}: --against {spec} is a folder of weights, which has its own model")
-        return exactly_one(candidates.open_runs([path], []), f"--against {spec}")
-    return candidates.open_model(spec, [o for o in overrides if o.startswith("model.")])
+        return exactly_one(open_runs([path], []), f"--against {spec}")
+    return open_model(spec, [o for o in overrides if o.startswith("model.")])
 
 
 def exactly_one(values: list[Any], what: str) -> Any:

@@ -40,8 +40,8 @@ def correlate(
     common.check_out(out)
     candidates = open_runs(runs, [])
     evaluator = Correlation(x, tuple(y), bins, points.value, trim)
-    findings = evaluator.measure(candidates, [], None)
+    table = evaluator.measure(candidates, [], None)
     keys = ["points", "left_out", "bins", "binned_r", "binned_p", "binned_slope", "single_r"]
-    lines = [[row["y"], *(format_number(row[key]) for key in keys)] for row in findings.rows]
+    lines = [[row["y"], *(format_number(row[key]) for key in keys)] for row in table.rows]
     print_grid(f"against {x}, {len(candidates)} runs", ["y", *keys], lines)
-    common.finish(evaluator, findings, [], out, as_json)
+    common.finish(evaluator, table, [], out, as_json)

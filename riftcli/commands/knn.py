@@ -57,14 +57,14 @@ def knn(
     common.measure(evaluator, print_knn, candidates, sets, candidates[-1].recipe, device, out, as_json)
 
 
-def print_knn(findings: ResultTable) -> None:
+def print_knn(table: ResultTable) -> None:
     """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
     from riftcli.console import print_grid
     from riftcli.runs.result_table import averaged, format_number
 
-    kinds = dict.fromkeys((row["classifier"], row["k"]) for row in findings.rows)
+    kinds = dict.fromkeys((row["classifier"], row["k"]) for row in table.rows)
     for classifier, k in kinds:
-        rows = [row for row in findings.rows if (row["classifier"], row["k"]) == (classifier, k)]
+        rows = [row for row in table.rows if (row["classifier"], row["k"]) == (classifier, k)]
         cells = averaged(rows, ["group", "data"], "acc")
         sets = list(dict.fromkeys(row["data"] for row in rows))
         lines: list[list[str]] = []

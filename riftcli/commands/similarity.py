@@ -53,14 +53,14 @@ def similarity(
     common.measure(evaluator, print_similarity, candidates, sets, candidates[0].recipe, device, out, as_json)
 
 
-def print_similarity(findings: ResultTable) -> None:
+def print_similarity(table: ResultTable) -> None:
     """Measures down, models across."""
     from riftcli.console import print_grid
     from riftcli.runs.result_table import averaged, format_number
 
-    cells = averaged(findings.rows, ["data", "metric", "group"], "value")
-    for data in dict.fromkeys(row["data"] for row in findings.rows):
-        rows = [row for row in findings.rows if row["data"] == data]
+    cells = averaged(table.rows, ["data", "metric", "group"], "value")
+    for data in dict.fromkeys(row["data"] for row in table.rows):
+        rows = [row for row in table.rows if row["data"] == data]
         groups = list(dict.fromkeys(row["group"] for row in rows))
         single = {(row["metric"], row["group"]): row for row in rows}
         lines = []

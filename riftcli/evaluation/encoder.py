@@ -8,7 +8,7 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data import reading as inputs
+from riftcli.data.reading import with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation import features
@@ -56,5 +56,5 @@ class Encoder:
 
     def encode(self, loaded: LoadedModel, split: Split, reading: InputSection, what: str) -> FeatureTable:
         """A sifted split through a loaded model, with that model's own transform."""
-        split = inputs.with_pixels(split, reading, loaded.preprocessing, self.console)
+        split = with_pixels(split, reading, loaded.preprocessing, self.console)
         return self.table(loaded.classifier, loaded.preprocessing, split, reading, what)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from riftcli.data import reading as inputs
 from riftcli.data.image_files import image_split
+from riftcli.data.reading import sift
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
@@ -28,7 +28,7 @@ def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -
             f"{candidate.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
         )
     reading = candidate.recipe.input
-    split, _ = inputs.sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
+    split, _ = sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
     logits = encoder.encode(loaded, split, reading, "images").logits.double()
     multilabel = loaded.task == "multilabel"
     probabilities = logits.sigmoid() if multilabel else logits.softmax(1)

@@ -67,6 +67,9 @@ def colours(groups: Sequence[str]) -> dict[str, str]:
     return {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
 
 
+AXES = {"acc": "accuracy", "map": "mean average precision", "cka": "CKA to the pretrained model"}
+
+
 def trade_off(table: Comparison, score: str, similarity: str, palette: dict[str, str]) -> Figure | None:
     """Score over similarity, one point per row with the spread over seeds (RIFT paper Fig. A1). None below two points."""
     rows: list[Row] = []
@@ -79,12 +82,13 @@ def trade_off(table: Comparison, score: str, similarity: str, palette: dict[str,
 
     def draw(axes: Any) -> None:
         for row in rows:
+            color = palette.get(row["run"], "0.3")
             axes[0].errorbar(
-                row["x"], row["y"], xerr=row["x_std"], yerr=row["y_std"], fmt="o", color=palette.get(row["run"], "0.3"), capsize=2
+                row["x"], row["y"], xerr=row["x_std"], yerr=row["y_std"], fmt="o", color=color, capsize=2, label=row["run"]
             )
-            axes[0].annotate(row["run"], (row["x"], row["y"]), textcoords="offset points", xytext=(5, 4), fontsize=7)
-        axes[0].set(xlabel=similarity, ylabel=score)
+        axes[0].set(xlabel=AXES.get(similarity, similarity), ylabel=AXES.get(score, score))
         axes[0].grid(alpha=0.25)
+        axes[0].legend(fontsize=8)  # names beside the points would hide one another where methods are close
 
     return figure(f"{score} and {similarity}: up and to the right is better", rows, draw, height=4.2)
 

@@ -91,26 +91,26 @@ def averaged(rows: Iterable[Row], by: Sequence[str], value: str) -> dict[tuple, 
     return found
 
 
-def write_into_runs(findings: ResultTable, runs: dict[str, Path], out: Path | None) -> list[Path]:
+def write_into_runs(table: ResultTable, runs: dict[str, Path], out: Path | None) -> list[Path]:
     """Write the rows of every run into RUN/<command>/<place>/, with those of the models that it is compared with; and all
     of them to `out`. runs: label -> run folder. Returns the files.
     """
-    written = [findings.write(out)] if out else []
+    written = [table.write(out)] if out else []
     for label, folder in runs.items():
-        mine = [row for row in findings.rows if row["model"] == label or row["model"] not in runs]
-        for name in dict.fromkeys(place_of(row, findings.usual) for row in mine):
-            rows = [row for row in mine if place_of(row, findings.usual) == name]
+        mine = [row for row in table.rows if row["model"] == label or row["model"] not in runs]
+        for name in dict.fromkeys(place_of(row, table.usual) for row in mine):
+            rows = [row for row in mine if place_of(row, table.usual) == name]
             seen = {row[key] for row in rows for key in ("model", "reference") if key in row}
             part = replace(
-                findings,
+                table,
                 rows=rows,
-                models=[model for model in findings.models if model["label"] in seen],
+                models=[model for model in table.models if model["label"] in seen],
                 tables={
-                    key: [row for row in table if row["model"] in seen and place_of(row, findings.usual) == name]
-                    for key, table in findings.tables.items()
+                    key: [row for row in further if row["model"] in seen and place_of(row, table.usual) == name]
+                    for key, further in table.tables.items()
                 },
             )
-            written.append(part.write(folder / findings.command / name))
+            written.append(part.write(folder / table.command / name))
     return written
 
 
