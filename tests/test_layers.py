@@ -123,6 +123,14 @@ def test_light_modules_do_not_import_torch():
     assert done.returncode == 0, done.stderr[-800:]
 
 
+def test_the_list_of_commands_does_not_read_recipes():
+    program = (
+        "import sys; from riftcli.cli import build_app; build_app(); assert not {'torch', 'pydantic', 'yaml'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr[-800:]
+
+
 def test_no_function_is_long():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from riftcli.errors import UsageError
-from riftcli.recipe import Recipe
 
 if TYPE_CHECKING:
     from riftcli.evaluation.candidates import Candidate
@@ -46,7 +45,6 @@ def open_candidates(
     own_data: overrides of data.* and input.* are for the runs' own data, else for --data. other_model: overrides of model.*
     are for a model that is opened elsewhere.
     """
-    from riftcli.errors import UsageError
     from riftcli.evaluation.candidates import distinct, open_model, open_runs
     from riftcli.runs.folder import newest_finished
 
@@ -75,7 +73,6 @@ def with_pretrained(candidates: list[Candidate]) -> list[Candidate]:
 
 def open_sets(specs: Sequence[str], candidates: Sequence[Candidate], overrides: Sequence[str]) -> list[EvalData]:
     """The --data sets, or the data of the runs, which must be the same; raise UsageError."""
-    from riftcli.errors import UsageError
     from riftcli.evaluation.data_sets import EvalData, distinct_sets, open_data
 
     if specs:
@@ -94,8 +91,6 @@ def open_sets(specs: Sequence[str], candidates: Sequence[Candidate], overrides: 
 
 def check_out(out: Path | None) -> None:
     """Raise UsageError for an --out that cannot become a folder: before the work, not after it."""
-    from riftcli.errors import UsageError
-
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: exists and is not a folder")
 
@@ -150,8 +145,6 @@ def open_other(spec: str, overrides: Sequence[str]) -> Candidate:
 
     path = Path(spec).expanduser()
     if path.is_dir():
-        from riftcli.errors import UsageError
-
         for override in overrides:
             if override.startswith("model.") and not override.startswith("model.weights"):
                 raise UsageError(f"--set {override}: --against {spec} is a folder of weights, which has its own model")
