@@ -101,8 +101,8 @@ def run_series(
     if dist.launched():
         option = "--folds" if folds else "--repeats"
         raise UsageError(f"{option} starts its own processes; use --nproc-per-node instead of torchrun")
-    if folds == 1:
-        raise UsageError("--folds 1: a cross-validation has at least 2 folds")
+    if folds and folds < 2:
+        raise UsageError(f"--folds {folds}: a cross-validation has at least 2 folds")
     checked = recipes.load(recipe, overrides)
     first, val = checked.train.seed, checked.data.val
     if folds and val is not None and not val.held_out:
@@ -127,13 +127,11 @@ def run_series(
 def _train(
     recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool, device: str, console: Console | None
 ) -> dict[str, Any]:
-    """In this process, which may be one rank of several; rank 0 presents the folder that training has left."""
+    """In this process, which may be one rank of several; rank 0 presents the folder before it is completed."""
     from riftcli.api.present import present_run
     from riftcli.training.finetune import finetune
 
-    report, folder = finetune(recipe, out, resume, overwrite, device, console)
-    if folder is not None:
-        present_run(folder, console)
+    report = finetune(recipe, out, resume, overwrite, device, console, present_run)
     dist.close()
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -37,14 +38,24 @@ def finetune(
     section. overrides: values that win over the recipe, as sections `train={"epochs": 3}` or keys `train__epochs=3`, or
     `**{"train.epochs": 3}`. resume: a run folder to go on with, when recipe and data are only checked against it.
 
+    quiet: print nothing; what several processes print is theirs.
+
     Everything else in the process (signal handlers, torch threads, default dtype, random state, environment) is afterwards as
     it was. Raises RiftError: UsageError, DataError, ModelError, EnvironmentError, DivergedError, StorageError, Terminated.
     """
+    from riftcli import dist
     from riftcli import recipe as recipes
     from riftcli.api.control import Processes, resume_run, run_one, run_series
 
     if recipe is None and resume is None:
         raise UsageError("finetune: give a recipe (`rift recipes ls` lists the shipped ones) or resume=FOLDER")
+    if dist.launched():
+        raise UsageError("finetune: it starts its own processes; start the script without torchrun and give nproc_per_node=N")
+    ways = {"resume": resume is not None, "out": out is not None, "overwrite": overwrite, "repeats": repeats > 1, "folds": folds}
+    for one, others in (("resume", ("out", "overwrite", "repeats", "folds")), ("folds", ("repeats",))):
+        for other in others:
+            if ways[one] and ways[other]:
+                raise UsageError(f"finetune: {one} does not go together with {other}")
     words = [*_data_words(data), *_words(overrides)]
     processes = Processes(device, str(nproc_per_node))
     folder = None if out is None else Path(out).expanduser()
@@ -79,7 +90,7 @@ def evaluate(
     path = run.path if isinstance(run, Run) else Path(run).expanduser()
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     with untouched():
-        console = Console(quiet=quiet, stdout=True)
+        console = Console(quiet=quiet or os.environ.get("RANK", "0") != "0", stdout=True)
         report = evaluate_and_draw(path, names, split, _words(overrides), device, temperature_scaling, console)
     return {key: value for key, value in report.items() if key != "written_to"}
 
@@ -101,7 +112,8 @@ def compare(
         raise UsageError("compare: expected a list of runs")
     with untouched():
         paths = [run.path if isinstance(run, Run) else Path(run).expanduser() for run in runs]
-        return flat(compared([record(run) for run in open_runs(paths, [])], list(metrics), baseline, by_method))
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
+        return flat(compared([record(run) for run in open_runs(paths, [])], names, baseline, by_method))
 
 
 def _words(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -113,14 +125,19 @@ def _words(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and prefix == "" and "." not in dotted and not another:
             words += _words(value, f"{dotted}.")
         else:
-            words.append(f"{dotted}={json.dumps(_plain(value))}")
+            words.append(f"{dotted}={_yaml(value)}")
     return words
 
 
 def _data_words(data: Mapping[str, Any] | AnyPath | None) -> list[str]:
     if data is None:
         return []
-    return [f"data={json.dumps(_plain(data))}" if isinstance(data, Mapping) else f"data.root={json.dumps(str(Path(data)))}"]
+    return [f"data={_yaml(data)}" if isinstance(data, Mapping) else f"data.root={_yaml(Path(data).expanduser())}"]
+
+
+def _yaml(value: Any) -> str:
+    """A value as --set reads it."""
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

@@ -26,20 +26,16 @@ from riftcli.runs.result_table import ResultTable, write_into_runs
 SAMPLE = 6  # images of an attention picture
 
 
-def present_run(run: Path, console: Console | None = None) -> None:
-    """Pictures and page of a finished run. A page that fails is told and leaves the run completed."""
-    console = console or Console()
-    console.log_to(run / "train.log")
+def present_run(run: Path, console: Console) -> bool:
+    """Pictures and page of a finished run; False, with a warning, where that fails: it takes nothing from the run."""
     try:
         plot_run(run)
         plot_reliability(run / "eval" / eval_name(read_report(run)))
         write_page(run / "report.html", [open_run(run, [])])
-        console.line(f"report: {run / 'metrics.json'} and report.html beside it")
     except Exception as error:
         console.warn(f"{run}: the run is complete, its page is not ({type(error).__name__}: {error}); try `rift report {run}`")
-        console.line(f"report: {run / 'metrics.json'}")
-    finally:
-        console.close()
+        return False
+    return True
 
 
 def evaluate_and_draw(

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from riftcli.errors import UsageError
+from riftcli.errors import RiftError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,11 @@ class Run:
             raise UsageError(f"{self.path}: no such folder; riftcli.finetune() makes one, `rift finetune` too")
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if value is not None)
-        return f"Run({str(self.path)!r}: {shown})"
+        try:
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if value is not None)
+        except RiftError:
+            numbers = "not finished"
+        return f"Run({str(self.path)!r}: {numbers})"
 
     @property
     def report(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def untouched() -> Iterator[None]:
     environment = dict(os.environ)
     threads, dtype, grad = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     plain, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    started = torch.cuda.is_initialized()
+    cuda, device = (torch.cuda.get_rng_state_all(), torch.cuda.current_device()) if started else ([], 0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield
@@ -33,8 +34,10 @@ def untouched() -> Iterator[None]:
         random.setstate(plain)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(device)
+            # a GPU that was not in use before would have been seeded with the CPU's seed
+            torch.cuda.set_rng_state_all(cuda) if started else torch.cuda.manual_seed_all(torch.initial_seed())
         for number, handler in handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 with suppress(ValueError):  # not the main thread: nothing was changed from here

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
 
 
+SHARED = ("run", "model", "data", "overrides", "device", "out", "as_json")  # options that every such command has
+
+
 def evaluator_command(name: str) -> Callable[..., None]:
     """`rift NAME [--run ..] [--model ..] [--data ..] [--FIELD ..] [--set ..] [--device ..] [--out ..] [--json]`."""
     from riftcli import catalog
 
     cls: Any = catalog.component("evaluator", name)
     hints = typing.get_type_hints(cls)
-    fields = [(field, kind) for field in dataclasses.fields(cls) if (kind := _option_type(hints[field.name])) is not None]
+    said = [field for field in dataclasses.fields(cls) if field.name not in SHARED]
+    fields = [(field, kind) for field in said if (kind := _option_type(hints[field.name])) is not None]
 
     def command(**given: Any) -> None:
         own = {field.name: tuple(v) if isinstance(v := given[field.name], list) else v for field, _ in fields}
@@ -40,6 +44,7 @@ def evaluator_command(name: str) -> Callable[..., None]:
     parameters = [option("run", common.Runs, []), option("model", common.Models, []), option("data", common.DataSets, [])]
     for field, kind in fields:
         default = field.default_factory() if callable(field.default_factory) else field.default
+        default = inspect.Parameter.empty if default is dataclasses.MISSING else default
         default = list(default) if isinstance(default, tuple) else default
         parameters.append(option(field.name, Annotated[kind, typer.Option(help=f"{field.name} of the evaluator.")], default))
     parameters += [option("overrides", common.Overrides, []), option("device", common.Device, "auto")]

@@ -27,7 +27,7 @@ h3 { font-size: .95rem; margin: 0 }
 </style></head><body>
 <h1>{{ report.data }}: {{ report.errors }} errors, {{ report.warnings }} warnings</h1>
 <p>Recipe {{ report.recipe }}, checked {{ report.created }}.</p>
-<h2>ResultTable</h2>
+<h2>Findings</h2>
 {% for f in report.findings %}<p class="{{ f.level }}"><b>{{ f.level }}</b> {{ f.splits | join(" and ") }}: {{ f.message }}
 {% if f.examples %}<br><small>{{ f.examples[:20] | join("<br>" | safe) }}</small>{% endif %}</p>
 {% else %}<p>Nothing to complain about.</p>{% endfor %}

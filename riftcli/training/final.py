@@ -33,12 +33,13 @@ def final_report(state: TrainState) -> dict[str, Any]:
         data_name=recipe.data.name,
         overlap=setup.data.splits.overlap,
         skipped=setup.data.skipped,
-        timing=timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds),
+        timing={},
         env=setup.environment(),
     )
     report["training_data"] = training_data(setup)
     report["validation"] = progress.best_metrics
     report["retention"] = measure_retention(setup)
+    report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
     if state.folder:
         write_tables(state.folder.path / "eval" / eval_name(report), test, seen)
     return report

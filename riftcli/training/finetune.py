@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from riftcli.training.loop import run_loop
 from riftcli.training.setup import set_up
 from riftcli.training.state import Progress, StopSignal, TrainState, restore
 
+Present = Callable[[Path, Console], bool]
+
 
 def finetune(
     recipe: Recipe,
@@ -30,8 +33,12 @@ def finetune(
     overwrite: bool = False,
     device: str = "auto",
     console: Console | None = None,
-) -> tuple[dict[str, Any], Path | None]:
-    """Train, evaluate and report; return (the final report, the run folder on the rank that wrote it). Every rank calls this.
+    present: Present = lambda run, console: False,
+) -> dict[str, Any]:
+    """Train, evaluate and report; return the final report. Every rank calls this; rank 0 writes and prints.
+
+    present: draws the finished folder before the run is noted as completed, so that one that was stopped meanwhile can be
+    resumed and gets its page; returns whether there is one.
 
     What can be checked is checked before anything is written: a wrong recipe, data set or model leaves no folder behind,
     and with `overwrite` the old run stays until then.
@@ -41,8 +48,7 @@ def finetune(
     folder = _open_folder(recipe, out, resume, overwrite)
     stop = StopSignal()
     try:
-        report = _finetune(recipe, folder, resume is not None, torch_device, console, stop)
-        return report, folder.path if folder else None
+        return _finetune(recipe, folder, resume is not None, torch_device, console, stop, present)
     except BaseException as error:
         if folder:
             folder.end_badly(error)
@@ -61,6 +67,7 @@ def _finetune(
     device: torch.device,
     console: Console,
     stop: StopSignal,
+    present: Present,
 ) -> dict[str, Any]:
     clock = Stopwatch()
     setup = set_up(recipe, device, console, resuming)
@@ -86,8 +93,10 @@ def _finetune(
         report["timing"]["seconds"] = clock.seconds
         runs.write_json(folder.path / "metrics.json", report)
         runs.write_json(folder.path / "eval" / eval_name(report) / "metrics.json", report)
+        has_page = present(folder.path, console)
         folder.update(status="completed", finished=provenance.now(), steps=state.progress.step)
         console.line(summary(report))
+        console.line(f"report: {folder.path / 'metrics.json'}" + " and report.html beside it" * has_page)
     dist.barrier()
     return report
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import riftcli
-from riftcli.errors import UsageError
+from riftcli.errors import DataError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -98,6 +98,7 @@ def test_evaluate_and_compare(run):
     assert (run.path / "eval" / "digits-val" / "reliability.png").is_file()
     cells = {row["column"]: row["mean"] for row in riftcli.compare([run])}
     assert cells["acc"] == pytest.approx(run.metrics["acc"])
+    assert {row["column"] for row in riftcli.compare([run], metrics="acc")} == {"acc"}
 
 
 def test_resume_and_series(tiny_recipe_of, tmp_path, capfd):
@@ -113,6 +114,13 @@ def test_resume_and_series(tiny_recipe_of, tmp_path, capfd):
         (lambda run: riftcli.Run("nowhere"), "nowhere: no such folder; riftcli.finetune() makes one, `rift finetune` too"),
         (lambda run: riftcli.finetune(), "finetune: give a recipe (`rift recipes ls` lists the shipped ones) or resume=FOLDER"),
         (lambda run: riftcli.compare(run), "compare: expected a list of runs"),
+        (lambda run: riftcli.finetune(resume=run.path, out="x"), "finetune: resume does not go together with out"),
+        (lambda run: riftcli.finetune("demo_rift", folds=2, repeats=2), "finetune: folds does not go together with repeats"),
+        (lambda run: riftcli.finetune("demo_rift", folds=-1), "--folds -1: a cross-validation has at least 2 folds"),
+        (
+            lambda run: riftcli.finetune("demo_rift", data={"format": "image_folder", "root": "none/\U0001f600"}),
+            "none/\U0001f600: no such data folder (looked in {cwd}); set root, e.g. --set data.root=/path/to/data",
+        ),
         (lambda run: run.predict([]), "predict: expected paths, PIL images or tensors, got list; give at least one"),
         (lambda run: run.predict([3]), "predict: image 0 is int; expected a path, a PIL image or a tensor (3, 16, 16)"),
         (
@@ -123,10 +131,15 @@ def test_resume_and_series(tiny_recipe_of, tmp_path, capfd):
 )
 def test_wrong_calls_are_one_line(run, call, message):
     before = state()
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((UsageError, DataError)) as caught:
         call(run)
-    assert str(caught.value) == message
+    assert str(caught.value) == message.format(cwd=Path.cwd())
     assert state() == before
+
+
+def test_an_unfinished_run_can_be_looked_at(tmp_path):
+    (tmp_path / "begun").mkdir()
+    assert repr(riftcli.Run(tmp_path / "begun")) == f"Run('{tmp_path}/begun': not finished)"
 
 
 def test_an_error_in_the_middle_leaves_the_process_as_it_was(tiny_recipe_of, tmp_path, monkeypatch):

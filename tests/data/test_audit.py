@@ -162,6 +162,7 @@ def test_the_page_shows_samples_and_opens_without_a_network(check, tmp_path):
     picture(root / "train_images" / "train_images" / f"{1:012x}.png", 0).write_bytes(b"broken")
     _, report, err = check(root, "aptos_full", "--html", "deep/page.html")
     page = Path("deep/page.html").read_text()
+    assert "<h2>Findings</h2>" in page
     assert page.count("data:image/jpeg;base64,") == 9 + 5 + 5
     assert "Proliferative DR" in page and "unreadable" in page
     assert "http" not in page.replace(f"{root}", "")

@@ -168,7 +168,7 @@ def compare(
 
 def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int) -> float | None:
     """Standard error of a measure from random halves of the samples: for halves, the delete-d jackknife needs no factor
-    (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own did_you_mean neighbour at distance 0.
+    (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own nearest neighbour at distance 0.
     None without draws, or where a half is undefined.
     """
     used = thinned(len(seen.targets), getattr(metric, "at_most", None))  # what the value itself was computed from
