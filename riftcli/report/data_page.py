@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from riftcli.data.audit import Audit
+from riftcli.data.findings import Audit
 from riftcli.data.images import read_image
 from riftcli.data.split import Split
 from riftcli.errors import DataError
