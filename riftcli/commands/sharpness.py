@@ -41,9 +41,10 @@ def sharpness(
     """How much the loss of a finished run can rise when its weights move a little."""
     from riftcli.commands import common
     from riftcli.evaluation.evaluators.sharpness import Sharpness
+    from riftcli.functional.sharpness import Ascent
 
     common.check_out(out)
-    evaluator = Sharpness(method.value, rho, adaptive, steps, draws, seed, split)
+    evaluator = Sharpness(Ascent(method.value, rho, adaptive, steps, draws, seed), split)
     candidates = common.open_candidates(run, [], overrides, own_data=not data)
     sets = common.open_sets(data, candidates, overrides) if data else []
     common.measure(evaluator, print_sharpness, candidates, sets, candidates[0].recipe, device, out, as_json)

@@ -20,7 +20,7 @@ from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
-from riftcli.functional.sharpness import Ascent, Method, measure
+from riftcli.functional.sharpness import Ascent, measure
 from riftcli.protocols import ObjectiveFn
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import Column, ResultTable, Row, where
@@ -32,28 +32,13 @@ KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once p
 class Sharpness:
     """How much the loss can rise when all weights move a little (RIFT paper Table 4).
 
-    method: sam (one gradient step) | pga (several `steps`, projected) | random (`draws` points with `seed`, a check of the
-    other two). rho: radius of the ball, L2 over all weights. adaptive: radius relative to each weight (ASAM). split: train, val,
-    test, or any split of the data source.
+    ascent: how the worst weights nearby are sought, and how far away. split: train, val, test, or any split of the data source.
     """
 
-    method: Method = "sam"
-    rho: float = 0.01
-    adaptive: bool = False
-    steps: int = 20
-    draws: int = 100
-    seed: int = 0
+    ascent: Ascent = Ascent()
     split: str = "test"
 
     usual: ClassVar[dict[str, Any]] = {"method": "sam", "rho": 0.01, "adaptive": 0}
-
-    def __post_init__(self) -> None:
-        self.ascent  # noqa: B018 - checks its values
-
-    @property
-    def ascent(self) -> Ascent:
-        """How the worst weights nearby are sought."""
-        return Ascent(self.method, self.rho, self.adaptive, self.steps, self.draws, self.seed)
 
     def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
         """Loss, highest loss nearby and their difference for every run, on its own data where `data` is empty; collective."""
@@ -69,11 +54,11 @@ class Sharpness:
                 row = self._row(candidate, loaded, source, encoder)
                 rows.append(row)
                 encoder.console.line(
-                    f"{candidate.label} on {source.name}: loss {row['loss']:.4f}, highest within {self.rho:g} "
+                    f"{candidate.label} on {source.name}: loss {row['loss']:.4f}, highest within {self.ascent.rho:g} "
                     f"{row['highest_loss']:.4f}, sharpness {row['sharpness']:.4f}"
                 )
             del loaded
-        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        env = environment(encoder.device, "fp32", dist.world_size(), self.ascent.seed)
         settings = asdict(self.ascent)
         return ResultTable("sharpness", settings, entries, rows, env, seconds=clock.seconds, usual=self.usual)
 
@@ -88,14 +73,14 @@ class Sharpness:
             "data": source.name,
             "split": split.name,
             "n": len(split),
-            "method": self.method,
-            "rho": self.rho,
-            "adaptive": int(self.adaptive),
+            "method": self.ascent.method,
+            "rho": self.ascent.rho,
+            "adaptive": int(self.ascent.adaptive),
             "loss": found.loss,
             "highest_loss": found.highest,
             "sharpness": found.value,
             "gradient_norm": found.gradient_norm,
-            "first_order": self.rho * found.gradient_norm,
+            "first_order": self.ascent.rho * found.gradient_norm,
         }
 
     @classmethod
