@@ -75,6 +75,7 @@ class Run:
         import torch
 
         from riftcli import dist
+        from riftcli.evaluation.predict import decide
 
         loaded = self._loaded
         if not loaded.classes:
@@ -86,14 +87,11 @@ class Run:
         with torch.inference_mode():
             for start in range(0, len(tensors), batch_size):
                 batch = torch.stack([tensor() for tensor in tensors[start : start + batch_size]])
-                logits.append(model(batch.to(chosen)).double().cpu())
-        rows = torch.cat(logits)
-        multilabel = loaded.task == "multilabel"
+                logits.append(model(batch.to(chosen)).cpu())
         answers = []
-        for name, values in zip(names, (rows.sigmoid() if multilabel else rows.softmax(1)).tolist(), strict=True):
-            shares = dict(zip(loaded.classes, values, strict=True))
-            best: Any = [c for c, p in shares.items() if p > 0.5] if multilabel else max(shares, key=shares.__getitem__)
-            answers.append({"image": name, "class": best, "probabilities": shares})
+        for name, (labels, shares) in zip(names, decide(torch.cat(logits), loaded.classes, loaded.task), strict=True):
+            answer = labels if loaded.task == "multilabel" else labels[0]
+            answers.append({"image": name, "class": answer, "probabilities": shares})
         return answers
 
     @cached_property

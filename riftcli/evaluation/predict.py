@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from riftcli.data.image_files import image_split
 from riftcli.data.reading import sift
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
+from riftcli.protocols import Task
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models
 
@@ -29,17 +32,23 @@ def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -
         )
     reading = candidate.recipe.input
     split, _ = sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
-    logits = encoder.encode(loaded, split, reading, "images").logits.double()
-    multilabel = loaded.task == "multilabel"
-    probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
+    logits = encoder.encode(loaded, split, reading, "images").logits
     rows = []
-    for name, values in zip(split.ids, probabilities.tolist(), strict=True):
-        if multilabel:
-            answer = "|".join(c for c, p in zip(loaded.classes, values, strict=True) if p > THRESHOLD)
-        else:
-            answer = loaded.classes[max(range(len(values)), key=values.__getitem__)]
-        rows.append({"path": name, "class": answer, "probabilities": values})
+    for name, (labels, shares) in zip(split.ids, decide(logits, loaded.classes, loaded.task), strict=True):
+        rows.append({"path": name, "class": "|".join(labels), "probabilities": list(shares.values())})
     return loaded.classes, rows
+
+
+def decide(logits: torch.Tensor, classes: Sequence[str], task: Task) -> list[tuple[list[str], dict[str, float]]]:
+    """([class], {class: probability}) of every image; multi-label: every label above 0.5, possibly none. logits (N, C)."""
+    multilabel = task == "multilabel"
+    wide = logits.double()
+    found = []
+    for values in (wide.sigmoid() if multilabel else wide.softmax(1)).tolist():
+        shares = dict(zip(classes, values, strict=True))
+        labels = [c for c, p in shares.items() if p > THRESHOLD] if multilabel else [max(shares, key=shares.__getitem__)]
+        found.append((labels, shares))
+    return found
 
 
 def write_predictions(file: IO[str], classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

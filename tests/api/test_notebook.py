@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,34 @@ def test_model_transform_and_predict_agree(run, tmp_path):
         assert got[0]["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
     assert run.predict(tmp_path / "0.png")[0]["image"] == str(tmp_path / "0.png")
     assert torch.equal(riftcli.load(run)(batch), riftcli.load(str(run.path))(batch))
+
+
+def test_labels_of_a_multi_label_model(run, tmp_path):
+    shutil.copytree(run.path / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["rift"]["task"] = "multilabel"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    image = Image.new("RGB", (16, 16), "white")
+    with torch.inference_mode():
+        expected = run.model()(run.transform()(image)[None])[0].double().sigmoid()
+    (answer,) = riftcli.Run(tmp_path / "model").predict(image)
+    assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert answer["class"] == [name for name, p in answer["probabilities"].items() if p > 0.5]
+
+
+def test_a_recipe_object_on_two_processes_is_the_run_on_one(run, tiny_recipe_of, tmp_path):
+    from riftcli import recipe
+
+    plain = tiny_recipe_of()
+    plain["train"]["epochs"] = 1
+    plain["eval"]["batch_size"] = 8
+    checked = recipe.parse(recipe.dump(plain), "mine.yaml", [])
+    before = state()
+    two = riftcli.finetune(checked, out=tmp_path / "two", nproc_per_node=2, device="cpu", quiet=True)
+    assert state() == before
+    assert two.report["env"]["world_size"] == 2
+    assert two.metrics["acc"] == pytest.approx(run.metrics["acc"], abs=0.02)
+    assert two.metrics["cka"] == pytest.approx(run.metrics["cka"], abs=1e-3)
 
 
 def test_evaluate_and_compare(run):
