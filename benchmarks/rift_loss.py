@@ -9,13 +9,14 @@ import torch
 from paired import ratio
 from torch.nn.utils import parametrizations
 
-from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift
+from riftcli.methods.regularizers.rift_penalty import RiftPenalty
 
 N = 128
 
 
 def ours(d: int):
-    penalty = RiftPenalty(Rift(), torch.cov(torch.randn(d, 2 * d)))
+    penalty = RiftPenalty(Rift(), Rift().target(d, torch.cov(torch.randn(d, 2 * d))))
     features = torch.randn(N, d, requires_grad=True)
 
     def once():

@@ -11,7 +11,8 @@ from paired import ratio
 from timm.optim import create_optimizer_v2
 
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift
+from riftcli.methods.regularizers.rift_penalty import RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.classifier import Classifier, frozen_copy
 from riftcli.training.optim import build_optimizer, set_lr
@@ -34,7 +35,7 @@ def ours(kind: str, cached: bool = False):
     with torch.no_grad():
         table = classifier(images).features.clone()
     if kind == "rift":
-        penalty = RiftPenalty(Rift(), torch.cov(torch.randn(192, 400)))
+        penalty = RiftPenalty(Rift(), Rift().target(192, torch.cov(torch.randn(192, 400))))
     elif kind == "rsc":
         penalty = Rsc().penalty()
         teacher = Classifier(frozen_copy(model))

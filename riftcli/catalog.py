@@ -33,6 +33,12 @@ CATALOG: dict[str, dict[str, str]] = {
         "l2sp": "riftcli.methods.regularizers.l2sp:L2sp",
         "feature_distill": "riftcli.methods.regularizers.feature_distill:FeatureDistill",
         "cosine_gram": "riftcli.methods.regularizers.cosine_gram:CosineGram",
+        "difference_vector": "riftcli.methods.regularizers.difference_vector:DifferenceVector",
+        "ldifs": "riftcli.methods.regularizers.ldifs:Ldifs",
+    },
+    "strength": {
+        "ratio": "riftcli.methods.strengths.gradient_ratio:GradientRatio",
+        "keep": "riftcli.methods.strengths.target_similarity:TargetSimilarity",
     },
     "data": {
         "digits": "riftcli.data.datasets.digits:Digits",

@@ -21,6 +21,7 @@ class Output(NamedTuple):
 
     features: torch.Tensor  # (n, D), the last vector before the head
     logits: torch.Tensor  # (n, C)
+    layers: torch.Tensor | None = None  # (n, L * D), features of several depths side by side, where they are asked for
 
 
 class Objective(Protocol):
@@ -61,18 +62,28 @@ class RegularizerContext:
 
     feature_dim: int
     device: torch.device
-    pretrained_features: Callable[[], torch.Tensor]  # -> (N, D) of the training split, pretrained model, eval transform
+    pretrained_features: Callable[[], torch.Tensor]  # -> (N, D) of the images it looks at, pretrained model, eval transform
 
 
 class Regularizer(Protocol):
-    """What is added to the loss. `build` returns None when there is nothing to add (strength 0)."""
+    """What is added to the loss. `build` returns None when there is nothing to add (strength 0).
+
+    Fields with a meaning of their own, where a regularizer has them: `strength` (a rule may steer it), `on` (task: it looks at
+    the task's batches; reference: at those of the recipe's `reference`), `layers` (it compares so many depths, not the last
+    features alone).
+    """
 
     def build(self, context: RegularizerContext) -> FeaturePenalty | WeightPenalty | None:
         """Bind to the pretrained model's statistics."""
 
 
 class FeaturePenalty(Protocol):
-    """A bound regularizer of features. It sees those of the whole global batch, so it may be non-linear in the batch."""
+    """A bound regularizer of features. It sees those of the whole global batch, so it may be non-linear in the batch.
+
+    Optional: `strength`, the weight that `loss` applies, may be changed between steps; `additive` = True says that `loss` is a
+    mean over samples, so that micro-batches need one pass; `observe(features, pretrained)` is called once a step, after the
+    loss, with the global batch (n, D) outside the graph: for running averages.
+    """
 
     needs_pretrained: bool  # True: `pretrained` is the frozen pretrained model's features of the same samples
     lr_scale: float  # learning rate of `parameters()` relative to optim.lr
@@ -110,6 +121,40 @@ class WeightPenalty(Protocol):
         """Everything that resume needs."""
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of state_dict."""
+
+
+class StrengthRule(Protocol):
+    """Chooses the strength of a regularizer while training. A recipe names it by its first field: `strength: {keep: 0.9}`."""
+
+    wants: Literal["gradients", "similarity"]  # what it is told: see StrengthControl.update
+
+    def begin(self, total_steps: int) -> StrengthControl:
+        """The rule at work in a run of so many steps."""
+
+
+class StrengthControl(Protocol):
+    """A rule at work. Every rank holds the same."""
+
+    strength: float  # what applies to the next step
+
+    def due(self, step: int) -> bool:
+        """True when it wants a measurement after `step` (counted from 1)."""
+
+    def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
+        """Choose the next strength; returns what to log.
+
+        progress: share of the learning rate, summed over steps, that is spent. measured: (norm of the task's gradient for the
+        features, norm of the term's at its present strength) or (debiased CKA to the pretrained model on validation images,).
+        """
+
+    def outcome(self, similarity: float | None) -> dict[str, Any]:
+        """For the report, at the end: what was wanted and what came of it; `note` is a line for the user, or None."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: all that resume needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of state_dict."""
 
 

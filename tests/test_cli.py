@@ -288,10 +288,13 @@ def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, 
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "the representation has " in warnings[0]
+    unset = {"rift": ", regularizer.normalize relative, regularizer.q procrustes or estimator paired"}
     assert warnings[0].endswith(
-        "What helps: train.head_init linear_probe, a lower optim.lr (<= 4e-5), schedule.warmup 0.1 to 0.15, "
-        "optim.clip_grad 1.0, regularizer.normalize relative"
+        f"What helps: schedule.warmup 0.1 to 0.15, optim.clip_grad 1.0{unset.get(regularizer, '')}, "
+        "a lower optim.lr (4e-05 or less)"  # the head is fitted already
     )
+    if code == 7:
+        assert json.loads(Path("r/run.json").read_text())["status"] == "failed"
 
 
 # ---- going on
@@ -410,7 +413,7 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
         ({}, ["--recipe", "nothing.yaml"], 2, "recipe nothing.yaml: no such file and no shipped recipe of that name; "
          "`rift recipes ls` lists the shipped ones"),
         ({}, ["--set", "optim.lrr=1"], 2, "--set optim.lrr=1: optim.lrr: unknown key (did you mean 'lr'?)\n"
-         "  allowed here: name, lr, weight_decay, layer_decay, betas, momentum, clip_grad"),
+         "  allowed here: name, lr, weight_decay, layer_decay, betas, momentum, selective_projection, clip_grad"),
         ({}, ["--set", "optim.lr=fast"], 2, "--set optim.lr=fast: optim.lr: expected a number, got 'fast' (text)"),
         ({}, ["--set", "train.micro_batch_size=5"], 2, "--set train.micro_batch_size=5: train.micro_batch_size: 5 does not "
          "divide train.batch_size 32"),
@@ -525,7 +528,7 @@ def test_bugs_are_one_line_with_the_traceback_in_the_log(rift, tiny_recipe, writ
     def broken(*arguments):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(train, "lr_factor", broken)
+    monkeypatch.setattr(train, "set_lr", broken)
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code == 1
     assert err.splitlines()[-1] == "error: unexpected ZeroDivisionError: surprise; a bug: --debug shows the traceback"
@@ -552,7 +555,7 @@ def test_other_endings(rift, tiny_recipe, write_recipe, monkeypatch, error, code
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(train, "lr_factor", fail)
+    monkeypatch.setattr(train, "set_lr", fail)
     got, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert (got, err.splitlines()[-1]) == (code, f"error: {message}")
     assert json.loads(Path("r/run.json").read_text())["status"] in ("failed", "interrupted")

@@ -15,15 +15,26 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
     return int.from_bytes(digest, "little") >> 1  # 63 bits: what torch's generators take
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
+def steps_per_epoch(samples: int, batch_size: int, section: str = "train") -> int:
     """Whole global batches in an epoch (the rest is dropped: batch statistics need full ones); raise DataError for none."""
     steps = samples // batch_size
     if steps == 0:
         raise DataError(
-            f"{samples} training samples do not fill one batch of train.batch_size {batch_size}; "
-            f"use --set train.batch_size={max(2, samples)} or less"
+            f"{samples} {'training' if section == 'train' else section} samples do not fill one batch of {section}.batch_size "
+            f"{batch_size}; use --set {section}.batch_size={max(2, samples)} or less"
         )
     return steps
+
+
+def check_reference_batch(batch_size: int, ranks: int, accumulation: int) -> None:
+    """Raise UsageError where the second stream's batch does not divide as the task's does."""
+    parts = ranks * accumulation
+    if batch_size % parts:
+        near = batch_size - batch_size % parts or parts
+        raise UsageError(
+            f"reference.batch_size {batch_size} is global and does not divide over {ranks} ranks x {accumulation} micro-batches; "
+            f"use --set reference.batch_size={near}"
+        )
 
 
 def divide_batch(batch_size: int, ranks: int, micro_batch_size: int | None) -> tuple[int, int]:

@@ -26,10 +26,16 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H
 
 
 class ImageDataset(Dataset):
-    """A split through a transform; item i is (image, target, i). i + k * N is sample i once more, augmented in another way."""
+    """A split through a transform; item i is (image, target, i). i + k * N is sample i once more, augmented in another way.
 
-    def __init__(self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, epoch: int) -> None:
-        self.split, self.transform, self.seed, self.epoch = split, transform, seed, epoch
+    views: so many fixed augmentations of each sample, in turn: the k-th time in epoch e shows view v = (e + k) mod views, and the
+    item is (image, target, i + v * N), so that a table of the features of all views can be looked up with it.
+    """
+
+    def __init__(
+        self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, epoch: int, views: int | None = None
+    ) -> None:
+        self.split, self.transform, self.seed, self.epoch, self.views = split, transform, seed, epoch, views
         self.targets = torch.from_numpy(split.targets)
 
     def __len__(self) -> int:
@@ -37,9 +43,13 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         again, i = divmod(code, len(self.split))
-        seed = sample_seed(self.seed, self.epoch, self.split.ids[i] + f"#{again}" * bool(again))
+        if self.views:
+            view = (self.epoch + again) % self.views
+            seed, place = sample_seed(self.seed, view, self.split.ids[i]), i + view * len(self.split)
+        else:
+            seed, place = sample_seed(self.seed, self.epoch, self.split.ids[i] + f"#{again}" * bool(again)), i
         try:
-            return self.transform(self.split.read(i), seed), self.targets[i], i
+            return self.transform(self.split.read(i), seed), self.targets[i], place
         except DataError as error:
             raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
 
@@ -63,9 +73,11 @@ def train_loader(dataset: Dataset, batches: list[list[int]], workers: int) -> It
     return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
 
 
-def eval_loader(split: Split, transform: Any, batch_size: int, workers: int, rank: int, ranks: int) -> Iterator[Batch]:
-    """This rank's batches of a split, in order."""
-    dataset = ImageDataset(split, transform, seed=0, epoch=0)
+def eval_loader(
+    split: Split, transform: Any, batch_size: int, workers: int, rank: int, ranks: int, seed: int = 0, view: int = 0
+) -> Iterator[Batch]:
+    """This rank's batches of a split, in order. seed, view: for a transform that augments, the view that training shows."""
+    dataset = ImageDataset(split, transform, seed, epoch=view)
     batches = eval_batches(len(split), batch_size, rank, ranks)
     workers = 0 if len(split) <= 4 * batch_size else workers  # a worker costs more to start than a small split
     return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))

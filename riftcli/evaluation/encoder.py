@@ -14,7 +14,7 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation import features
 from riftcli.evaluation.candidates import LoadedModel
 from riftcli.evaluation.feature_cache import FeatureCache
-from riftcli.evaluation.features import FeatureTable
+from riftcli.evaluation.features import FeatureTable, View
 from riftcli.recipe import Recipe
 from riftcli.recipe.sections import InputSection
 
@@ -31,12 +31,24 @@ class Encoder:
         """With the batch size, data workers and cache that a recipe names."""
         return cls(device, recipe.eval.batch_size, recipe.train.workers, recipe.eval.cache, console)
 
-    def table(self, model: Any, preprocessing: Preprocessing, split: Split, reading: InputSection, what: str) -> FeatureTable:
-        """The split (whose pixels are read already as `reading` says) through a Classifier; collective, same on every rank."""
+    def table(
+        self,
+        model: Any,
+        preprocessing: Preprocessing,
+        split: Split,
+        reading: InputSection,
+        what: str,
+        view: View | None = None,
+    ) -> FeatureTable:
+        """The split (whose pixels are read already as `reading` says) through a Classifier; collective, same on every rank.
+
+        view: an augmentation of the training images instead of the evaluation transform.
+        """
+        size, workers = self.batch_size, self.workers
 
         def compute() -> FeatureTable:
             with self.console.progress(f"encoding {what}", len(split)) as bar:
-                return features.encode_split(model, split, preprocessing, self.device, self.batch_size, self.workers, bar.advance)
+                return features.encode_split(model, split, preprocessing, self.device, size, workers, bar.advance, view)
 
         if self.cache is None:
             return compute()
@@ -44,6 +56,8 @@ class Encoder:
         if dist.is_main():
             keys = {"bit_depth", "draft", "cache", "cache_short_side"}
             how = {**reading.model_dump(include=keys), "batch_size": self.batch_size, "device": self.device.type}
+            if view is not None:
+                how |= {"augment": view.settings, "seed": view.seed, "view": view.number}
             path = self.cache.path(model, getattr(model.vit, "global_pool", None), split, preprocessing, how)
             found = self.cache.read(path, len(split))
         found = dist.broadcast_object(found)

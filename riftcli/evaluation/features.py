@@ -24,6 +24,16 @@ class FeatureTable:
     logits: torch.Tensor  # (N, C)
 
 
+@dataclass(frozen=True)
+class View:
+    """One of the fixed augmentations of a split: the transform, the run's seed, which of them, and the settings by name."""
+
+    transform: Any
+    seed: int
+    number: int
+    settings: dict[str, Any]
+
+
 def encode(
     model: nn.Module,
     batches: Iterator[Batch],
@@ -64,7 +74,9 @@ def encode_split(
     batch_size: int,
     workers: int,
     tick: Any = lambda n: None,
+    view: View | None = None,
 ) -> FeatureTable:
-    """A split through a model, sharded over ranks; the same table on each."""
-    batches = eval_loader(split, EvalTransform(preprocessing), batch_size, workers, dist.rank(), dist.world_size())
+    """A split through a model, sharded over ranks; the same table on each. view: augmented as training does."""
+    transform, seed, number = (EvalTransform(preprocessing), 0, 0) if view is None else (view.transform, view.seed, view.number)
+    batches = eval_loader(split, transform, batch_size, workers, dist.rank(), dist.world_size(), seed, number)
     return encode(model, batches, len(split), preprocessing, device, tick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from riftcli import dist
 from riftcli.data.loader import Batch
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import UsageError
-from riftcli.models.classifier import Classifier
+from riftcli.models.classifier import Classifier, intermediates_form, pooled
 
 
 def encode_layers(
@@ -31,31 +30,20 @@ def encode_layers(
     vit: Any = model.vit
     if not hasattr(vit, "forward_intermediates"):
         raise UsageError("--layers all: this network does not hand out its layers (timm: forward_intermediates)")
-    tokens = "return_prefix_tokens" in inspect.signature(vit.forward_intermediates).parameters
-    form = {"return_prefix_tokens": True, "output_fmt": "NLC"} if tokens else {"output_fmt": "NCHW"}
+    form = intermediates_form(vit)
     model.eval()
     positions, layers = [], []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for images, _, index in batches:
             final, blocks = vit.forward_intermediates(preprocessing.normalise(images.to(device, non_blocking=True)), **form)
-            pooled = [_pooled(vit, *_parts(block)) if tokens else block.mean((2, 3)) for block in blocks]
-            layers.append([row.float().cpu() for row in [*pooled, vit.forward_head(final, pre_logits=True)]])
+            features = [*(pooled(vit, block) for block in blocks), vit.forward_head(final, pre_logits=True)]
+            layers.append([row.float().cpu() for row in features])
             positions.append(index)
             tick(len(index))
     parts = dist.gather_objects(list(zip(positions, layers, strict=True)))
     pairs = [pair for part in parts for pair in part]
     back = torch.cat([position for position, _ in pairs]).argsort()
     return [torch.cat([rows[i] for _, rows in pairs])[back].clone() for i in range(len(pairs[0][1]))]
-
-
-def _parts(block: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return block if isinstance(block, tuple) else (block, None)
-
-
-def _pooled(vit: Any, patches: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
-    if vit.global_pool == "token" and prefix is not None:
-        return prefix[:, 0]
-    return patches.mean(1)
 
 
 def layer_names(count: int) -> list[str]:

@@ -17,6 +17,7 @@ from riftcli.recipe.overrides import Key, apply_override
 from riftcli.recipe.resolved import flatten, resolved_values
 from riftcli.recipe.sections import (
     COMPONENTS,
+    REFERENCE_KEYS,
     RULES,
     SECTIONS,
     SPLIT_KEYS,
@@ -24,9 +25,11 @@ from riftcli.recipe.sections import (
     TOP_LEVEL,
     DataSection,
     Recipe,
+    ReferenceSection,
     SplitRules,
     SplitSection,
     SplitSpec,
+    rule_name,
 )
 
 
@@ -101,8 +104,11 @@ class Checker:
             close = did_you_mean(str(name), catalog.names(kind))
             self.fail((*prefix, key), f"unknown {kind} {show(name)}{close}", catalog.names(kind))
             return None
-        cls = catalog.component(kind, name)
-        values = self.section(prefix, fields_model(cls), {k: v for k, v in raw.items() if k != key})
+        return self._built(prefix, catalog.component(kind, name), {k: v for k, v in raw.items() if k != key})
+
+    def _built(self, prefix: Key, cls: Any, raw: dict[str, Any]) -> Any:
+        """The component with these fields; None after errors."""
+        values = self.section(prefix, fields_model(cls), raw)
         if values is None:
             return None
         try:
@@ -111,6 +117,40 @@ class Checker:
             field, _, what = str(error).partition(": ")
             self.fail((*prefix, field), f"{what}, got {show(raw.get(field))}")
             return None
+
+    def regularizer(self, raw: Any) -> tuple[Any, Any]:
+        """(the regularizer, the rule that steers its strength or None)."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("strength"), dict):
+            return self.named_component(("regularizer",), "regularizer", raw), None
+        prefix, wish = ("regularizer", "strength"), raw["strength"]
+        plain = {key: value for key, value in raw.items() if key != "strength"}
+        built = self.named_component(("regularizer",), "regularizer", plain)
+        if built is not None and not hasattr(built, "strength"):
+            self.fail(prefix, f"{self._name_of('regularizer')} has no strength to choose")
+            return built, None
+        name = rule_name(wish)
+        if name is None:
+            rules = catalog.names("strength")
+            self.fail(prefix, f"expected a number, or one rule, e.g. {{keep: 0.9}}, got {show(wish)}", rules)
+            return built, None
+        return built, self._built(prefix, catalog.component("strength", name), wish)
+
+    def reference(self, raw: Any) -> ReferenceSection | None:
+        """The second set of images."""
+        if raw is None:
+            return None
+        if not isinstance(raw, dict):
+            self.fail(("reference",), f"expected a data source, got {show(raw)}", catalog.names("data"))
+            return None
+        fields = {k: v for k, v in raw.items() if k not in REFERENCE_KEYS or k == "format"}
+        source = self.named_component(("reference",), "data", fields, key="format")
+        split, size = self.split(("reference", "split"), raw.get("split", "train")), raw.get("batch_size")
+        if split and split.held_out:
+            self.fail(("reference", "split"), "only data.val can be a part of another split")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 2):
+            self.fail(("reference", "batch_size"), f"expected a whole number of 2 or more, or null, got {show(size)}")
+            return None
+        return None if source is None or split is None else ReferenceSection(raw["format"], source, split, size)
 
     def data(self, prefix: Key, raw: Any) -> DataSection | None:
         """The data source and its splits."""
@@ -170,14 +210,20 @@ class Checker:
         parts: dict[str, Any] = {k: self.section((k,), m, self.raw.get(k)) for k, m in SECTIONS.items()}
         for kind, default in COMPONENTS.items():
             raw = self.raw.get(kind)
-            parts[kind] = self.named_component((kind,), kind, {"name": default} if raw is None else raw)
+            raw = {"name": default} if raw is None else raw
+            if kind == "regularizer":
+                parts[kind], parts["strength"] = self.regularizer(raw)
+            else:
+                parts[kind] = self.named_component((kind,), kind, raw)
         parts["data"] = self.data(("data",), self.raw.get("data"))
         retention = self.raw.get("retention") or []
         if not isinstance(retention, list):
             self.fail(("retention",), f"expected a list of data sources, got {show(retention)}")
             retention = []
         parts["retention"] = tuple(self.data(("retention", i), raw) for i, raw in enumerate(retention))
+        parts["reference"] = self.reference(self.raw.get("reference"))
         self._check_together(parts)
+        self._check_reference(parts)
         if self.errors:
             raise UsageError("\n".join(text for _, _, text in sorted(self.errors, key=lambda e: e[:2])))
         resolved = resolved_values(parts, self.raw)
@@ -221,10 +267,15 @@ class Checker:
         reading = parts["input"]
         if reading and reading.cache_short_side and not reading.cache:
             self.fail(("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in")
-        for kind in COMPONENTS:
+        for kind in [*COMPONENTS, "strength"]:
             check = getattr(parts[kind], "check", None)
             for path, what in check(parts) if check is not None else ():
                 self.fail(path, what)
+        views, augment = getattr(parts["augment"], "views", None), parts["augment"]
+        if views and augment.off:
+            self.fail(("augment", "views"), "has no effect without augmentation: every epoch shows the same pixels")
+        elif views and train and views > train.epochs:
+            self.fail(("augment", "views"), f"{views} views, and train.epochs {train.epochs} shows no image more often than that")
         for key in ("patience", "trajectory"):
             if evaluation and getattr(evaluation, key) and parts["data"] and parts["data"].val is None:
                 self.fail(("eval", key), "needs a validation split: set data.val")
@@ -235,6 +286,22 @@ class Checker:
                 f"'{regularizer}' keeps a pretrained representation and model.pretrained is false (from scratch); "
                 "use regularizer.name none",
             )
+
+    def _check_reference(self, parts: dict[str, Any]) -> None:
+        """The second set of images and the regularizer that looks at it need each other."""
+        wanted = _elsewhere(parts["regularizer"])
+        if wanted and self.raw.get("reference") is None:
+            example = "e.g. {format: image_folder, root: ...}"
+            self.fail(("regularizer", "on"), f"'reference' needs the images: name them below `reference:`, {example}")
+        if parts["reference"] is not None and parts["regularizer"] is not None and not wanted:
+            self.fail(("reference",), "has no effect: only a regularizer with `on: reference` looks at these images")
+        size, train = getattr(parts["reference"], "batch_size", None), parts["train"]
+        if size and train and train.micro_batch_size and size * train.micro_batch_size % train.batch_size:
+            self.fail(("reference", "batch_size"), f"{size} does not divide into the steps of train.micro_batch_size")
+
+
+def _elsewhere(regularizer: Any) -> bool:
+    return getattr(regularizer, "on", "task") == "reference"
 
 
 def fields_model(cls: type) -> type[BaseModel]:

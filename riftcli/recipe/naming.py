@@ -8,7 +8,8 @@ from typing import Any
 from riftcli.recipe import Recipe, flatten
 
 TELLING = ("model.", "adapter.", "regularizer.")  # settings that make another method, beside its names
-SILENT = ("model.weights", "model.pretrained", "adapter.name", "regularizer.name", "regularizer.strength")
+SILENT = ("model.weights", "model.pretrained", "adapter.name", "regularizer.name")
+SHOWN = ("regularizer.strength",)  # by method_name itself
 
 
 def method_name(method: dict[str, Any]) -> str:
@@ -16,8 +17,14 @@ def method_name(method: dict[str, Any]) -> str:
     if not method.get("pretrained", True):
         return "scratch"
     added = method["regularizer"]
-    strength = "" if method["strength"] in (None, 1.0) else f" {method['strength']:g}"
-    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{strength}"
+    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{_strength(method['strength'])}"
+
+
+def _strength(value: Any) -> str:
+    """ " 0.5", " keep 0.9", or nothing for the usual 1."""
+    if isinstance(value, dict):
+        return "".join(f" {rule} {number:g}" for rule, number in value.items())
+    return "" if value in (None, 1.0) else f" {value:g}"
 
 
 def method_names(recipes: Sequence[Recipe]) -> list[str]:
@@ -29,7 +36,7 @@ def method_names(recipes: Sequence[Recipe]) -> list[str]:
     names = []
     for own, name, recipe in zip(settings, short, recipes, strict=True):
         same = [i for i, other in enumerate(short) if other == name]
-        keys = [key for key in own if key.startswith(TELLING) and key not in SILENT]
+        keys = [key for key in own if key.startswith(TELLING) and key not in SILENT and not key.startswith(SHOWN)]
         beside = [i for i in same if recipes[i].data.name == recipe.data.name]
         telling = [key for key in keys if any(settings[i].get(key) != own[key] for i in same)]
         telling += ["optim.lr"] * any(settings[i]["optim.lr"] != own["optim.lr"] for i in beside)

@@ -10,23 +10,30 @@ from riftcli.recipe.sections import (
     SECTIONS,
     TOP_LEVEL,
     DataSection,
+    ReferenceSection,
     SplitSpec,
 )
 
 
-def _resolved_data(data: DataSection) -> dict[str, Any]:
-    def spec(split: SplitSpec | None) -> Any:
-        if split is None:
-            return None
-        if split == SplitSpec(split.name):
-            return split.name
-        named = {k: v for k, v in dataclasses.asdict(split).items() if v is not None and k != "name"}
-        if split.folds is None:
-            del named["fold"]
-        return {"from": split.name, **named}
+def _spec(split: SplitSpec | None) -> Any:
+    if split is None:
+        return None
+    if split == SplitSpec(split.name):
+        return split.name
+    named = {k: v for k, v in dataclasses.asdict(split).items() if v is not None and k != "name"}
+    if split.folds is None:
+        del named["fold"]
+    return {"from": split.name, **named}
 
+
+def _resolved_reference(reference: ReferenceSection) -> dict[str, Any]:
+    fields = dataclasses.asdict(reference.source)
+    return {"format": reference.format, **fields, "split": _spec(reference.split), "batch_size": reference.batch_size}
+
+
+def _resolved_data(data: DataSection) -> dict[str, Any]:
     fields = dataclasses.asdict(data.source)
-    splits = {"train": spec(data.train), "val": spec(data.val), "test": spec(data.test)}
+    splits = {"train": _spec(data.train), "val": _spec(data.val), "test": _spec(data.test)}
     return {"format": data.format, **fields, **splits, **dataclasses.asdict(data.rules)}
 
 
@@ -39,8 +46,12 @@ def resolved_values(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any
         elif key in COMPONENTS:
             name = (raw.get(key) or {}).get("name", COMPONENTS[key])
             out[key] = {"name": name, **dataclasses.asdict(parts[key])}
+            if key == "regularizer" and parts["strength"] is not None:
+                out[key]["strength"] = dataclasses.asdict(parts["strength"])
         elif key == "data":
             out[key] = _resolved_data(parts[key])
+        elif key == "reference":
+            out[key] = None if parts[key] is None else _resolved_reference(parts[key])
         else:
             out[key] = [_resolved_data(data) for data in parts[key]]
     return out

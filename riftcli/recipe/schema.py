@@ -19,6 +19,8 @@ def recipe_schema() -> dict[str, Any]:
     data = {"oneOf": [_variant("data", name, "format", with_splits=True) for name in catalog.names("data")]}
     properties["data"] = data
     properties["retention"] = {"type": "array", "items": data}
+    reference = {"oneOf": [_variant("data", name, "format", reference=True) for name in catalog.names("data")]}
+    properties["reference"] = {"anyOf": [reference, {"type": "null"}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "riftcli recipe",
@@ -29,11 +31,18 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def _variant(kind: str, name: str, key: str, with_splits: bool = False) -> dict[str, Any]:
+def _variant(kind: str, name: str, key: str, with_splits: bool = False, reference: bool = False) -> dict[str, Any]:
     schema = fields_model(catalog.component(kind, name)).model_json_schema()
     schema["properties"] = {key: {"const": name}, **schema.get("properties", {})}
     required = [] if name == COMPONENTS.get(kind) else [key]
     schema["required"] = [*required, *schema.get("required", [])]
+    if kind == "regularizer" and "strength" in schema["properties"]:
+        rules = [fields_model(catalog.component("strength", rule)).model_json_schema() for rule in catalog.names("strength")]
+        schema["properties"]["strength"] = {"anyOf": [schema["properties"]["strength"], *rules]}
+    if reference:
+        size = {"anyOf": [{"type": "integer", "minimum": 2}, {"type": "null"}], "default": None}
+        named = {"anyOf": [{"type": "string"}, SplitSection.model_json_schema()]}
+        schema["properties"] |= {"split": named, "batch_size": size}
     if with_splits:
         split = {"anyOf": [{"type": "string"}, {"type": "null"}, SplitSection.model_json_schema()]}
         schema["properties"] |= {"train": split, "val": split, "test": split}

@@ -78,6 +78,12 @@ class AugmentSection(Section):
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     crop_min_area: float = Field(1.0, gt=0, le=1, description="random resized crop down to this share of the area; 1 is off")
     color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter; 0 is off")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="so many fixed augmented views of each image, in turn, so that pretrained features can be cached; "
+        "null draws anew in every epoch",
+    )
 
     @property
     def off(self) -> bool:
@@ -94,6 +100,12 @@ class OptimSection(Section):
     layer_decay: float | None = Field(None, gt=0, le=1, description="learning rate decay per block from the head down")
     betas: list[Beta] | None = Field(None, min_length=2, max_length=2)
     momentum: float | None = Field(None, ge=0, lt=1)
+    selective_projection: float | None = Field(
+        None,
+        gt=0,
+        description="Adam-SPD: pull a weight back towards its start where the step leads further away against the gradient's "
+        "progress; 1 projects onto the distance before the step",
+    )
     clip_grad: float | None = Field(1.0, gt=0, description="L2 norm that the network's gradient is clipped to")
 
 
@@ -120,6 +132,9 @@ class TrainSection(Section):
         "shuffle", description="balanced: draw with replacement so that every class is seen equally often"
     )
     workers: int = Field(2, ge=0, description="data workers per rank")
+    on_collapse: Literal["stop", "warn"] = Field(
+        "stop", description="when the variance of the features goes to nothing or explodes: end the run, or only warn"
+    )
     log_every_steps: int = Field(1, gt=0)
     save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
 
@@ -191,8 +206,31 @@ class DataSection:
     @property
     def name(self) -> str:
         """Short name for folders and reports."""
-        root = getattr(self.source, "root", None)
-        return getattr(self.source, "name", None) or (Path(root).resolve().name if root else "") or self.format
+        return source_name(self.source, self.format)
+
+
+@dataclass(frozen=True)
+class ReferenceSection:
+    """A second set of images, whose labels are not used: what a regularizer with `on: reference` looks at.
+
+    batch_size: global; null takes train.batch_size.
+    """
+
+    format: str
+    source: Any  # data.split.DataSource
+    split: SplitSpec
+    batch_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name for messages."""
+        return source_name(self.source, self.format)
+
+
+def source_name(source: Any, kind: str) -> str:
+    """Its own name, else that of its folder, else its format's."""
+    root = getattr(source, "root", None)
+    return getattr(source, "name", None) or (Path(root).resolve().name if root else "") or kind
 
 
 @dataclass(frozen=True)
@@ -205,6 +243,7 @@ class Recipe:
     objective: Any
     adapter: Any
     regularizer: Any
+    strength: Any  # a rule that steers regularizer.strength, or None for a number
     input: InputSection
     augment: AugmentSection
     optim: OptimSection
@@ -212,6 +251,7 @@ class Recipe:
     train: TrainSection
     eval: EvalSection
     retention: tuple[DataSection, ...]
+    reference: ReferenceSection | None
     resolved: dict[str, Any]  # every value, as plain data; writing and reading it gives the same recipe
     sources: dict[str, str]  # dotted key -> "default" | "recipe" | "--set"
     text: str  # the file as it was
@@ -221,12 +261,16 @@ class Recipe:
         """What is done, in the words of the catalog."""
         names = {kind: self.component_name(kind) for kind in ("objective", "adapter", "regularizer")}
         strength = getattr(self.regularizer, "weight", getattr(self.regularizer, "strength", None))
+        if self.strength is not None:
+            wish = self.resolved["regularizer"]["strength"]
+            strength = {key: wish[key] for key in [rule_name(wish)]}
         return {**names, "strength": strength, "pretrained": self.model.pretrained}
 
     @property
     def watched(self) -> list[str]:
         """Metrics of the validation split at every evaluation: those of the report, and those of a trajectory."""
-        return list(dict.fromkeys([*self.eval.metrics, *(TRAJECTORY if self.eval.trajectory else [])]))
+        steered = ["cka_debiased"] if self.strength is not None and self.strength.wants == "similarity" else []
+        return list(dict.fromkeys([*self.eval.metrics, *(TRAJECTORY if self.eval.trajectory else []), *steered]))
 
     @property
     def needs_pretrained(self) -> bool:
@@ -237,6 +281,12 @@ class Recipe:
     def component_name(self, kind: str) -> str:
         """The catalog name of the objective, adapter or regularizer."""
         return self.resolved[kind]["name"]
+
+
+def rule_name(raw: Any) -> str | None:
+    """The strength rule that a mapping names by one of its keys ({keep: 0.9}); None where it names none, or several."""
+    named = [key for key in raw if key in catalog.CATALOG["strength"]] if isinstance(raw, dict) else []
+    return named[0] if len(named) == 1 else None
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -262,6 +312,8 @@ TOP_LEVEL = [
     "train",
     "eval",
     "retention",
+    "reference",
 ]
 RULES = ["allow_overlap", "allow_missing_classes"]
 SPLIT_KEYS = ["format", "train", "val", "test", *RULES]
+REFERENCE_KEYS = ["format", "split", "batch_size"]

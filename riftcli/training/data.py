@@ -14,7 +14,7 @@ from riftcli.data.batches import epoch_batches, steps_per_epoch
 from riftcli.data.loader import Batch, TensorTable, train_loader
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.splits import Splits, load_retention, load_splits
+from riftcli.data.splits import Splits, check_overlap, load_retention, load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.recipe.sections import AugmentSection, Recipe
 
@@ -29,11 +29,12 @@ class TrainBatches:
     seed: int
     workers: int
     sampling: torch.Tensor | None = None  # (N,) weights of the training samples, None to shuffle them
+    section: str = "train"  # of the recipe, for messages
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch; raise DataError for none."""
-        return steps_per_epoch(self.samples, self.batch_size)
+        return steps_per_epoch(self.samples, self.batch_size, self.section)
 
     def positions(self, epoch: int, first_step: int = 0) -> list[list[int]]:
         """Positions in the training split, one list per step."""
@@ -46,15 +47,28 @@ class TrainBatches:
         workers = 0 if isinstance(dataset, TensorTable) else self.workers
         return train_loader(dataset, self.positions(epoch, first_step), workers)
 
+    def endless(self, first_step: int) -> Iterator[Batch]:
+        """The batches from a step of the run on, epoch after epoch: what stands beside the task's."""
+        epoch, first = divmod(first_step, self.steps_per_epoch)
+        while True:
+            yield from self.load(epoch, first)
+            epoch, first = epoch + 1, 0
+
 
 @dataclass(frozen=True)
 class RunData:
-    """The splits of the run, what is watched beside them, and the batches that it trains on."""
+    """The splits of the run, what is watched or looked at beside them, and the batches that it trains on."""
 
     splits: Splits
     retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
     skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
+    reference: Split | None = None
     batches: TrainBatches | None = None  # once the network's preprocessing is known
+    reference_batches: TrainBatches | None = None
+
+    def looked_at(self, stream: str) -> Split:
+        """The split that a regularizer on this stream looks at."""
+        return self.splits.train if self.reference is None or stream == "task" else self.reference
 
     def evaluated(self) -> dict[str, Split]:
         """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, ..."""
@@ -75,6 +89,7 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
         dist.barrier()  # a source that downloads does so once, on rank 0
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
     retention = [load_retention(other.source, other.train, other.test, other.rules) for other in recipe.retention]
+    reference = load_reference(recipe, splits)
     if dist.is_main():
         dist.barrier()
     for pair, count in splits.overlap.items():
@@ -93,7 +108,21 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     for i, (query, bank) in enumerate(retention):
         name = f"retention/{i}"
         beside.append((sifted(name, query), None if bank is None else sifted(f"{name}/bank", bank)))
-    return RunData(kept, beside, skipped)
+    return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference))
+
+
+def load_reference(recipe: Recipe, splits: Splits) -> Split | None:
+    """The images beside the task's; raise DataError where they are images that the run is evaluated on."""
+    wanted = recipe.reference
+    if wanted is None:
+        return None
+    split = load_split(wanted.source, wanted.split)
+    if wanted.source == recipe.data.source:  # else equal ids are other images
+        held = {name: own for name, own in splits.named().items() if name != "train"}
+        named = replace(split, name=f"reference {split.name}")
+        for name, own in held.items():
+            check_overlap({"reference": named, name: own}, recipe.data.rules.allow_overlap)
+    return split
 
 
 def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> RunData:
@@ -108,4 +137,5 @@ def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, con
         data,
         splits=replace(splits, train=read(splits.train, recipe.augment), val=val, test=read(splits.test)),
         retention=[(read(query), None if bank is None else read(bank)) for query, bank in data.retention],
+        reference=None if data.reference is None else read(data.reference, recipe.augment),
     )

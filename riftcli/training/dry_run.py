@@ -24,7 +24,7 @@ def dry_run(recipe: Recipe, device: str) -> None:
     first = setup.batches.positions(0)[:1]
     batch = next(iter(train_loader(setup.batches.dataset(0), first, 0)))
     setup.network.classifier.train()
-    result = setup.step({"task": batch})
+    result = setup.step({"task": batch, **next(setup.beside(0))})
     print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")
     optimizer = setup.step.optimizer
     assert optimizer is not None

@@ -38,6 +38,10 @@ def final_report(state: TrainState) -> dict[str, Any]:
     )
     report["training_data"] = training_data(setup)
     report["validation"] = progress.best_metrics
+    if state.steering:
+        report["strength"] = state.steering.outcome(progress.best_metrics.get("cka_debiased"))
+        if report["strength"]["note"]:
+            state.console.warn(report["strength"]["note"])
     report["retention"] = measure_retention(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
     if state.folder:

@@ -22,6 +22,7 @@ from riftcli.training.final import final_report, summary
 from riftcli.training.loop import run_loop
 from riftcli.training.setup import set_up
 from riftcli.training.state import Progress, StopSignal, TrainState, restore
+from riftcli.training.strength import Steering
 
 Present = Callable[[Path, Console], bool]
 
@@ -71,7 +72,8 @@ def _finetune(
 ) -> dict[str, Any]:
     clock = Stopwatch()
     setup = set_up(recipe, device, console, resuming)
-    state = TrainState(setup, Progress(), folder, console, stop)
+    steering = Steering(setup) if recipe.strength is not None else None
+    state = TrainState(setup, Progress(), folder, console, stop, steering)
     if folder and not resuming:
         made_by = provenance.provenance(setup.environment())
         samples = {name: fingerprint(split) for name, split in setup.data.splits.named().items()}

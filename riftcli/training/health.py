@@ -8,11 +8,14 @@ import torch
 
 from riftcli import dist
 from riftcli.errors import DivergedError
+from riftcli.recipe import Recipe
 from riftcli.runs import folder as runs
 from riftcli.training.state import TrainState
 from riftcli.training.step import StepResult
 
 TRACE_BOUNDS = (1 / 3, 3)  # variance of the features relative to the pretrained ones; outside, something broke
+GONE = (1 / 100, 100)  # outside, there is no representation left
+PATIENCE = 3  # logged steps
 
 
 def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor, index: torch.Tensor) -> bool:
@@ -30,7 +33,8 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
     if not any_sick:
         return bool(any_stop)
     losses = {"task": float(result.task_loss), "penalty": float(result.penalty_loss), "grad_norm": float(grad_norm)}
-    ids = [state.setup.data.splits.train.ids[i] for i in index.tolist()]
+    train = state.setup.data.splits.train
+    ids = [train.ids[i % len(train)] for i in index.tolist()]
     ranks = dist.gather_objects({"losses": {k: str(v) for k, v in losses.items()}, "ids": ids})
     if state.folder:
         runs.write_json(state.folder.path / "diverged.json", {"step": state.progress.step + 1, "ranks": ranks})
@@ -42,17 +46,43 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
     )
 
 
-def warn_collapse(state: TrainState, row: dict[str, Any]) -> None:
-    """Once and clearly: one careless step can do it (random head, high rate, short warm-up)."""
-    ratio = row.get("trace_ratio", 1.0)
+def check_collapse(state: TrainState, row: dict[str, Any]) -> None:
+    """Warn once when the variance of the features leaves TRACE_BOUNDS; raise DivergedError when it is gone or has exploded for
+    PATIENCE logged steps in a row, unless the recipe says to go on. `row` is the same on every rank.
+
+    One careless step can do it (random head, high rate, short warm-up), and nothing that follows mends it. A network that
+    trains from scratch has nothing to lose, and is only warned about.
+    """
+    ratio, progress, recipe = row.get("trace_ratio", 1.0), state.progress, state.setup.recipe
+    gone = ratio is None or not GONE[0] <= ratio <= GONE[1]
+    progress.collapsed = progress.collapsed + 1 if gone else 0
+    if progress.collapsed >= PATIENCE and recipe.train.on_collapse == "stop" and recipe.model.pretrained:
+        raise DivergedError(
+            f"step {row['step']}: {_collapse(ratio)}, for {PATIENCE} logged steps: nothing is left to keep; the run ends. "
+            f"{_remedies(recipe)}; train.on_collapse warn goes on all the same"
+        )
     low, high = TRACE_BOUNDS
-    if state.progress.warned or (ratio is not None and low <= ratio <= high):
+    if progress.warned or (ratio is not None and low <= ratio <= high):
         return
-    state.progress.warned = True
-    how = "exploded" if ratio is None or ratio > high else "collapsed"
-    times = "no finite number of" if ratio is None else f"{ratio:.2f}"
-    state.console.warn(
-        f"step {row['step']}: the representation has {how}: the variance of the features is {times} times the pretrained one. "
-        "What helps: train.head_init linear_probe, a lower optim.lr (<= 4e-5), schedule.warmup 0.1 to 0.15, "
-        "optim.clip_grad 1.0, regularizer.normalize relative"
-    )
+    progress.warned = True
+    state.console.warn(f"step {row['step']}: {_collapse(ratio)}. {_remedies(recipe)}")
+
+
+def _collapse(ratio: float | None) -> str:
+    how = "exploded" if ratio is None or ratio > TRACE_BOUNDS[1] else "collapsed"
+    times = "no finite number of" if ratio is None else f"{ratio:.2g}"
+    return f"the representation has {how}: the variance of the features is {times} times the pretrained one"
+
+
+def _remedies(recipe: Recipe) -> str:
+    """The settings that help, without those that are set already."""
+    optim, regularizer = recipe.optim, recipe.regularizer
+    steps = {
+        "train.head_init linear_probe": recipe.train.head_init != "linear_probe",
+        "schedule.warmup 0.1 to 0.15": recipe.schedule.warmup < 0.1,
+        "optim.clip_grad 1.0": optim.clip_grad is None or optim.clip_grad > 1,
+        "regularizer.normalize relative": getattr(regularizer, "normalize", "relative") != "relative",
+        "regularizer.q procrustes or estimator paired": getattr(regularizer, "estimator", "paired") in ("plugin", "debiased"),
+        f"a lower optim.lr ({min(4e-5, optim.lr / 3):.0e} or less)": True,
+    }
+    return "What helps: " + ", ".join(step for step, missing in steps.items() if missing)

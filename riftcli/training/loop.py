@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 
 from riftcli import dist
 from riftcli.console import Bar, Stopwatch
+from riftcli.data.loader import Batch
 from riftcli.errors import Terminated
 from riftcli.evaluation.scores import score
 from riftcli.training.best import keep_model
-from riftcli.training.health import check_health, warn_collapse
-from riftcli.training.optim import lr_factor, set_lr
+from riftcli.training.health import check_collapse, check_health
+from riftcli.training.optim import set_lr
 from riftcli.training.retention import trajectory_row
 from riftcli.training.state import Progress, TrainState, save
 from riftcli.training.step import StepResult
@@ -26,11 +28,12 @@ def run_loop(state: TrainState) -> None:
     recipe, epochs = setup.recipe, setup.recipe.train.epochs
     if progress.step == 0 and setup.data.splits.val is not None:
         _log_eval(state, epoch=0, scores=_validate(state))
+    beside = setup.beside(progress.step)
     while progress.step < setup.total_steps and not _out_of_patience(state):
         epoch, first = divmod(progress.step, setup.batches.steps_per_epoch)
         clock = Stopwatch()
         with console.progress(f"epoch {epoch + 1}/{epochs}", setup.batches.steps_per_epoch, start=first) as bar:
-            _epoch(state, bar, epoch, first)
+            _epoch(state, bar, epoch, first, beside)
         progress.train_seconds += clock.seconds
         done = epoch + 1
         if setup.data.splits.val is None:
@@ -56,31 +59,30 @@ def _terminated(state: TrainState) -> Terminated:
     return Terminated(f"stopped by a signal after step {state.progress.step}; go on with --resume {state.place}")
 
 
-def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int) -> None:
+def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Iterator[dict[str, Batch]]) -> None:
     setup, progress, recipe = state.setup, state.progress, state.setup.recipe
     step, optimizer = setup.step, setup.step.optimizer
     assert optimizer is not None
-    warmup_steps = math.ceil(recipe.schedule.warmup * setup.total_steps)
     trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
     setup.network.classifier.train()
     batches = setup.batches.load(epoch, first_step)  # may encode the training split first: not a part of the speed
     clock, seen = Stopwatch(), 0
     for batch in batches:
-        factor = lr_factor(progress.step, setup.total_steps, warmup_steps, recipe.schedule.name)
+        factor = setup.rate(progress.step)
         set_lr(optimizer, factor)
         optimizer.zero_grad(set_to_none=True)
-        result = step({"task": batch})
+        result = step({"task": batch, **next(beside)})
         grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
         stopping = check_health(state, result, grad_norm, batch[2])
         progress.step += 1
         seen += recipe.train.batch_size
         if progress.step % recipe.train.log_every_steps == 0:  # before the optimizer moves Q: one Q per row
             row = _step_row(state, result, grad_norm, factor, epoch + 1, seen / clock.seconds)
-            warn_collapse(state, row)
             if state.folder:
                 state.folder.append(row)
+            check_collapse(state, row)
             bar.advance(recipe.train.log_every_steps, _note(row, progress))
-        optimizer.step()
+        _move(state, result, factor, epoch + 1)
         if stopping and progress.step % setup.batches.steps_per_epoch:  # at the end of an epoch, run_loop selects and saves first
             progress.train_seconds += clock.seconds
             save(state)
@@ -88,6 +90,22 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int) -> None:
         every = recipe.train.save_every_steps
         if every and progress.step % every == 0 and progress.step % setup.batches.steps_per_epoch:
             save(state)
+
+
+def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> None:
+    """The optimizer's step, and what follows from it: the projection, and the strength of the next step."""
+    setup, progress = state.setup, state.progress
+    assert setup.step.optimizer is not None
+    if setup.projection:
+        setup.projection.before_step()
+    setup.step.optimizer.step()
+    if setup.projection:
+        setup.projection.after_step()
+    if not state.steering:
+        return
+    measured = state.steering.after_step(progress.step, factor, result)
+    if measured is not None and state.folder:
+        state.folder.append({"kind": "strength", "step": progress.step, "epoch": epoch, **measured})
 
 
 # ---- what is logged
@@ -103,10 +121,15 @@ def _step_row(
     row: dict[str, Any] = {"kind": "step", "step": state.progress.step, "epoch": epoch, "loss": task + added, "task_loss": task}
     if setup.step.regularizer is not None:
         row["penalty_loss"] = added
+        if state.steering:
+            row["strength"] = state.steering.control.strength
         named = setup.step.diagnostics(result)
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
     if setup.pretrained.trace_0 and "trace_ratio" not in row:
-        ratio = float(result.features.var(0).sum()) / setup.pretrained.trace_0
+        trace = result.features.var(0).sum()
+        if setup.step.penalty is None:  # every rank has its own share
+            trace = dist.sum_over_ranks(trace) / dist.world_size()
+        ratio = float(trace) / setup.pretrained.trace_0
         row["trace_ratio"] = ratio if math.isfinite(ratio) else None
     lr = setup.recipe.optim.lr * factor
     return {**row, "lr": lr, "grad_norm": float(grad_norm), "images_per_second": round(speed, 1)}
@@ -137,7 +160,7 @@ def _select(state: TrainState, epoch: int, seconds: float) -> None:
     progress, scores = state.progress, _validate(state)
     entry = scores[state.setup.recipe.eval.best]
     value, sign = entry["value"], 1 if entry["higher_is_better"] else -1
-    usable = value is not None and math.isfinite(value)
+    usable = value is not None and math.isfinite(value) and _keeps_enough(state, scores)
     if usable and (progress.best_value is None or sign * value > sign * progress.best_value):
         progress.best_value, progress.best_epoch, progress.worse_evals = value, epoch, 0
         progress.best_metrics = {name: score["value"] for name, score in scores.items()}
@@ -149,11 +172,22 @@ def _select(state: TrainState, epoch: int, seconds: float) -> None:
     _log_eval(state, epoch, scores, seconds)
 
 
+def _keeps_enough(state: TrainState, scores: dict[str, dict[str, Any]]) -> bool:
+    """False for weights that keep less than a strength rule was asked for: they are no candidates."""
+    rule = state.setup.recipe.strength
+    if rule is None or rule.wants != "similarity":
+        return True
+    kept = scores["cka_debiased"]["value"]
+    return kept is not None and kept >= rule.keep - rule.tolerance
+
+
 def _log_eval(state: TrainState, epoch: int, scores: dict[str, dict[str, Any]], seconds: float = 0.0) -> None:
     values = {name: score["value"] for name, score in scores.items()}
     if state.setup.recipe.eval.trajectory:
         values |= trajectory_row(state.setup)
     state.progress.last_cka = values.get("cka")
+    if state.steering:
+        state.steering.latest = values.get("cka_debiased")
     if state.folder:
         state.folder.append({"kind": "eval", "step": state.progress.step, "epoch": epoch, "split": "val", **values})
     shown = ", ".join(f"{name} {'undefined' if v is None else f'{v:.4f}'}" for name, v in values.items())

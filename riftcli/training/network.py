@@ -40,7 +40,9 @@ def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Ne
             f"model.name {recipe.model.name}: batch normalisation sees one rank's micro-batch at a time, so several would not "
             "give the gradients of one; use one process and leave out train.micro_batch_size"
         )
-    return Network(vit, Classifier(vit, frozen_backbone=not recipe.adapter.trains_backbone), preprocessing)
+    trains = recipe.adapter.trains_backbone
+    depths = getattr(recipe.regularizer, "layers", 0) if trains else 0
+    return Network(vit, Classifier(vit, frozen_backbone=not trains, depths=depths), preprocessing)
 
 
 def start_head(

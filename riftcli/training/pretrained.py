@@ -1,20 +1,26 @@
-"""The pretrained model as features: of the evaluated splits, of the training split, and of single batches."""
+"""The pretrained model as features: of the evaluated splits, of the training images, and of single batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from riftcli.data.split import Split
-from riftcli.data.transforms import Preprocessing
+from riftcli.data.transforms import Preprocessing, TrainTransform
+from riftcli.evaluation.features import View
 from riftcli.models.backbone import Backbone
-from riftcli.models.classifier import Classifier, frozen_copy
+from riftcli.models.classifier import Classifier, Depths, frozen_copy
 from riftcli.recipe import Recipe
 
-Encode = Callable[[nn.Module, Split, str], torch.Tensor]  # (Classifier, split, what it is for messages) -> (N, D)
+
+class Encode(Protocol):
+    """A split through a model -> (N, D) on the CPU; `what` it is for messages; view: augmented as training does."""
+
+    def __call__(self, model: nn.Module, split: Split, what: str, view: View | None = None) -> torch.Tensor:  # noqa: D102
+        ...
 
 
 class Pretrained:
@@ -24,12 +30,13 @@ class Pretrained:
     where they were computed before training.
     """
 
-    def __init__(self, train: Split, vit: Any, encode: Encode) -> None:
+    def __init__(self, train: Split, vit: Any, encode: Encode, reference: Split | None = None) -> None:
         self.splits: dict[str, torch.Tensor] = {}
         self.trace_0: float | None = None
-        self._train, self._encode = train, encode
+        self._streams = {"task": train, "reference": reference}
+        self._vit, self._encode = vit, encode
         self._model = Classifier(vit, frozen_backbone=True)
-        self._train_features: torch.Tensor | None = None
+        self._tables: dict[str, torch.Tensor] = {}
 
     def encode_splits(self, splits: dict[str, Split], recipe: Recipe, device: torch.device) -> None:
         """Features of the splits that metrics compare on. From scratch, the pretrained weights are loaded just for this."""
@@ -39,35 +46,49 @@ class Pretrained:
         for name, split in splits.items():
             self.splits[name] = self._encode(model, split, f"{name} with the pretrained model")
 
+    def features(self, stream: str = "task") -> torch.Tensor:
+        """(N, D) of the images of a stream before any training, not augmented: computed once, for whoever asks first."""
+        if stream not in self._tables:
+            split = self._streams[stream]
+            assert split is not None
+            self._tables[stream] = self._encode(self._model, split, "train" if stream == "task" else stream)
+        return self._tables[stream]
+
     def train_features(self) -> torch.Tensor:
-        """(N, D) of the training split before any training: computed once, for whoever asks first."""
-        if self._train_features is None:
-            self._train_features = self._encode(self._model, self._train, "train")
-        return self._train_features
+        """(N, D) of the training split."""
+        return self.features("task")
 
     def note_trace(self) -> None:
         """Remember the variance of the training features, if anything has asked for them: collapse is measured against it."""
-        if self._train_features is not None:
-            self.trace_0 = float(self._train_features.var(0).sum())
+        if "task" in self._tables:
+            self.trace_0 = float(self._tables["task"].var(0).sum())
 
+    def of_batches(
+        self, recipe: Recipe, stream: str, depths: int, preprocessing: Preprocessing, device: torch.device, bf16: bool
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """(positions, images) -> pretrained features (n_local, D) of what a step sees.
 
-def batch_features(
-    same_pixels: bool,
-    vit: nn.Module,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    train_features: Callable[[], torch.Tensor],
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """(positions, images) -> pretrained features (n_local, D): looked up when every epoch shows the same pixels, else a
-    second, frozen forward.
-    """
-    if same_pixels:
-        table = train_features()
-        return lambda index, images: table[index].to(device)
-    teacher = Classifier(frozen_copy(vit))
+        Looked up where images repeat exactly: without augmentation, or with `augment.views`. Else a second, frozen forward, in
+        the precision of the network that trains. depths: of so many depths side by side (n_local, L * D).
+        """
+        split, augment = self._streams[stream], recipe.augment
+        assert split is not None
+        model: nn.Module = Depths(self._vit, depths) if depths else self._model
+        if augment.off:
+            table = self.features(stream) if not depths else self._encode(model, split, f"{stream} with the pretrained model")
+            return lambda index, images: table[index].to(device)
+        if augment.views:
+            settings = augment.model_dump(exclude={"views"})
+            transform = TrainTransform(preprocessing, **settings)
+            views = [View(transform, recipe.train.seed, number, settings) for number in range(augment.views)]
+            names = [f"view {view.number + 1} of {augment.views}, with the pretrained model" for view in views]
+            table = torch.cat([self._encode(model, split, name, view) for name, view in zip(names, views, strict=True)])
+            return lambda index, images: table[index].to(device)
+        copied = frozen_copy(self._vit)
+        teacher: nn.Module = Depths(copied, depths) if depths else Classifier(copied)
 
-    def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return teacher(preprocessing.normalise(images)).features
+        def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                return teacher(preprocessing.normalise(images)).features.float()
 
-    return forward
+        return forward

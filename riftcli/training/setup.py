@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +12,14 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data.batches import balancing_weights, divide_batch, sample_seed
-from riftcli.data.loader import ImageDataset, TensorTable
+from riftcli.data.batches import balancing_weights, check_reference_batch, divide_batch, sample_seed
+from riftcli.data.loader import Batch, ImageDataset, TensorTable
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits
-from riftcli.data.transforms import EvalTransform, TrainTransform
+from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.features import View
 from riftcli.evaluation.scores import predictions
 from riftcli.protocols import FeaturePenalty, ObjectiveFn, Predictions, RegularizerContext, WeightPenalty
 from riftcli.recipe import Recipe
@@ -24,9 +27,12 @@ from riftcli.runs.provenance import environment
 from riftcli.training.data import RunData, TrainBatches, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
 from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module
-from riftcli.training.optim import build_optimizer
-from riftcli.training.pretrained import Pretrained, batch_features
+from riftcli.training.optim import build_optimizer, lr_factor
+from riftcli.training.pretrained import Pretrained
+from riftcli.training.projection import SelectiveProjection
 from riftcli.training.step import Step
+
+OfBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # positions, images -> pretrained features (n_local, D)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Setup:
     network: Network
     pretrained: Pretrained
     step: Step
+    projection: SelectiveProjection | None = None
 
     @property
     def batches(self) -> TrainBatches:
@@ -51,6 +58,18 @@ class Setup:
     def total_steps(self) -> int:
         """Of the whole run."""
         return self.batches.steps_per_epoch * self.recipe.train.epochs
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (from 0) relative to the peak."""
+        schedule = self.recipe.schedule
+        return lr_factor(step, self.total_steps, math.ceil(schedule.warmup * self.total_steps), schedule.name)
+
+    def beside(self, step: int) -> Iterator[dict[str, Batch]]:
+        """What a step sees beside the task's batch, from a step of the run on: stream -> this rank's share."""
+        other = self.data.reference_batches
+        if other is None:
+            return itertools.repeat({})
+        return ({"reference": batch} for batch in other.endless(step))
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, precision, seed: the `env` of every report."""
@@ -74,6 +93,10 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     data = list_data(recipe, console)
     _check_task(recipe, data.splits)
     _batches(recipe, len(data.splits.train)).steps_per_epoch  # noqa: B018 - raises where not one batch is full
+    if data.reference is not None:
+        beside = _reference_batches(recipe, data.reference)
+        beside.steps_per_epoch  # noqa: B018 - the same
+        check_reference_batch(beside.batch_size, dist.world_size(), accumulation)
     print_data(recipe, data, console)
 
     network = build_network(recipe, device, accumulation)
@@ -81,7 +104,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
     pretrained = _pretrained(recipe, data, network, device, console)
-    penalty, of_batch = _regularizer(recipe, network, pretrained, device, console)
+    penalty, of_batch = _regularizer(recipe, network, pretrained, device, precision == "bf16", console)
 
     objective = recipe.objective.build(targets, len(classes))
     print_imbalance(recipe, classes, objective.class_weights, console)
@@ -92,7 +115,9 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     cached = not recipe.adapter.trains_backbone and recipe.augment.off
     step = _step(recipe, network, objective, penalty, of_batch, cached, device, precision, micro, console)
     data = replace(data, batches=_train_batches(recipe, data.splits.train, network, pretrained if cached else None))
-    setup = Setup(recipe, device, precision, data, network, pretrained, step)
+    if data.reference is not None:
+        data = replace(data, reference_batches=_reference_batches(recipe, data.reference, network))
+    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console))
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks
@@ -120,28 +145,43 @@ def _pretrained(recipe: Recipe, data: RunData, network: Network, device: torch.d
     """The features that metrics compare with are computed now, those of the training split when they are asked for."""
     encoder = Encoder.of_recipe(recipe, device, console)
 
-    def encode(model: Any, split: Split, what: str) -> torch.Tensor:
-        return encoder.table(model, network.preprocessing, split, recipe.input, what).features
+    def encode(model: Any, split: Split, what: str, view: View | None = None) -> torch.Tensor:
+        return encoder.table(model, network.preprocessing, split, recipe.input, what, view).features
 
-    pretrained = Pretrained(data.splits.train, network.vit, encode)
+    pretrained = Pretrained(data.splits.train, network.vit, encode, data.reference)
     if recipe.needs_pretrained:
         pretrained.encode_splits(data.evaluated(), recipe, device)
     return pretrained
 
 
 def _regularizer(
-    recipe: Recipe, network: Network, pretrained: Pretrained, device: torch.device, console: Console
-) -> tuple[FeaturePenalty | WeightPenalty | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None]:
+    recipe: Recipe, network: Network, pretrained: Pretrained, device: torch.device, bf16: bool, console: Console
+) -> tuple[FeaturePenalty | WeightPenalty | None, OfBatch | None]:
     """(the bound regularizer, pretrained features of a batch where it needs them); before surgery, while the weights are."""
     if not recipe.adapter.trains_backbone:
         if recipe.component_name("regularizer") != "none":
             console.warn("the regularizer has no effect: this adapter freezes the backbone, so its features cannot move")
         return None, None
-    vit = network.vit
-    penalty = recipe.regularizer.build(RegularizerContext(vit.num_features, device, pretrained.train_features))
+    stream, dim = _stream(recipe), network.vit.num_features
+    penalty = recipe.regularizer.build(RegularizerContext(dim, device, lambda: pretrained.features(stream)))
     if penalty is None or isinstance(penalty, WeightPenalty) or not penalty.needs_pretrained:
         return penalty, None
-    return penalty, batch_features(recipe.augment.off, vit, network.preprocessing, device, pretrained.train_features)
+    return penalty, pretrained.of_batches(recipe, stream, network.classifier.depths, network.preprocessing, device, bf16)
+
+
+def _stream(recipe: Recipe) -> str:
+    """Which batches the regularizer looks at."""
+    return getattr(recipe.regularizer, "on", "task")
+
+
+def _projection(recipe: Recipe, network: Network, console: Console) -> SelectiveProjection | None:
+    """After surgery: where the weights start is where they are pulled back to."""
+    strength = recipe.optim.selective_projection
+    if strength is None:
+        return None
+    if recipe.optim.weight_decay:
+        console.warn("optim.weight_decay pulls the weights to zero, selective_projection to their start: set the decay to 0")
+    return SelectiveProjection(network.vit, strength)
 
 
 def _step(
@@ -149,7 +189,7 @@ def _step(
     network: Network,
     objective: ObjectiveFn,
     penalty: FeaturePenalty | WeightPenalty | None,
-    of_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+    of_batch: OfBatch | None,
     cached: bool,
     device: torch.device,
     precision: str,
@@ -169,7 +209,7 @@ def _step(
         on_features.parameters() if on_features else [],
         extra_lr_scale=on_features.lr_scale if on_features else 1.0,
         no_weight_decay=recipe.adapter.no_weight_decay,
-        **{k: v for k, v in recipe.optim.model_dump().items() if k != "clip_grad"},
+        **recipe.optim.model_dump(exclude={"clip_grad", "selective_projection"}),
     )
     return Step(
         module=module,
@@ -182,6 +222,8 @@ def _step(
         device=device,
         bf16=precision == "bf16",
         micro_batch_size=micro,
+        stream=_stream(recipe),
+        by_layers=bool(network.classifier.depths),
     )
 
 
@@ -199,7 +241,26 @@ def _train_batches(recipe: Recipe, train: Split, network: Network, cached: Pretr
     def dataset(epoch: int) -> Any:
         if cached is not None:
             return TensorTable(cached.train_features(), targets)
-        transform: Any = EvalTransform(preprocessing) if augment.off else TrainTransform(preprocessing, **augment.model_dump())
-        return ImageDataset(train, transform, recipe.train.seed, epoch)
+        return ImageDataset(train, _transform(recipe, preprocessing), recipe.train.seed, epoch, augment.views)
 
     return _batches(recipe, len(train), dataset, sampling)
+
+
+def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
+    augment = recipe.augment
+    if augment.off:
+        return EvalTransform(preprocessing)
+    return TrainTransform(preprocessing, **augment.model_dump(exclude={"views"}))
+
+
+def _reference_batches(recipe: Recipe, split: Split, network: Network | None = None) -> TrainBatches:
+    """The second stream: an order and augmentations of its own. Without a network, only to be counted."""
+    assert recipe.reference is not None
+    seed = sample_seed(recipe.train.seed, 0, "reference")
+    transform: Any = None if network is None else _transform(recipe, network.preprocessing)
+
+    def dataset(epoch: int) -> Any:
+        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
+
+    size = recipe.reference.batch_size or recipe.train.batch_size
+    return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")

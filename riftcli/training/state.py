@@ -16,6 +16,7 @@ from riftcli.runs import folder as runs
 from riftcli.runs import provenance
 from riftcli.training import checkpoint
 from riftcli.training.setup import Setup
+from riftcli.training.strength import Steering
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Progress:
     worse_evals: int = 0  # evaluations since the best one
     train_seconds: float = 0.0
     warned: bool = False
+    collapsed: int = 0  # logged steps in a row without a representation
+    strength: dict[str, Any] = field(default_factory=dict)  # where a strength rule stands
 
 
 class StopSignal:
@@ -63,6 +66,7 @@ class TrainState:
     folder: runs.RunFolder | None
     console: Console
     stop: StopSignal
+    steering: Steering | None = None
 
     @property
     def place(self) -> str:
@@ -85,8 +89,11 @@ def save(state: TrainState) -> None:
         "model": setup.network.vit.state_dict(),
         "optimizer": optimizer,
         "penalty": step.regularizer.state_dict() if step.regularizer else {},
+        **({"projection": setup.projection.state_dict()} if setup.projection else {}),
         "random": {f"{rank}/{name}": value for rank, table in enumerate(states) for name, value in table.items()},
     }
+    if state.steering:
+        state.progress.strength = state.steering.state_dict()
     plain = {
         "progress": asdict(state.progress),
         "optimizer": packed,
@@ -131,11 +138,15 @@ def restore(state: TrainState) -> None:
     setup.network.vit.load_state_dict(tensors["model"])
     if step.regularizer:
         step.regularizer.load_state_dict(tensors["penalty"])
+    if setup.projection:
+        setup.projection.load_state_dict(tensors["projection"])
     checkpoint.unpack_optimizer(step.optimizer, tensors["optimizer"], plain["optimizer"])
     torch.set_rng_state(tensors["random"][f"{dist.rank()}/cpu"])
     if setup.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], setup.device)
     state.progress = Progress(**plain["progress"])
+    if state.steering:
+        state.steering.resume(state.progress.step, state.progress.strength)
     setup.pretrained.trace_0 = plain.get("trace_0", setup.pretrained.trace_0)
     if state.folder:
         state.folder.truncate_metrics(state.progress.step)

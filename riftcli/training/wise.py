@@ -104,7 +104,7 @@ def _recipe(run: Path) -> recipes.Recipe:
         raise UsageError(f"{run}: {name} inserts layers that the pretrained model lacks, so there is nothing in between")
     if not own.model.pretrained:
         raise UsageError(f"{run}: trained from scratch, so there are no pretrained weights to mix with")
-    plain = ["adapter.name=full", "regularizer.name=none", "train.head_init=linear_probe"]
+    plain = ["adapter.name=full", "regularizer.name=none", "reference=null", "train.head_init=linear_probe"]
     return recipes.parse(recipes.read(stored), f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 
@@ -124,7 +124,7 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
     method = {
         "adapter": original.component_name("adapter"),
         "regularizer": original.component_name("regularizer"),
-        "strength": getattr(original.regularizer, "strength", None),
+        "strength": original.method["strength"],
         "wise_alpha": chosen,
         "wise_head": head,
     }

@@ -9,7 +9,7 @@ import torch
 from riftcli.functional.cka import StreamingCka, cka, linear_cka
 from riftcli.functional.covariance import Covariance, centre, covariance, effective_rank, eigenvalues
 from riftcli.functional.knn import knn_accuracy
-from riftcli.functional.orthogonal import CayleyRotation
+from riftcli.functional.rotations import CayleyRotation
 
 F64 = torch.float64
 

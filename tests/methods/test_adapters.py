@@ -13,13 +13,14 @@ import torch.nn.functional as F
 
 from riftcli import catalog
 from riftcli.errors import ModelError, UsageError
+from riftcli.functional.rotations import butterfly
 from riftcli.methods.adapters.adaptformer import AdaptFormer
 from riftcli.methods.adapters.boft import Boft
 from riftcli.methods.adapters.lora import Lora
 from riftcli.methods.adapters.oft import Oft
 from riftcli.methods.adapters.vpt import Vpt
 from riftcli.models import surgery
-from riftcli.models.layers.butterfly import BoftLinear, butterfly
+from riftcli.models.layers.butterfly import BoftLinear
 from riftcli.models.layers.low_rank import LoraLinear
 from riftcli.models.layers.rotated import OftLinear
 from riftcli.models.peft_format import load_adapter, save_adapter

@@ -10,7 +10,7 @@ import torch
 from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone
-from riftcli.models.classifier import Classifier
+from riftcli.models.classifier import Classifier, Depths
 from riftcli.models.head import reset_head
 from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
@@ -34,7 +34,8 @@ def test_an_unknown_name_suggests():
     with pytest.raises(UsageError) as caught:
         catalog.component("regularizer", "riftt")
     assert str(caught.value) == (
-        "unknown regularizer 'riftt' (did you mean 'rift'?); choose one of: none, rift, rsc, l2sp, feature_distill, cosine_gram"
+        "unknown regularizer 'riftt' (did you mean 'rift'?); choose one of: none, rift, rsc, l2sp, feature_distill, cosine_gram, "
+        "difference_vector, ldifs"
     )
 
 
@@ -48,17 +49,20 @@ def test_every_adapter_with_every_regularizer_takes_a_step(adapter, regularizer,
     images, targets = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 3
     with torch.no_grad():
         start = Classifier(vit).eval()(images).features
+        of_depths = Depths(vit, 5).eval()(images).features
     reset_head(vit, 3, seed=0)
     method = catalog.component("adapter", adapter)()
     method.prepare(vit)
-    model = Classifier(vit, frozen_backbone=not method.trains_backbone)
+    config = catalog.component("regularizer", regularizer)()
+    depths = getattr(config, "layers", 0)
+    model = Classifier(vit, frozen_backbone=not method.trains_backbone, depths=depths)
     model.eval()
     if adapter != "vpt":  # prompts are more keys for the attention
         torch.testing.assert_close(model(images).features, start, msg="step 0 is the pretrained model")
     penalty = None
     if method.trains_backbone:
         context = RegularizerContext(vit.num_features, torch.device("cpu"), lambda: start)
-        penalty = catalog.component("regularizer", regularizer)().build(context)
+        penalty = config.build(context)
     if isinstance(penalty, WeightPenalty):
         penalty.attach(vit)
     frozen = {name: p.detach().clone() for name, p in vit.named_parameters() if not p.requires_grad}
@@ -68,7 +72,8 @@ def test_every_adapter_with_every_regularizer_takes_a_step(adapter, regularizer,
         penalty=None if isinstance(penalty, WeightPenalty) else penalty,
         weight_penalty=penalty if isinstance(penalty, WeightPenalty) else None,
         prepare=lambda x: x,
-        pretrained=lambda index, x: start[index],
+        pretrained=lambda index, x: (of_depths if depths else start)[index],
+        by_layers=bool(depths),
         device=torch.device("cpu"),
         bf16=False,
         micro_batch_size=8,

@@ -9,7 +9,8 @@ import torch
 
 from riftcli.functional.cka import linear_cka
 from riftcli.functional.covariance import covariance
-from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift
+from riftcli.methods.regularizers.rift_penalty import RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.protocols import RegularizerContext
 
@@ -22,7 +23,7 @@ def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 
 def penalty(config: Rift, sigma_0: torch.Tensor, q_weight: torch.Tensor | None = None) -> RiftPenalty:
-    bound = RiftPenalty(config, sigma_0.float())
+    bound = RiftPenalty(config, config.target(len(sigma_0), sigma_0.float()))
     if bound.rotation is not None and q_weight is not None:
         bound.rotation.weight.data.copy_(q_weight)
     return bound

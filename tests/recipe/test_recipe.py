@@ -110,9 +110,10 @@ zzz: 1
         [
             "recipe r.yaml:1: model.image_size: expected a whole number, got true (true/false)",
             "recipe r.yaml:5: regularizer.strenght: unknown key (did you mean 'strength'?)",
-            "  allowed here: strength, normalize, estimator, q, q_lr_scale",
+            "  allowed here: strength, normalize, estimator, q, q_lr_scale, rotation, block_size, factors, soft_threshold, "
+            "alpha, mean, ema_decay, on",
             "recipe r.yaml:7: optim.lrr: unknown key (did you mean 'lr'?)",
-            "  allowed here: name, lr, weight_decay, layer_decay, betas, momentum, clip_grad",
+            "  allowed here: name, lr, weight_decay, layer_decay, betas, momentum, selective_projection, clip_grad",
             "recipe r.yaml:8: optim.lr: expected a number, got 'fast' (text)",
             "recipe r.yaml:9: train.epochs: expected a number > 0, got 0",
             "recipe r.yaml:10: eval.metrics.1: unknown metric 'ckaa' (did you mean 'cka'?)",
@@ -123,7 +124,7 @@ zzz: 1
             "  allowed here: acc, ckaa",
             "recipe r.yaml:11: zzz: unknown key",
             "  allowed here: model, data, objective, adapter, regularizer, input, augment, optim, schedule, train, eval, "
-            "retention",
+            "retention, reference",
             "--set optim.weight_decay=-1: optim.weight_decay: expected a number >= 0, got -1",
         ]
     )
@@ -137,11 +138,12 @@ zzz: 1
         ("optim: {lr: .nan}", "recipe r.yaml:3: optim.lr: expected a finite number, got nan"),
         ("optim: {lr: '1e-4'}", "recipe r.yaml:3: optim.lr: expected a number, got '1e-4' (text)"),
         ("optim: 3", "recipe r.yaml:3: optim: expected keys below it, got 3\n  allowed here: name, lr, weight_decay, "
-         "layer_decay, betas, momentum, clip_grad"),
+         "layer_decay, betas, momentum, selective_projection, clip_grad"),
         ("schedule: {name: cosin}", "recipe r.yaml:3: schedule.name: expected 'cosine', 'linear' or 'constant', got "
          "'cosin' (text)"),
         ("regularizer: {name: rif}", "recipe r.yaml:3: regularizer.name: unknown regularizer 'rif' (text) (did you mean "
-         "'rift'?)\n  allowed here: none, rift, rsc, l2sp, feature_distill, cosine_gram"),
+         "'rift'?)\n  allowed here: none, rift, rsc, l2sp, feature_distill, cosine_gram, "
+         "difference_vector, ldifs"),
         ("regularizer: {name: rift, strength: -1}", "recipe r.yaml:3: regularizer.strength: must be 0 or more, got -1"),
         ("regularizer: rift", "recipe r.yaml:3: regularizer: expected keys below it, e.g. {name: none}, got 'rift' (text)"),
         ("objective: {class_weights: heavy}", "recipe r.yaml:3: objective.class_weights: expected 'none', "
@@ -191,7 +193,8 @@ def test_set_wins_and_another_component_forgets_the_old_keys():
     checked = recipe.parse(text, "r.yaml", ["optim.lr=2e-5", "regularizer.name=rsc"])
     assert checked.optim.lr == 2e-5
     assert checked.sources["optim.lr"] == "--set"
-    assert checked.resolved["regularizer"] == {"name": "rsc", "strength": 1.0, "hcs_lambda": None, "estimator": "biased"}
+    fields = {"strength": 1.0, "hcs_lambda": None, "estimator": "biased", "on": "task"}
+    assert checked.resolved["regularizer"] == {"name": "rsc", **fields}
     assert recipe.parse(text, "r.yaml", ["regularizer.name=none"]).component_name("regularizer") == "none"
 
 

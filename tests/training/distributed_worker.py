@@ -18,7 +18,8 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation import features
 from riftcli.evaluation import scores as evaluate
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift
+from riftcli.methods.regularizers.rift_penalty import RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
@@ -33,7 +34,7 @@ BATCH = 12
 def penalty(name: str):
     generator = torch.Generator().manual_seed(1)
     if name == "rift":
-        bound = RiftPenalty(Rift(), torch.cov(torch.randn(32, 100, generator=generator)))
+        bound = RiftPenalty(Rift(), Rift().target(32, torch.cov(torch.randn(32, 100, generator=generator))))
         bound.rotation.weight.data.copy_(0.1 * torch.randn(32, 32, generator=generator))
         return bound
     return Rsc().penalty() if name == "rsc" else None
@@ -88,21 +89,25 @@ def product() -> dict[str, torch.Tensor]:
             if not method.trains_backbone and regularizer != "none":
                 continue
             context = RegularizerContext(32, torch.device("cpu"), lambda: reference)
-            bound = catalog.component("regularizer", regularizer)().build(context)
+            config = catalog.component("regularizer", regularizer)()
+            depths = getattr(config, "layers", 0)
+            bound = config.build(context)
             method.prepare(vit)
             for name, parameter in vit.named_parameters():
                 if parameter.requires_grad and not parameter.any():  # zero factors hide their partners' gradients
                     parameter.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(len(name)))
             if isinstance(bound, WeightPenalty):
                 bound.attach(vit)
-            model: nn.Module = Classifier(vit, frozen_backbone=not method.trains_backbone).train()
+            model: nn.Module = Classifier(vit, frozen_backbone=not method.trains_backbone, depths=depths).train()
+            wide = reference.repeat(1, 3) * torch.linspace(0.5, 1.5, 96) if depths else reference
             step = Step(
                 module=nn.parallel.DistributedDataParallel(model) if dist.world_size() > 1 else model,
                 objective=CrossEntropy().build(targets, 4),
                 penalty=None if isinstance(bound, WeightPenalty) else bound,
                 weight_penalty=bound if isinstance(bound, WeightPenalty) else None,
                 prepare=lambda x: x,
-                pretrained=lambda index, x: reference[index],
+                pretrained=lambda index, x, wide=wide: wide[index],
+                by_layers=bool(depths),
                 device=torch.device("cpu"),
                 bf16=False,
                 micro_batch_size=share,

@@ -10,7 +10,8 @@ import torch
 from riftcli.errors import DataError
 from riftcli.methods.objectives.bce import BinaryCrossEntropy
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.methods.regularizers.rift import Rift, RiftPenalty
+from riftcli.methods.regularizers.rift import Rift
+from riftcli.methods.regularizers.rift_penalty import RiftPenalty
 from riftcli.methods.regularizers.rsc import Rsc
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
@@ -30,7 +31,7 @@ def build(drop_path: float) -> Classifier:
 def penalty(name: str):
     generator = torch.Generator().manual_seed(1)
     if name == "rift":
-        bound = RiftPenalty(Rift(), torch.cov(torch.randn(32, 100, generator=generator)))
+        bound = RiftPenalty(Rift(), Rift().target(32, torch.cov(torch.randn(32, 100, generator=generator))))
         bound.rotation.weight.data.copy_(0.1 * torch.randn(32, 32, generator=generator))
         return bound
     return Rsc(estimator="debiased").penalty() if name == "rsc" else None

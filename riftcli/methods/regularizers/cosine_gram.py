@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from riftcli.protocols import RegularizerContext
 
@@ -18,9 +18,11 @@ class CosineGram:
     """strength * mean over pairs of (cos(f_i, f_j) - cos(f0_i, f0_j))^2: relational distillation, CyCLIP's image-only form.
 
     strength: weight of the term; 0 is exactly plain finetuning.
+    on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
 
     strength: float = 1.0
+    on: Literal["task", "reference"] = "task"
 
     def __post_init__(self) -> None:
         if self.strength < 0:

@@ -20,10 +20,12 @@ class FeatureDistill:
     strength: weight of the term; 0 is exactly plain finetuning.
     distance: relative (divided by the mean ||f_0 - mean||^2 of the batch, so that a collapse costs about `strength`) | raw
     (the plain squared distance) | unit (of features scaled to length 1) | cosine (1 - cosine).
+    on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
 
     strength: float = 1.0
     distance: Literal["relative", "raw", "unit", "cosine"] = "relative"
+    on: Literal["task", "reference"] = "task"
 
     def __post_init__(self) -> None:
         if self.strength < 0:

@@ -38,7 +38,7 @@ class L2spPenalty:
     """
 
     def __init__(self, config: L2sp) -> None:
-        self.config = config
+        self.config, self.strength = config, config.strength
         self.weights: dict[str, tuple[torch.nn.Parameter, torch.Tensor | None]] = {}  # None: the head, towards zero
 
     def attach(self, vit: Any) -> None:
@@ -55,7 +55,7 @@ class L2spPenalty:
         total = torch.zeros((), device=next(iter(self.weights.values()))[0].device)
         with torch.no_grad():
             for parameter, start in self.weights.values():
-                alpha = self.config.head_strength if start is None else self.config.strength
+                alpha = self.config.head_strength if start is None else self.strength
                 offset = parameter if start is None else parameter - start
                 total += 0.5 * alpha * offset.square().sum()
                 if parameter.grad is None:

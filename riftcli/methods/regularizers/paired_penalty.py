@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class PairedPenalty:
-    """weight * term(features, pretrained), fp32 outside autocast; (n, D), (n, D) -> ()."""
+    """strength * term(features, pretrained), fp32 outside autocast; (n, D), (n, D) -> ()."""
 
     needs_pretrained = True
     lr_scale = 1.0
 
     def __init__(
-        self, weight: float, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], debiased_cka: bool = False
+        self, strength: float, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], debiased_cka: bool = False
     ) -> None:
-        self.weight, self.term, self.debiased_cka = weight, term, debiased_cka
+        self.strength, self.term, self.debiased_cka = strength, term, debiased_cka
 
     def loss(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> torch.Tensor:
         """The weighted term; (n, D), (n, D) -> ()."""
@@ -26,7 +26,7 @@ class PairedPenalty:
         import torch
 
         with torch.autocast(features.device.type, enabled=False):
-            return self.weight * self.term(features.float(), pretrained.float())
+            return self.strength * self.term(features.float(), pretrained.float())
 
     def diagnostics(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> dict[str, float]:
         """CKA of the batch, and what became of the spectrum against the same samples' pretrained features."""

@@ -1,142 +1,154 @@
-"""RIFT: the covariance of the features may rotate but must keep its shape."""
+"""RIFT: the representation may rotate but must keep its shape."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from riftcli.errors import UsageError
 from riftcli.protocols import RegularizerContext
 
 if TYPE_CHECKING:
     import torch
 
+    from riftcli.functional.rift_target import Target
+    from riftcli.functional.rotations import Rotation
+    from riftcli.methods.regularizers.paired_penalty import PairedPenalty
+    from riftcli.methods.regularizers.rift_penalty import RiftPenalty
+    from riftcli.methods.regularizers.rift_running import RunningRiftPenalty
+
 
 @dataclass(frozen=True)
 class Rift:
-    """Representation Invariance FineTuning: strength * ||Sigma - Q^T Sigma_0 Q||_F^2 (RIFT paper Eq. 12).
+    """Representation Invariance FineTuning: strength * ||Sigma - alpha^2 Q^T Sigma_0 Q||_F^2 (RIFT paper Eq. 12), and its
+    family. Sigma: covariance (n - 1) of the last features before the head over the global batch; Sigma_0: of the pretrained
+    model; Q: orthogonal, discarded afterwards.
 
-    Sigma: covariance (n - 1) of the last features before the head over the global batch; Sigma_0: the same of the pretrained
-    model over the whole training split, without augmentation; Q: orthogonal, starts at the identity, discarded afterwards.
-
-    strength: weight of the term; 0 is exactly plain finetuning.
-    normalize: relative (divide by ||Sigma_0||_F^2, so a total collapse costs `strength`) | raw (the paper's formula to the
-      letter; its scale goes with the fourth power of the features').
-    estimator: plugin (the batch covariance, as in the paper; its noise floor is about (r + 1) / (n - 1) relative, r the
-      effective rank of Sigma_0).
-    q: learn (a Cayley rotation trained beside the network) | fixed (the identity: eigenvectors are kept too).
+    strength: weight of the term; 0 is exactly plain finetuning. {ratio: r} or {keep: c} choose it while training.
+    normalize: relative (divide by ||Sigma_0||_F^2, with q procrustes by ||F_0||^2, so that a total collapse costs `strength`)
+      | raw (the paper's formula to the letter; its scale goes with the fourth power of the features').
+    estimator: plugin (the batch covariance against that of the whole training split without augmentation, as in the paper;
+      its noise floor is about (r + 1) / (n - 1) relative, r the effective rank of Sigma_0) | debiased (unbiased at any batch
+      size from 4) | paired (Sigma_0 from the pretrained features of the same samples: a second, frozen forward, or a cache)
+      | ema (a running covariance: linear in the samples, so exact in one pass over micro-batches and per rank). Default:
+      plugin, with q procrustes paired.
+    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too) | spectral (the best Q, in closed
+      form: only the spectrum is kept) | procrustes (the RIFT paper's Eq. 9 itself, min_Q ||F - alpha F_0 Q||^2 of paired
+      features with the best Q in closed form: unlike equal covariances, it implies CKA 1).
+    rotation: of a learned q: cayley (every rotation) | oft (one block-diagonal factor) | boft (butterfly factors)
+      | lambda_orthogonal (any matrix, pulled back beyond a threshold).
+    block_size: of oft and boft. factors: of boft; null takes as many as the feature dimension allows.
+    soft_threshold: of lambda_orthogonal, on ||W W^T - I||_F; null is 12 at width 512, growing with the root of the width.
     q_lr_scale: learning rate of Q relative to optim.lr. The faster Q follows, the less the term holds.
+    alpha: scale of the target (RepSim paper Eq. 9, 11): fixed (1) | learn (a positive scalar) | closed (least squares; then
+      nothing holds the variance).
+    mean: also + ||mean - alpha Q^T mean_0||^2 (RepSim paper Tab. 5), relative: divided by tr Sigma_0.
+    ema_decay: of the running covariance; it averages over about (1 + d) / (1 - d) batches.
+    on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
 
     strength: float = 1.0
     normalize: Literal["relative", "raw"] = "relative"
-    estimator: Literal["plugin"] = "plugin"
-    q: Literal["learn", "fixed"] = "learn"
+    estimator: Literal["plugin", "debiased", "paired", "ema"] | None = None
+    q: Literal["learn", "fixed", "spectral", "procrustes"] = "learn"
     q_lr_scale: float = 1.0
+    rotation: Literal["cayley", "oft", "boft", "lambda_orthogonal"] = "cayley"
+    block_size: int = 32
+    factors: int | None = None
+    soft_threshold: float | None = None
+    alpha: Literal["fixed", "learn", "closed"] = "fixed"
+    mean: bool = False
+    ema_decay: float = 0.9
+    on: Literal["task", "reference"] = "task"
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError("strength: must be 0 or more")
-        if self.q_lr_scale < 0:
-            raise ValueError("q_lr_scale: must be 0 or more")
+        if self.estimator is None:
+            object.__setattr__(self, "estimator", "paired" if self.q == "procrustes" else "plugin")
+        for name in ("strength", "q_lr_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 or more")
+        if not 0 < self.ema_decay < 1:
+            raise ValueError("ema_decay: must be between 0 and 1")
+        if self.block_size < 2 or (self.rotation == "boft" and self.block_size % 2):
+            raise ValueError("block_size: must be 2 or more, and even for boft")
+        if self.factors is not None and self.factors < 1:
+            raise ValueError("factors: must be 1 or more")
+        if self.soft_threshold is not None and self.soft_threshold < 0:
+            raise ValueError("soft_threshold: must be 0 or more")
+        self._check_combination()
 
-    def build(self, context: RegularizerContext) -> RiftPenalty | None:
-        """Measure Sigma_0 on the training split; None when strength is 0, so that nothing at all is computed."""
+    def _check_combination(self) -> None:
+        closed = self.q in ("spectral", "procrustes")
+        if self.q == "procrustes" and self.estimator != "paired":
+            raise ValueError("estimator: q procrustes compares the features of the same samples; leave it out or use paired")
+        if self.q == "spectral" and self.estimator == "debiased":
+            raise ValueError("estimator: eigenvalues of a batch cannot be debiased; with q spectral use plugin, paired or ema")
+        if self.q == "procrustes" and self.alpha == "learn":
+            raise ValueError("alpha: with q procrustes it is fixed or closed")
+        if closed and self.mean:
+            raise ValueError(f"mean: needs a Q that is known, and q {self.q} only knows the distance; use q learn or fixed")
+        if self.q != "learn" and self.rotation != "cayley":
+            raise ValueError(f"rotation: only a learned Q is parametrised; with q {self.q} leave it out")
+
+    def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(key, what is wrong) of a recipe with these sections."""
+        owner = sections["reference"] if self.on == "reference" else sections["train"]
+        size = getattr(owner, "batch_size", None)
+        if size is not None and size < 4 and self.estimator == "debiased":
+            yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {size}"
+
+    def build(self, context: RegularizerContext) -> RiftPenalty | RunningRiftPenalty | PairedPenalty | None:
+        """Measure what is kept on the training split; None when strength is 0, so that nothing at all is computed."""
         if self.strength == 0:
             return None
         from riftcli.functional.covariance import covariance
+        from riftcli.methods.regularizers.paired_penalty import PairedPenalty
+        from riftcli.methods.regularizers.rift_penalty import RiftPenalty
+        from riftcli.methods.regularizers.rift_running import RunningRiftPenalty
 
-        return RiftPenalty(self, covariance(context.pretrained_features()).float().to(context.device))
+        if self.q == "procrustes":
+            return PairedPenalty(self.strength, self.procrustes)
+        if self.estimator == "paired":
+            return RiftPenalty(self, self.target(context.feature_dim, None, device=context.device))
+        features = context.pretrained_features()
+        sigma_0 = covariance(features).float().to(context.device)
+        mean_0 = features.double().mean(0).float().to(context.device) if self.mean or self.estimator == "ema" else None
+        target = self.target(context.feature_dim, sigma_0, mean_0)
+        return RunningRiftPenalty(self, target) if self.estimator == "ema" else RiftPenalty(self, target)
 
+    def target(
+        self,
+        dim: int,
+        sigma_0: torch.Tensor | None,
+        mean_0: torch.Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Target:
+        """What is compared with: Sigma_0 (D, D) and its mean (D,), or None where every batch brings its own; Q and alpha."""
+        from riftcli.functional.rift_target import Target
 
-class RiftPenalty:
-    """The term bound to Sigma_0 (D, D) fp32. Everything is fp32, outside autocast."""
+        rotation = self._rotation(dim) if self.q == "learn" else None
+        return Target(rotation, sigma_0, mean_0, self.alpha == "learn", device)
 
-    needs_pretrained = False
+    def _rotation(self, dim: int) -> Rotation:
+        from riftcli.functional.rotations import ButterflyRotation, CayleyRotation, SoftRotation, most_factors
 
-    def __init__(self, config: Rift, sigma_0: torch.Tensor) -> None:
-        from riftcli.functional.orthogonal import CayleyRotation
+        if self.rotation == "cayley":
+            return CayleyRotation(dim)
+        if self.rotation == "lambda_orthogonal":
+            return SoftRotation(dim, self.soft_threshold)
+        size, most = self.block_size, 0 if dim % self.block_size else most_factors(dim, self.block_size)
+        factors = 1 if self.rotation == "oft" else self.factors or most
+        if not 1 <= factors <= most:
+            what = f"{size} with {factors} factors does not fit" if most else f"{size} does not divide"
+            raise UsageError(f"regularizer.block_size: {what} the {dim} features of this model")
+        return ButterflyRotation(dim, size, factors)
 
-        self.config = config
-        self.lr_scale = config.q_lr_scale
-        self.rotation = CayleyRotation(sigma_0.shape[0]).to(sigma_0.device) if config.q == "learn" else None
-        self._bind(sigma_0)
-
-    def _bind(self, sigma_0: torch.Tensor) -> None:
-        self.sigma_0 = sigma_0
-        self.norm_0 = sigma_0.square().sum()  # ||Sigma_0||_F^2
-        self.spectrum_0 = _descending_spectrum(sigma_0)
-
-    def raw(self, features: torch.Tensor) -> torch.Tensor:
-        """||Sigma - Q^T Sigma_0 Q||_F^2 of a batch, centred before it is multiplied; (n, D) -> ().
-
-        Expanded into ||Sigma||^2 + ||Sigma_0||^2 - 2 tr(Sigma Q^T Sigma_0 Q): the middle one needs no Q, the last is
-        <Y Sigma_0, Y> / (n - 1) with Y = X Q^T, so no D x D product depends on the batch when n < D.
-        """
-        import torch
-
+    def procrustes(self, features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
+        """min over Q (and alpha, where closed) of ||F - alpha F_0 Q||^2, centred; (n, D), (n, D) -> ()."""
         from riftcli.functional.covariance import centre
+        from riftcli.functional.rift_loss import procrustes_distance
 
-        with torch.autocast(features.device.type, enabled=False):
-            x = centre(features.float())  # (n, D)
-            n, dim = x.shape
-            own = (x @ x.T if n < dim else x.T @ x).square().sum() / (n - 1) ** 2
-            y = x if self.rotation is None else self.rotation.rotate(x)  # (n, D)
-            cross = ((y @ self.sigma_0) * y).sum() / (n - 1)
-            return own + self.norm_0 - 2 * cross
-
-    def loss(self, features: torch.Tensor, pretrained: torch.Tensor | None = None) -> torch.Tensor:
-        """The weighted term; (n, D) -> ()."""
-        scale = 1.0 if self.config.normalize == "raw" else 1 / self.norm_0
-        return self.config.strength * scale * self.raw(features)
-
-    def diagnostics(self, features: torch.Tensor, pretrained: torch.Tensor | None = None) -> dict[str, float]:
-        """The loss raw and relative, its lower bound over all Q, and what became of the spectrum.
-
-        spectral_bound: sum_i (lambda_i - lambda_0i)^2 / ||Sigma_0||^2 with both spectra sorted (Hoffman-Wielandt): no Q
-        can do better. trace_ratio: tr Sigma / tr Sigma_0, 1 when the variance is kept.
-        """
-        import torch
-
-        from riftcli.functional.covariance import centre, effective_rank, eigenvalues
-
-        with torch.no_grad():
-            raw = self.raw(features)
-            spectrum = eigenvalues(centre(features.float()))
-            bound = (spectrum - self.spectrum_0).square().sum()
-            q_distance = self.rotation.distance_from_identity() if self.rotation is not None else torch.zeros_like(raw)
-            names = {
-                "similarity_raw": raw,
-                "similarity_relative": raw / self.norm_0,
-                "spectral_bound": bound / self.norm_0,
-                "trace_ratio": spectrum.sum() / self.spectrum_0.sum(),
-                "effective_rank": effective_rank(spectrum),
-                "q_distance": q_distance,
-            }
-            values = torch.stack([value.to(raw.device) for value in names.values()]).tolist()  # one transfer
-            return dict(zip(names, values, strict=True))
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameter behind Q; empty when Q is fixed."""
-        return [] if self.rotation is None else list(self.rotation.parameters())
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Sigma_0 and Q's parameter."""
-        state = {"sigma_0": self.sigma_0}
-        if self.rotation is not None:
-            state["rotation"] = self.rotation.weight.detach()
-        return state
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore Sigma_0 and Q bitwise."""
-        import torch
-
-        self._bind(state["sigma_0"].to(self.sigma_0.device))
-        if self.rotation is not None:
-            with torch.no_grad():
-                self.rotation.weight.copy_(state["rotation"])
-
-
-def _descending_spectrum(sigma: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.linalg.eigvalsh(sigma.double()).flip(0).clamp_min(0).float()  # (D,)
+        x, x0 = centre(features), centre(pretrained)
+        distance = procrustes_distance(x, x0, free_scale=self.alpha == "closed")
+        return distance / (x0.square().sum().clamp_min(1e-30) if self.normalize == "relative" else len(x) - 1)

@@ -23,11 +23,13 @@ class Rsc:
       strength = (1 - lambda) / lambda (0.8 -> 0.25, 0.2 -> 4); the overall scale lambda of that loss is dropped, which
       only matters to optimizers that are not scale-free and to gradient clipping.
     estimator: biased (the papers') | debiased (recommended when the batch is small against the feature dimension).
+    on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
 
     strength: float = 1.0
     hcs_lambda: float | None = None
     estimator: Literal["biased", "debiased"] = "biased"
+    on: Literal["task", "reference"] = "task"
 
     def __post_init__(self) -> None:
         if self.strength < 0:
@@ -39,9 +41,12 @@ class Rsc:
 
     def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
         """(key, what is wrong) of a recipe with these sections."""
-        train = sections["train"]
-        if train and train.batch_size < 4 and self.estimator == "debiased":
-            yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {train.batch_size}"
+        if sections["strength"] is not None and self.hcs_lambda is not None:
+            yield ("regularizer", "hcs_lambda"), "is a strength, and regularizer.strength has a rule: give one of them"
+        owner = sections["reference"] if self.on == "reference" else sections["train"]
+        size = getattr(owner, "batch_size", None)
+        if size is not None and size < 4 and self.estimator == "debiased":
+            yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {size}"
 
     @property
     def weight(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli.functional.orthogonal import cayley
+from riftcli.functional.rotations import apply_butterfly, butterfly, cayley
 from riftcli.models.surgery import plain_linear
 
 
@@ -27,12 +27,7 @@ class BoftLinear(nn.Module):
     def rotated(self, x: torch.Tensor) -> torch.Tensor:
         """Row vectors (..., in) times R, the last factor first."""
         order: torch.Tensor = self.order  # type: ignore[assignment]
-        turns = cayley(0.5 * (self.boft_R - self.boft_R.transpose(2, 3))).to(x.dtype)
-        for level in range(len(turns) - 1, -1, -1):
-            back = order[level].argsort()
-            parts = x[..., back].unflatten(-1, (-1, self.size))
-            x = torch.einsum("...kb,kbc->...kc", parts, turns[level]).flatten(-2)[..., order[level]]
-        return x
+        return apply_butterfly(x, cayley(0.5 * (self.boft_R - self.boft_R.transpose(2, 3))).to(x.dtype), order)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
@@ -46,12 +41,3 @@ class BoftLinear(nn.Module):
         eye = torch.eye(self.base.in_features, device=self.base.weight.device, dtype=self.base.weight.dtype)
         weight = self.base.weight @ self.rotated(eye).T * self.boft_s
         return plain_linear(weight, self.base.bias)
-
-
-def butterfly(width: int, size: int, level: int) -> torch.Tensor:
-    """Order of the inputs at a level: in segments of size * 2^level, the even chunks of size / 2 come first, then the odd."""
-    if level == 0:
-        return torch.arange(width)
-    half = size // 2
-    chunks = torch.arange(width).view(-1, size * 2**level // half, half)  # (segments, chunks, half)
-    return torch.cat([chunks[:, 0::2], chunks[:, 1::2]], 1).flatten()

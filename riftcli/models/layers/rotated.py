@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from riftcli.functional.orthogonal import cayley
+from riftcli.functional.rotations import cayley
 from riftcli.models.surgery import plain_linear
 
 

@@ -1,0 +1,119 @@
+"""A strength that is steered so that the run ends at a wanted similarity to the pretrained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+STEEPEST = math.log(4.0)  # one update changes the strength by a factor of 4 at most
+
+
+@dataclass(frozen=True)
+class TargetSimilarity:
+    """Steers the strength so that debiased CKA to the pretrained model, on validation images, ends at `keep`.
+
+    keep: the wanted CKA. tolerance: how near counts as reached; only weights that keep at least `keep` - tolerance are chosen
+    as the best. every_steps: steps between two measurements; null is a fortieth of the run. samples: validation images that
+    are measured each time. start: the first strength. most: its upper limit; the lower one is start / most.
+
+    The rule: the wanted CKA falls from 1 to `keep` in proportion to the learning rate spent, and is there when `settle` of it
+    is; the error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength by gain * (change of e) + gain_sum *
+    e * (learning rate spent since, as a share of the whole), a proportional-integral controller. At a limit nothing is summed up.
+    """
+
+    keep: float
+    tolerance: float = 0.02
+    every_steps: int | None = None
+    samples: int = 512
+    start: float = 1.0
+    most: float = 1000.0
+    settle: float = 0.6
+    gain: float = 2.0
+    gain_sum: float = 20.0
+    wants: ClassVar[Literal["similarity"]] = "similarity"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ValueError("keep: must be between 0 and 1")
+        for name in ("tolerance", "samples", "start", "gain", "gain_sum"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be above 0")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError("every_steps: must be 1 or more")
+        if self.samples < 8:
+            raise ValueError("samples: must be 8 or more")
+        if self.most < self.start:
+            raise ValueError("most: must be at least start")
+        if not 0 < self.settle <= 1:
+            raise ValueError("settle: must be above 0 and at most 1")
+
+    def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(key, what is wrong) of a recipe with these sections."""
+        if sections["data"] and sections["data"].val is None:
+            yield ("regularizer", "strength"), "keep is measured on validation images: set data.val"
+        if sections["adapter"] and not sections["adapter"].trains_backbone:
+            yield ("regularizer", "strength"), "keep has nothing to steer: this adapter freezes the backbone, so its CKA stays 1"
+
+    def begin(self, total_steps: int) -> SimilarityControl:
+        """The run starts at CKA 1."""
+        return SimilarityControl(self, self.every_steps or max(1, total_steps // 40))
+
+
+class SimilarityControl:
+    """The rule at work."""
+
+    def __init__(self, rule: TargetSimilarity, every_steps: int) -> None:
+        self.rule, self.every_steps = rule, every_steps
+        self.strength, self.error, self.progress = rule.start, 0.0, 0.0
+
+    def due(self, step: int) -> bool:
+        """Every few steps."""
+        return step % self.every_steps == 0
+
+    def wanted(self, progress: float) -> float:
+        """CKA on the way: 1 at the start, `keep` from `settle` on."""
+        return 1 - (1 - self.rule.keep) * min(1.0, progress / self.rule.settle)
+
+    def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
+        """One step of the controller."""
+        rule, similarity = self.rule, measured[0]
+        wanted = self.wanted(progress)
+        error = (wanted - similarity) / (1 - rule.keep)
+        change = rule.gain * (error - self.error) + rule.gain_sum * error * (progress - self.progress)
+        change = min(STEEPEST, max(-STEEPEST, change))
+        self.strength = min(rule.most, max(rule.start / rule.most, self.strength * math.exp(change)))
+        self.error, self.progress = error, progress
+        return {"strength": self.strength, "cka_debiased": similarity, "wanted": wanted}
+
+    def outcome(self, similarity: float | None) -> dict[str, Any]:
+        """Whether the wish was met, and if not, what stood in the way."""
+        rule = self.rule
+        reached = similarity is not None and abs(similarity - rule.keep) <= rule.tolerance
+        report = {"rule": {"keep": rule.keep}, "tolerance": rule.tolerance, "strength": self.strength}
+        note = None if reached else f"strength keep {rule.keep:g}: ended at a CKA of {_shown(similarity)}{self._why(similarity)}"
+        return {**report, "cka_debiased": similarity, "reached": reached, "note": note}
+
+    def _why(self, similarity: float | None) -> str:
+        if similarity is None:
+            return ": the features are constant"
+        if similarity > self.rule.keep:
+            least = self.strength <= 1.01 * self.rule.start / self.rule.most
+            alone = " even with next to no regularizer" if least else ""
+            return f", more than wished{alone}: a higher optim.lr or more epochs would use the freedom"
+        if self.strength >= 0.99 * self.rule.most:
+            return f" with the strength at its limit {self.rule.most:g}: this regularizer cannot keep more here; lower optim.lr"
+        return f" at strength {self.strength:.3g}: too few steps to settle; lower optim.lr, or more epochs"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the controller stands."""
+        return {"strength": self.strength, "error": self.error, "progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+        self.strength, self.error, self.progress = (state[key] for key in ("strength", "error", "progress"))
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
