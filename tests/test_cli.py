@@ -300,13 +300,29 @@ def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, 
 # ---- going on
 
 
-@pytest.mark.parametrize("regularizer", ["rift", "rsc"])
-def test_resume_is_bitwise_after_a_kill_in_the_middle_of_an_epoch(rift, tiny_recipe, write_recipe, monkeypatch, regularizer):
+CLOTHES = {"format": "demo_fashion", "split": {"from": "test", "limit": 70}, "batch_size": 24}
+RESUMED: dict[str, dict] = {
+    "rift": {"regularizer": {"name": "rift"}},
+    "rsc": {"regularizer": {"name": "rsc"}},
+    "ema on reference": {"regularizer": {"name": "rift", "estimator": "ema", "on": "reference"}, "reference": CLOTHES},
+    "running mean": {"regularizer": {"name": "difference_vector", "strength": 1.0, "on": "reference"}, "reference": CLOTHES},
+    "keep": {"regularizer": {"name": "rift", "q": "procrustes", "strength": {"keep": 0.9, "every_steps": 1}}},
+    "ratio": {"regularizer": {"name": "rift", "alpha": "learn", "strength": {"ratio": 0.5, "steps": 8}}},
+    "views, projection": {
+        "regularizer": {"name": "ldifs", "layers": 2},
+        "augment": {"flip": 0.5, "crop_min_area": 0.5, "views": 2},
+        "optim": {"lr": 1e-3, "weight_decay": 0.0, "selective_projection": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resume_is_bitwise_after_a_kill_in_the_middle_of_an_epoch(rift, tiny_recipe, write_recipe, monkeypatch, case):
     from riftcli.training import loop as train
 
     tiny_recipe["model"]["drop_path"] = 0.3
     tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
-    tiny_recipe["regularizer"] = {"name": regularizer}
+    tiny_recipe |= RESUMED[case]
     tiny_recipe["train"] |= {"epochs": 3, "save_every_steps": 3}
     recipe = write_recipe(tiny_recipe)
     assert rift("finetune", "--recipe", recipe, "--out", "whole")[0] == 0
@@ -335,10 +351,13 @@ def test_resume_is_bitwise_after_a_kill_in_the_middle_of_an_epoch(rift, tiny_rec
     assert_same_state(Path("whole"), Path("cut"))
     assert (Path("whole") / "model/model.safetensors").read_bytes() == (Path("cut") / "model/model.safetensors").read_bytes()
     keys = ["kind", "step", "epoch", "loss", "task_loss", "lr", "grad_norm", "acc", "cka"]
+    assert rows(Path("whole"), "strength") == rows(Path("cut"), "strength")
+    assert bool(rows(Path("whole"), "strength")) == (case in ("keep", "ratio"))
     pick = [[row.get(k) for k in keys] for row in rows(Path("whole"), "step") + rows(Path("whole"), "eval")]
     assert pick == [[row.get(k) for k in keys] for row in rows(Path("cut"), "step") + rows(Path("cut"), "eval")]
     one, two = (json.loads(Path(f"{r}/metrics.json").read_text()) for r in ("whole", "cut"))
     assert one["metrics"] == two["metrics"]
+    assert one.get("strength") == two.get("strength")
 
 
 def test_resume_refuses_changes_and_knows_when_it_is_done(rift, tiny_recipe, write_recipe):

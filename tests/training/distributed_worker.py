@@ -6,6 +6,7 @@ python distributed_worker.py OUT.safetensors
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +27,10 @@ from riftcli.models.classifier import Classifier
 from riftcli.models.head import reset_head
 from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from family import FAMILY  # noqa: E402
+from family import bound as family_bound  # noqa: E402
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 BATCH = 12
@@ -69,6 +74,41 @@ def gradients(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
     found[f"{name}/{micro_batches}/penalty_loss"] = result.penalty_loss
     found[f"{name}/{micro_batches}/task_loss"] = dist.sum_over_ranks(result.task_loss) / dist.world_size()
     return {key: value.detach().clone() for key, value in found.items()}
+
+
+def family(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
+    """Gradients, gradient norms and running means of a member of the RIFT family, and of the second stream."""
+    torch.manual_seed(0)
+    penalty_, needs = family_bound(name, 32)
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+    reset_head(vit, 4, seed=0)
+    model: nn.Module = Classifier(vit, depths=needs["layers"]).train()
+    generator = torch.Generator().manual_seed(2)
+    images, targets = torch.randn(BATCH, 3, 16, 16, generator=generator), torch.arange(BATCH) ** 2 % 4
+    others = torch.randn(2 * BATCH, 3, 16, 16, generator=generator)
+    table = torch.randn(2 * BATCH, 32 * max(1, needs["layers"]), generator=generator)
+    share = BATCH // dist.world_size()
+    own = slice(dist.rank() * share, (dist.rank() + 1) * share)
+    beside = slice(2 * own.start, 2 * own.stop)
+    step = Step(
+        module=nn.parallel.DistributedDataParallel(model) if dist.world_size() > 1 else model,
+        objective=CrossEntropy().build(targets, 4),
+        penalty=penalty_,
+        prepare=lambda x: x,
+        pretrained=lambda index, x: table[index],
+        device=torch.device("cpu"),
+        micro_batch_size=share // micro_batches,
+        stream=needs["stream"],
+        by_layers=bool(needs["layers"]),
+        measure_gradients=True,
+    )
+    task = (images[own], targets[own], torch.arange(BATCH)[own])
+    result = step({"task": task, "reference": (others[beside], torch.zeros(2 * share), torch.arange(2 * BATCH)[beside])})
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found |= {f"penalty/{i}": p.grad for i, p in enumerate(penalty_.parameters())}
+    found |= {f"state/{n}": value for n, value in penalty_.state_dict().items()}
+    found |= {"penalty_loss": result.penalty_loss, "norms": torch.tensor(result.gradient_norms)}
+    return {f"family/{name}/{micro_batches}/{key}": value.detach().clone() for key, value in found.items()}
 
 
 def product() -> dict[str, torch.Tensor]:
@@ -140,6 +180,9 @@ def main(out: str) -> None:
         for name in ("none", "rift", "rsc"):
             for micro_batches in (1, 2):
                 found |= gradients(name, micro_batches)
+        for name in FAMILY:
+            for micro_batches in (1, 2):
+                found |= family(name, micro_batches)
         found |= product()
         if dist.world_size() > 1:  # what a plain all_gather in the graph would give: no sum over ranks in the backward
             real = dist._GatherRows.backward

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_copies import picture
+from family import FAMILY
 from safetensors.torch import load_file
 
 from riftcli import catalog
@@ -46,6 +47,16 @@ def test_two_ranks_give_the_gradients_of_one_for_the_network_and_for_q(found, na
     assert (f"{name}/{micro_batches}/Q" in keys) == (name == "rift")
     for key in keys:
         torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_every_member_of_the_family_on_two_ranks(found, name, micro_batches):
+    """The network, Q, running means and gradient norms; the second stream too."""
+    keys = [key for key in found[1] if key.startswith(f"family/{name}/{micro_batches}/")]
+    assert len(keys) > 20
+    for key in keys:
+        torch.testing.assert_close(found[2][key], found[1][key], rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("regularizer", catalog.names("regularizer"))

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from family import FAMILY, bound
 
 from riftcli.errors import DataError
 from riftcli.methods.objectives.bce import BinaryCrossEntropy
@@ -74,6 +75,73 @@ def test_accumulated_equals_the_big_batch(name, micro):
     torch.testing.assert_close(parts.features, whole.features)
     for key, grad in expected.items():
         torch.testing.assert_close(got[key], grad, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def family_step(model: Classifier, name: str, micro: int, measure: bool = False):
+    """One step of a member of the family: (result, gradients, what a running mean became)."""
+    generator = torch.Generator().manual_seed(2)
+    images, targets = torch.randn(12, 3, 16, 16, generator=generator), torch.arange(12) % 4
+    others = torch.randn(24, 3, 16, 16, generator=generator)
+    penalty, needs = bound(name, 32)
+    model.depths = needs["layers"]
+    table = torch.randn(24, 32 * max(1, needs["layers"]), generator=generator)
+    step = Step(
+        module=model,
+        objective=CrossEntropy().build(targets, 4),
+        penalty=penalty,
+        prepare=lambda x: x,
+        pretrained=lambda index, x: table[index],
+        device=torch.device("cpu"),
+        micro_batch_size=micro,
+        stream=needs["stream"],
+        by_layers=bool(needs["layers"]),
+        measure_gradients=measure,
+    )
+    model.zero_grad()
+    streams = {"task": (images, targets, torch.arange(12)), "reference": (others, torch.zeros(24), torch.arange(24))}
+    result = step(streams)
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    grads |= {f"penalty/{i}": p.grad.clone() for i, p in enumerate(penalty.parameters())}
+    return result, grads, penalty.state_dict()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("micro", [3, 6])
+def test_every_member_accumulates_exactly(name, micro):
+    model = build(drop_path=0.0)
+    whole, expected, state = family_step(model, name, 12)
+    parts, got, moved = family_step(model, name, micro)
+    torch.testing.assert_close(parts.penalty_loss, whole.penalty_loss, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.features, whole.features)
+    assert len(parts.features) == (24 if "reference" in name else 12)
+    for key, grad in expected.items():
+        torch.testing.assert_close(got[key], grad, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    for key, value in state.items():
+        torch.testing.assert_close(moved[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["procrustes", "ema", "procrustes on reference"])
+def test_gradient_norms_are_those_of_the_two_losses(name):
+    """Against backward passes of each loss alone; the same in micro-batches; measuring changes no gradient."""
+    model = build(drop_path=0.0)
+    plain, grads, _ = family_step(model, name, 12)
+    assert plain.gradient_norms is None
+    whole, measured, _ = family_step(model, name, 12, measure=True)
+    for key, grad in grads.items():
+        torch.testing.assert_close(measured[key], grad)
+    parts, _, _ = family_step(model, name, 3, measure=True)
+    assert parts.gradient_norms == pytest.approx(whole.gradient_norms, rel=1e-3)
+    generator = torch.Generator().manual_seed(2)
+    images, targets = torch.randn(12, 3, 16, 16, generator=generator), torch.arange(12) % 4
+    features = model(images).features.detach().requires_grad_()
+    torch.nn.functional.cross_entropy(model.vit.get_classifier()(features), targets).backward()
+    assert whole.gradient_norms[0] == pytest.approx(float(features.grad.norm()), rel=1e-4)
+    penalty, _ = bound(name, 32)
+    others = torch.randn(24, 3, 16, 16, generator=generator)
+    table = torch.randn(24, 32, generator=generator)
+    seen = model(others if "reference" in name else images).features.detach().requires_grad_()
+    penalty.loss(seen, table[: len(seen)]).backward()
+    assert whole.gradient_norms[1] == pytest.approx(float(seen.grad.norm()), rel=1e-4)
 
 
 def test_both_passes_drop_the_same_paths():
