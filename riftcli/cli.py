@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from riftcli import catalog
+from riftcli import catalog, launch
 from riftcli.errors import ExitCode, RiftError
 from riftcli.version import __version__
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "sharpness": "riftcli.commands.sharpness:sharpness",
     "similarity": "riftcli.commands.similarity:similarity",
     "attention": "riftcli.commands.attention:attention",
+    "sweep": "riftcli.commands.sweep:sweep",
     "compare": "riftcli.commands.compare:compare",
     "report": "riftcli.commands.report:report",
     "correlate": "riftcli.commands.correlate:correlate",
@@ -76,6 +77,7 @@ def _options(
 
 def main() -> None:
     """Run a command; translate every way it can end into a documented exit code."""
+    launch.die_with_parent()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -18,6 +18,22 @@ from riftcli.errors import EnvironmentError, ExitCode, RiftError, Terminated, Us
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; SIGUSR1 is what Slurm sends before the end
 
 
+DIE_WITH = "RIFT_DIE_WITH"  # set by whoever starts us: the process that we must not outlive
+
+
+def die_with_parent() -> None:
+    """Where a sweep started this process: SIGTERM when it dies, however that happens, so that the run saves and ends."""
+    parent = os.environ.pop(DIE_WITH, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+    if os.getppid() != int(parent):  # it died before we asked
+        sys.exit(int(ExitCode.TERMINATED))
+
+
 def processes(spec: str) -> int:
     """--nproc-per-node: a number, or `gpu` for every GPU of this machine."""
     if spec == "gpu":

@@ -18,6 +18,7 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["commands", "__init__"],
+    ["sweeps"],
     ["api"],
     ["training", "report"],
     ["evaluation", "methods"],

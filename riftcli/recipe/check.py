@@ -36,8 +36,8 @@ from riftcli.recipe.sections import (
 class Checker:
     """Collects errors instead of stopping at the first one."""
 
-    def __init__(self, filename: str, document: strict_yaml.Document) -> None:
-        self.filename, self.raw, self.lines = filename, document.data, document.lines
+    def __init__(self, filename: str, document: strict_yaml.Document, what: str = "recipe") -> None:
+        self.filename, self.raw, self.lines, self.what = filename, document.data, document.lines, what
         self.from_set: dict[Key, str] = {}
         self.errors: list[tuple[bool, int, str]] = []
 
@@ -52,9 +52,14 @@ class Checker:
         while known and known not in self.lines:
             known = known[:-1]
         line = self.lines.get(known, 1)
-        where = f"--set {self.from_set[given[0]]}: " if given else f"recipe {self.filename}:{line}: "
+        where = f"--set {self.from_set[given[0]]}: " if given else f"{self.what} {self.filename}:{line}: "
         extra = f"\n  allowed here: {', '.join(allowed)}" if allowed else ""
         self.errors.append((bool(given), line, f"{where}{'.'.join(map(str, path))}: {what}{extra}"))
+
+    def raise_errors(self) -> None:
+        """Raise UsageError with every error so far, sorted by line."""
+        if self.errors:
+            raise UsageError("\n".join(text for _, _, text in sorted(self.errors, key=lambda e: e[:2])))
 
     def section(self, prefix: Key, model: type[BaseModel], raw: Any) -> Any:
         """Validate a mapping against a pydantic model; None after errors."""
@@ -224,8 +229,7 @@ class Checker:
         parts["reference"] = self.reference(self.raw.get("reference"))
         self._check_together(parts)
         self._check_reference(parts)
-        if self.errors:
-            raise UsageError("\n".join(text for _, _, text in sorted(self.errors, key=lambda e: e[:2])))
+        self.raise_errors()
         resolved = resolved_values(parts, self.raw)
         return Recipe(
             name=Path(self.filename).stem,

@@ -113,12 +113,18 @@ def _home(folder: Path) -> Path:
     return folder.parent if SEED.fullmatch(folder.name) else folder
 
 
+def _completed(run: Path) -> bool:
+    return json.loads((run / "run.json").read_text(encoding="utf-8")).get("status") == "completed"
+
+
 SEED = re.compile(r"[sf]\d+")  # folders of --repeats and --folds
 
 
 def seeds_of(path: Path) -> list[Path]:
-    """The runs below a folder of --repeats or --folds, in order; none for a run itself."""
+    """The runs below a folder of --repeats or --folds, in order, or the finished ones of a sweep; none for a run itself."""
     if (path / "run.json").is_file():
         return []
+    if (path / "sweep.json").is_file():
+        return [run for group in sorted((path / "trials").iterdir()) for run in seeds_of(group) if _completed(run)]
     named = (file.parent for file in path.glob("*/run.json") if SEED.fullmatch(file.parent.name))
     return sorted(named, key=lambda run: (len(run.name), run.name))

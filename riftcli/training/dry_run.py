@@ -9,6 +9,7 @@ from riftcli.console import Console
 from riftcli.data.loader import train_loader
 from riftcli.recipe import Recipe, flatten
 from riftcli.runs.provenance import peak_memory_bytes
+from riftcli.training.cost import disk_bytes
 from riftcli.training.setup import set_up
 
 
@@ -33,7 +34,6 @@ def dry_run(recipe: Recipe, device: str) -> None:
     memory = peak_memory_bytes(setup.device)
     if setup.device.type == "cuda":
         memory += 2 * trained  # the optimizer's moments are not there yet
-    # last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights
-    disk = weights + 3 * (weights + 2 * trained)
+    disk = disk_bytes(weights, trained)
     print(f"memory: about {memory / 1e9:.2f} GB on {setup.device}; disk: about {disk / 1e6:.0f} MB")
     print(f"steps: {setup.total_steps} ({setup.batches.steps_per_epoch} an epoch); nothing was written")

@@ -1,0 +1,90 @@
+"""rift sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from riftcli.errors import UsageError
+
+OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
+OptionalInt = Optional[int]  # noqa: UP045
+
+
+def sweep(
+    what: Annotated[
+        list[str], typer.Argument(metavar="SWEEP.yaml | show DIR", help="A sweep file to run, or a folder to look at.")
+    ],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the file, or a recipe key of every trial; repeatable."),
+    ] = [],  # noqa: B006 - typer copies it
+    out: Annotated[
+        OptionalPath, typer.Option(help="Folder of the sweep; default sweeps/<file>. One that is there goes on.")
+    ] = None,
+    jobs: Annotated[OptionalInt, typer.Option(min=1, help="Trials at a time; default one for each GPU, one on a CPU.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more, from the start.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the trials, the hours (from a measured step) and the disk; run nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
+) -> None:
+    """Many runs from one file: grids, pairs and seeds over any recipe keys. Show: its table, also while it runs."""
+    if what[0] == "show":
+        if len(what) != 2:
+            raise UsageError("rift sweep show DIR: expected one folder of a sweep")
+        from riftcli.sweeps.run import present
+
+        report = present(Path(what[1]))
+    else:
+        if len(what) != 1:
+            raise UsageError(f"rift sweep: expected one sweep file, or `show DIR`, got {' '.join(what)}")
+        from riftcli.sweeps.plan import read_plan
+
+        plan = read_plan(_file(what[0]), overrides)
+        if dry_run:
+            _print_estimate(plan, device)
+            return
+        from riftcli.sweeps.run import run_sweep
+
+        report = run_sweep(plan, out, jobs, device, retry_failed)
+    if as_json:
+        print(json.dumps(report, indent=1))
+
+
+def _file(name: str) -> Path:
+    """A path, or the name of a shipped study."""
+    from riftcli.errors import did_you_mean
+    from riftcli.recipe.reader import shipped_folder
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    studies = shipped_folder() / "studies"
+    shipped = studies / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in studies.glob("*.yaml"))
+    raise UsageError(f"sweep {name}: no such file and no shipped study of that name{did_you_mean(Path(name).stem, names)}")
+
+
+def _print_estimate(plan: Any, device: str) -> None:
+    from riftcli.sweeps.estimate import estimate
+
+    for trial in plan.trials:
+        settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+        print(f"{trial.name}: {Path(trial.recipe).name}{', ' * bool(settings)}{settings}")
+    found = estimate(plan, device)
+    for row in found:
+        if row.why is not None:
+            print(f"{row.row}: {row.runs} runs; hours and disk are not known: {row.why}")
+        else:
+            print(f"{row.row}: {row.runs} runs, {row.steps} steps, {row.hours:.2f} h, {(row.disk_bytes or 0.0) / 1e9:.1f} GB")
+    hours, disk = sum(row.hours or 0.0 for row in found), sum(row.disk_bytes or 0.0 for row in found)
+    rest = " (of the rows that are known)" if any(row.why for row in found) else ""
+    print(f"{len(plan.trials)} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written")
+    print(f"hours are of training steps alone, measured on {device} with made-up images; reading and evaluation come on top")

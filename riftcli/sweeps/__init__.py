@@ -1,0 +1,1 @@
+"""Sweeps: many runs that belong to one question, from one file."""

@@ -1,0 +1,148 @@
+"""The trials of a sweep in processes of their own: one for each GPU of this machine, one at a time on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from riftcli.console import Stopwatch
+from riftcli.errors import ExitCode, RiftError, Terminated
+from riftcli.launch import DIE_WITH
+from riftcli.sweeps.folder import Standing, SweepFolder, standing
+from riftcli.sweeps.plan import Trial
+
+TRIES = 3  # of a trial that something killed; it resumes
+POLL = 0.2  # seconds
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen
+    trial: Trial
+    slot: str | None
+    clock: Stopwatch
+
+
+class Pool:
+    """Runs trials until none is left. slots: a GPU each (as CUDA_VISIBLE_DEVICES has it), or None on a CPU."""
+
+    def __init__(
+        self, folder: SweepFolder, slots: Sequence[str | None], device: str, tell: Callable[[Trial, Standing, int], None]
+    ) -> None:
+        self.folder, self.device, self.tell = folder, device, tell
+        self._free = deque(slots)
+        self._running: list[_Running] = []
+        self._tries: dict[str, int] = {}
+        self._stopped: int | None = None
+
+    def run(self, trials: Sequence[Trial], retry_failed: bool) -> None:
+        """Start, watch, go on; raise Terminated or KeyboardInterrupt when told to stop, after every trial has saved."""
+        waiting = deque(trial for trial in trials if self._to_do(trial, retry_failed))
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self._running or (waiting and self._stopped is None):
+                while waiting and self._free and self._stopped is None:
+                    self._start(waiting.popleft(), retry_failed)
+                time.sleep(POLL)
+                for one in [one for one in self._running if one.process.poll() is not None]:
+                    self._running.remove(one)
+                    self._free.append(one.slot)
+                    if self._ended(one, len(waiting)):
+                        waiting.appendleft(one.trial)
+        finally:
+            for one in self._running:
+                one.process.terminate()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopped == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._stopped is not None:
+            raise Terminated(f"stopped by a signal; the same command goes on with {self.folder.path}")
+
+    def _to_do(self, trial: Trial, retry_failed: bool) -> bool:
+        state = standing(self.folder.path, trial.name).state
+        return state != "completed" and (retry_failed or state != "failed")
+
+    def _stop(self, number: int, frame: object) -> None:
+        """The first signal ends the trials as SIGTERM does: they save; a second one is theirs to see at once."""
+        self._stopped = number
+        for one in self._running:
+            one.process.terminate()
+
+    def _start(self, trial: Trial, again: bool) -> None:
+        run, log = self.folder.run_of(trial), self.folder.log_of(trial)
+        recipe = ["--recipe", str(self.folder.recipe_of(trial.recipe))]
+        recipe += [word for override in trial.overrides for word in ("--set", override)]
+        failed = standing(self.folder.path, trial.name).state == "failed"
+        if list(run.glob("last/step-*/manifest.json")) and not (failed and again):
+            arguments = ["--resume", str(run), *recipe]
+        else:
+            arguments = ["--out", str(run), *recipe, *["--overwrite"] * (run / "run.json").is_file()]
+        environment = {**os.environ, DIE_WITH: str(os.getpid())}
+        if self._free[0] is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self._free[0]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "riftcli", "finetune", *arguments, "--device", self.device],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we pass on what lets a trial save
+            )
+        self._tries[trial.name] = self._tries.get(trial.name, 0) + 1
+        self._running.append(_Running(process, trial, self._free.popleft(), Stopwatch()))
+        self.folder.note(trial, Standing("running"))
+
+    def _ended(self, one: _Running, left: int) -> bool:
+        """Note how a trial ended; True where it is to go on: something killed it that was not us."""
+        code, trial = one.process.returncode, one.trial
+        killed = code < 0 or code in (ExitCode.TERMINATED, ExitCode.INTERRUPTED)
+        if killed and self._stopped is not None:
+            self.folder.note(trial, Standing("interrupted", code=code))
+            return False
+        if killed and self._tries[trial.name] < TRIES:
+            self.tell(trial, Standing("interrupted", f"killed by signal {-code}" if code < 0 else "terminated", code), left)
+            return True
+        if code == 0:
+            found = Standing("completed", seconds=round(one.clock.seconds, 1))
+        else:
+            found = Standing("failed", _last_error(self.folder.log_of(trial), code), code, round(one.clock.seconds, 1))
+        self.folder.note(trial, found)
+        self.tell(trial, found, left)
+        return False
+
+
+def _last_error(log: Path, code: int) -> str:
+    """The one line that a failed command printed."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("error: ")]
+    return lines[-1].removeprefix("error: ") if lines else f"ended with exit code {code} (log: {log})"
+
+
+def gpus(device: str) -> list[str | None]:
+    """What a pool may use: every GPU that torch sees, unless a CPU was asked for or there is none."""
+    if device == "cpu":
+        return [None]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda:") or not count:
+        return [None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+    return [visible[i] if i < len(visible) else str(i) for i in range(count)]
+
+
+def failure(failed: dict[str, Standing], count: int) -> RiftError:
+    """What a sweep with failed trials ends with: each with its one line, and the exit code of the first."""
+    lines = [f"  {name}: {found.error}" for name, found in failed.items()]
+    error = RiftError(f"{len(failed)} of {count} trials failed; --retry-failed tries them again\n" + "\n".join(lines))
+    codes = {int(code): code for code in ExitCode}
+    error.exit_code = codes.get(next(iter(failed.values())).code or 1, ExitCode.UNEXPECTED)
+    return error

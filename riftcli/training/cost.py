@@ -1,0 +1,93 @@
+"""What a run needs, measured or counted before it starts: seconds of a step on made-up images, disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from riftcli import dist
+from riftcli.protocols import RegularizerContext, WeightPenalty
+from riftcli.recipe import Recipe
+from riftcli.training.network import apply_adapter, build_network, trained_module
+from riftcli.training.optim import build_optimizer
+from riftcli.training.step import Step
+
+ON_A_CPU = 8  # images of a measured step there: it is linear in them, and a whole batch takes minutes
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """seconds_per_image: of training, a second forward for pretrained features included; disk_bytes: of a finished run."""
+
+    seconds_per_image: float
+    disk_bytes: float
+
+
+def disk_bytes(weights: float, trained: float) -> float:
+    """last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights."""
+    return weights + 3 * (weights + 2 * trained)
+
+
+def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) -> StepCost:
+    """Train a few steps on random images with random weights: the time does not depend on them. Data loading is not included."""
+    import dataclasses
+
+    plain = dataclasses.replace(recipe, model=recipe.model.model_copy(update={"pretrained": False, "weights": None}))
+    place = dist.pick_device(device)
+    network = build_network(plain, place, 1)
+    size = recipe.train.batch_size if place.type == "cuda" else min(ON_A_CPU, recipe.train.batch_size)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, *network.preprocessing.input_size), dtype=torch.uint8, generator=generator)
+    many = recipe.objective.task == "multilabel"
+    targets = torch.zeros(size, classes, dtype=torch.uint8) if many else torch.arange(size) % classes
+    network.vit.reset_classifier(classes)
+    network.vit.to(place)
+    start = torch.randn(64, network.vit.num_features, generator=generator)
+    penalty = None
+    if recipe.adapter.trains_backbone:
+        penalty = recipe.regularizer.build(RegularizerContext(network.vit.num_features, place, lambda: start))
+    apply_adapter(plain, network)
+    on_weights = penalty if isinstance(penalty, WeightPenalty) else None
+    if on_weights is not None:
+        on_weights.attach(network.vit)
+    on_features = None if isinstance(penalty, WeightPenalty) else penalty
+    depths = network.classifier.depths
+    live = not recipe.augment.off and not recipe.augment.views
+
+    def pretrained(index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if not live:
+            return torch.ones(len(x), network.vit.num_features * max(1, depths), device=place)
+        with torch.inference_mode():
+            output = network.classifier(network.preprocessing.normalise(x))
+        return output.layers if depths else output.features
+
+    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and place.type == "cuda")
+    step = Step(
+        module=trained_module(network, cached=False),
+        objective=recipe.objective.build(targets, classes),
+        prepare=network.preprocessing.normalise,
+        device=place,
+        micro_batch_size=size,
+        penalty=on_features,
+        weight_penalty=on_weights,
+        pretrained=pretrained,
+        bf16=bf16,
+        by_layers=bool(depths),
+    )
+    optimizer = build_optimizer(network.vit, step.penalty_parameters(), "adamw", 1e-6, 0.0)
+    batch = (images, targets, torch.arange(size))
+    network.classifier.train()
+    times = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        step({"task": batch, "reference": batch})
+        optimizer.step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        times.append(time.perf_counter() - began)
+    weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    return StepCost(min(times[1:]) / size, disk_bytes(weights, trained))
