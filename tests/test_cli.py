@@ -85,7 +85,8 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
     assert json.loads(out) == report
     assert report["metrics"]["acc"]["n"] == 60
     assert 0 < report["metrics"]["cka"]["value"] < 1
-    assert set(report["retention"]["demo_fashion"]) == {"n", "bank", "k", "knn_before", "knn_after", "cka"}
+    keys = {"n", "bank", "k", "knn_before", "knn_after", "cka", "probe_before", "probe_after", "mutual_knn"}
+    assert set(report["retention"]["demo_fashion"]) == keys
     status = read_json(run / "run.json")
     assert (status["status"], status["seed"], status["steps"]) == ("completed", 0, 8)
     steps = rows(run, "step")

@@ -147,6 +147,8 @@ def curves(logs: dict[str, list[list[Row]]], palette: dict[str, str]) -> list[Fi
     watched = dict.fromkeys(key for row in every if row["kind"] == "eval" for key in row)
     panels = [(name, "step") for name in CURVES if any(row.get(name) is not None for row in every)]
     panels += [(name, "eval") for name in watched if name not in ("kind", "step", "epoch", "split")]
+    steered = dict.fromkeys(key for row in every if row["kind"] == "strength" for key in row)
+    panels += [(name, "strength") for name in steered if name not in ("kind", "step", "epoch")]
     return [_curve(name, kind, logs, palette) for name, kind in panels]
 
 
@@ -174,7 +176,8 @@ def _curve(name: str, kind: str, logs: dict[str, list[list[Row]]], palette: dict
         if len(logs) > 1:
             axes[0].legend(fontsize=6)
 
-    return figure(name if kind == "step" else f"validation {name}", rows, draw, height=3.2)
+    title = {"step": "{}", "eval": "validation {}", "strength": "strength rule: {}"}[kind].format(name)
+    return figure(title, rows, draw, height=3.2)
 
 
 def reliability(curves_by_run: dict[str, list[Row]], palette: dict[str, str]) -> Figure:

@@ -100,7 +100,8 @@ def _lead(records: Sequence[Record]) -> str:
     reports = [read_report(r.folder) for r in records]
     sets = ", ".join(dict.fromkeys(f"{r['data']['name']} ({r['data']['split']}, {r['data']['n']} images)" for r in reports))
     backbones = ", ".join(dict.fromkeys(r["model"]["architecture"] for r in reports))
-    return f"{backbones} finetuned on {sets}. All numbers are of the weights that validation chose."
+    notes = "".join(f" Not reached: {r['strength']['note']}." for r in reports if r.get("strength", {}).get("note"))
+    return f"{backbones} finetuned on {sets}. All numbers are of the weights that validation chose.{notes}"
 
 
 def _sections(

@@ -52,6 +52,7 @@ def record(candidate: Candidate) -> Record:
         note(name, entry["value"], entry["higher_is_better"])
     for name, entry in report.get("retention", {}).items():
         note(f"knn {name}", entry["knn_after"], True)
+        note(f"probe {name}", entry.get("probe_after"), True)
         note(f"cka {name}", entry["cka"], True)
     here = (report["data"]["name"], report["data"]["split"])
     for name in catalog.names("evaluator"):

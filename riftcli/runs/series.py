@@ -15,6 +15,8 @@ from riftcli.errors import UsageError
 from riftcli.recipe.sections import SplitSpec
 from riftcli.runs.folder import write_json
 
+RETAINED = ("knn_before", "knn_after", "cka", "probe_before", "probe_after", "mutual_knn")
+
 
 def spread(values: list[float | None]) -> dict[str, Any]:
     """{mean, std, n, values}; std is null for one value, mean too when a value is undefined."""
@@ -71,7 +73,7 @@ def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[st
     retention = {
         name: {
             "k": entry["k"],
-            **{key: spread([r["retention"][name][key] for r in reports]) for key in ("knn_before", "knn_after", "cka")},
+            **{key: spread([r["retention"][name][key] for r in reports]) for key in RETAINED if key in entry},
         }
         for name, entry in first["retention"].items()
     }

@@ -47,7 +47,7 @@ def estimate(plan: Plan, device: str) -> list[Estimate]:
             own = steps_per_epoch(samples, recipe.train.batch_size) * recipe.train.epochs
             steps += own
             seconds += own * recipe.train.batch_size * costs[key].seconds_per_image
-            disk += costs[key].disk_bytes
+            disk += costs[key].weight_bytes
         unknown = why is not None
         found.append(
             Estimate(

@@ -45,6 +45,9 @@ class SweepFile(Part):
     )
     seeds: list[int] | int = Field(1, description="a number of seeds from 0, or which")
     select: str | None = Field(None, description="validation metric that chooses among the settings of a row; null is eval.best")
+    within: float = Field(
+        0.0, ge=0, description="settings this little below the best of a row count as equal; the one that keeps most"
+    )
     metrics: list[str] = Field(default_factory=lambda: ["acc or map", "cka"], min_length=1, description="of the table")
     baseline: str | None = Field(None, description="row that changes refer to")
     paper: dict[str, dict[str, list[float | None]]] = Field(
@@ -80,6 +83,7 @@ class Plan:
     rows: dict[str, str]  # name -> label
     columns: dict[str, str]
     select: str | None
+    within: float
     metrics: list[str]
     baseline: str | None
     paper: dict[str, dict[str, list[float | None]]]
@@ -87,7 +91,7 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """What sweep.json holds, beside the text: enough to read the folder without this file."""
-        keys = ("name", "rows", "columns", "select", "metrics", "baseline", "paper", "arguments")
+        keys = ("name", "rows", "columns", "select", "within", "metrics", "baseline", "paper", "arguments")
         trials = [
             {key: getattr(trial, key) for key in ("name", "group", "row", "column", "settings", "seed", "recipe", "overrides")}
             for trial in self.trials
@@ -180,10 +184,10 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
                 wanted = {**fixed, **settings, "train.seed": seed}
                 own = [f"{key}={json.dumps(_filled(value, fill, path))}" for key, value in wanted.items()]
                 trials.append(Trial(group, row, column, settings, seed, _beside(path, recipe), [*own, *overrides]))
+    trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
-    return Plan(
-        path.stem, text, trials, labels[0], labels[1], spec.select, spec.metrics, spec.baseline, spec.paper, arguments
-    )  # fmt: skip
+    how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper")}
+    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, **how)
 
 
 def _combinations(*parts: Part) -> Iterator[Scalars]:
@@ -209,6 +213,8 @@ def _filled(value: Any, fill: Scalars, path: Path) -> Any:
         return [_filled(inner, fill, path) for inner in value]
     if not isinstance(value, str) or "{" not in value:
         return value
+    if value[1:-1] in fill and value == f"{{{value[1:-1]}}}":
+        return fill[value[1:-1]]  # alone, a number stays a number, and null is null
     for _, name, _, _ in string.Formatter().parse(value):
         if name is not None and name not in fill:
             raise UsageError(f"sweep {path.name}: '{value}': no such parameter '{name}'{did_you_mean(name, list(fill))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ class Pool:
             return True
         if code == 0:
             found = Standing("completed", seconds=round(one.clock.seconds, 1))
+            shutil.rmtree(self.folder.run_of(trial) / "last", ignore_errors=True)  # only of use to resume, and the most of it
         else:
             found = Standing("failed", _last_error(self.folder.log_of(trial), code), code, round(one.clock.seconds, 1))
         self.folder.note(trial, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ FRACTIONS = 4  # digits
 class Point:
     """One row with one choice of settings in one column, over its seeds.
 
-    validation: mean of the metric that chooses; metrics: name -> {mean, std, n} on test; kept: mean similarity there.
+    validation: mean of the metric that chooses, validation_kept: of similarity there; metrics: name -> {mean, std, n} on test;
+    score, kept: the means that the plot shows.
     """
 
     row: str
@@ -30,6 +31,7 @@ class Point:
     settings: dict[str, Any]
     seeds: list[int]
     validation: float | None
+    validation_kept: float | None
     metrics: dict[str, dict[str, Any]]
     score: float | None
     kept: float | None
@@ -78,7 +80,7 @@ def read_table(sweep: Path) -> SweepTable:
             entry = {**trial, "report": read_report(run)}
             groups.setdefault((trial["column"], trial["row"], trial["group"]), []).append(entry)
     points = [_point(group, described["metrics"], select[row]) for (_, row, _), group in groups.items()]
-    return SweepTable(described, standings, _marked(points), select)
+    return SweepTable(described, standings, _marked(points, described.get("within", 0.0)), select)
 
 
 def _point(group: list[dict[str, Any]], metrics: Sequence[str], select: str) -> Point:
@@ -86,7 +88,8 @@ def _point(group: list[dict[str, Any]], metrics: Sequence[str], select: str) -> 
     first = reports[0]
     names = list(dict.fromkeys([*metrics, *first["metrics"]]))
     found = {name: spread([_value(report, name) for report in reports]) for name in names}
-    validation = spread([report.get("validation", {}).get(select) for report in reports])["mean"]
+    validation = _validated(reports, select)
+    kept_there = next((value for name in KEPT if (value := _validated(reports, name)) is not None), None)
     kept = next((found[name]["mean"] for name in KEPT if name in found and found[name]["mean"] is not None), None)
     score = found[_headline(first)]["mean"]
     return Point(
@@ -95,10 +98,15 @@ def _point(group: list[dict[str, Any]], metrics: Sequence[str], select: str) -> 
         group[0]["settings"],
         [trial["seed"] for trial in group],
         validation,
+        kept_there,
         found,
         score,
         kept,
     )
+
+
+def _validated(reports: Sequence[dict[str, Any]], name: str) -> float | None:
+    return spread([report.get("validation", {}).get(name) for report in reports])["mean"]
 
 
 def _headline(report: dict[str, Any]) -> str:
@@ -107,26 +115,28 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def _value(report: dict[str, Any], name: str) -> float | None:
-    """A metric of the report, of a retention set (`knn SET`, `cka SET`), or the headline."""
+    """A metric of the report, of a retention set (`knn SET`, `probe SET`, `cka SET`, `neighbours SET`), or the headline."""
     if name == "acc or map":
         name = _headline(report)
     if name in report["metrics"]:
         return report["metrics"][name]["value"]
     kind, _, data = name.partition(" ")
     entry = report.get("retention", {}).get(data, {})
-    return entry.get({"knn": "knn_after", "cka": "cka"}.get(kind, kind))
+    return entry.get({"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn"}.get(kind, kind))
 
 
-def _marked(points: list[Point]) -> list[Point]:
-    """Choose one point per row and column by validation (ties: more similarity), and mark what is not beaten on test."""
-    from dataclasses import replace
+def _marked(points: list[Point], within: float) -> list[Point]:
+    """Choose one point per row and column on validation, and mark what is not beaten on test.
 
-    best: dict[tuple[str, str], Point] = {}
-    for point in points:
-        key = (point.row, point.column)
-        if key not in best or _rank(point) > _rank(best[key]):
-            best[key] = point
-    marked = [replace(point, chosen=best[point.row, point.column] is point) for point in points]
+    Of the points whose validation metric is less than `within` below the best of their row, the one that keeps most.
+    """
+    chosen: set[int] = set()
+    for key in dict.fromkeys((point.row, point.column) for point in points):
+        own = [i for i, point in enumerate(points) if (point.row, point.column) == key]
+        best = max(_or_low(points[i].validation) for i in own)
+        near = [i for i in own if _or_low(points[i].validation) >= best - within - 1e-9]
+        chosen.add(max(near, key=lambda i: (_or_low(points[i].validation_kept), _or_low(points[i].validation))))
+    marked = [replace(point, chosen=i in chosen) for i, point in enumerate(points)]
     for column in dict.fromkeys(point.column for point in points):
         own = [i for i, p in enumerate(marked) if p.column == column and p.score is not None and p.kept is not None]
         flags = pareto_front([(marked[i].kept, marked[i].score) for i in own])  # type: ignore[misc]
@@ -135,9 +145,8 @@ def _marked(points: list[Point]) -> list[Point]:
     return marked
 
 
-def _rank(point: Point) -> tuple[float, float]:
-    low = -math.inf
-    return (low if point.validation is None else round(point.validation, 9), low if point.kept is None else point.kept)
+def _or_low(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 # ---- as text
@@ -219,6 +228,7 @@ def flat(table: SweepTable) -> list[dict[str, Any]]:
             "chosen": point.chosen,
             "not_beaten": point.front,
             "validation": point.validation,
+            "validation_kept": point.validation_kept,
             **{f"{name} {part}": entry[part] for name, entry in point.metrics.items() for part in ("mean", "std", "n")},
         }
         for point in table.points

@@ -19,9 +19,12 @@ ON_A_CPU = 8  # images of a measured step there: it is linear in them, and a who
 
 @dataclass(frozen=True)
 class StepCost:
-    """seconds_per_image: of training, a second forward for pretrained features included; disk_bytes: of a finished run."""
+    """seconds_per_image: of training, a second forward for pretrained features included; weight_bytes: of the saved model;
+    disk_bytes: of a run with all that it needs to resume.
+    """
 
     seconds_per_image: float
+    weight_bytes: float
     disk_bytes: float
 
 
@@ -90,4 +93,4 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         times.append(time.perf_counter() - began)
     weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-    return StepCost(min(times[1:]) / size, disk_bytes(weights, trained))
+    return StepCost(min(times[1:]) / size, weights, disk_bytes(weights, trained))

@@ -72,6 +72,8 @@ def summary(report: dict[str, Any]) -> str:
     for name, entry in report["retention"].items():
         kept = "undefined" if entry["cka"] is None else f"{entry['cka']:.4f}"
         lines.append(f"  kept on {name}: kNN {entry['knn_before']:.4f} before -> {entry['knn_after']:.4f} after, CKA {kept}")
+        if entry["probe_before"] is not None:
+            lines.append(f"    linear probe {entry['probe_before']:.4f} before -> {entry['probe_after']:.4f} after")
     timing = report["timing"]
     lines.append(f"  cost: {timing['train_seconds']:.1f} s of training, {timing['images_per_second'] or 0:.0f} images/s")
     return "\n".join(lines)

@@ -9,13 +9,16 @@ import torch
 from riftcli.data.split import Split
 from riftcli.functional.cka import cka
 from riftcli.functional.knn import knn_accuracy
+from riftcli.functional.neighbours import mutual_knn
+from riftcli.functional.probe import probe_accuracy
 from riftcli.training.setup import Setup
 
 
 def measure_retention(setup: Setup, before: bool = True) -> dict[str, Any]:
-    """kNN before and after, and CKA between the two, on every retention set of the recipe; collective.
+    """kNN and a linear probe before and after, CKA and shared neighbours between the two, on every retention set of the
+    recipe; collective.
 
-    before: False leaves out what does not change during a run.
+    before: False leaves out what does not change during a run, and what takes long.
     """
     recipe = setup.recipe
     entries: dict[str, Any] = {}
@@ -51,7 +54,8 @@ def retained(
     """What a set that was not trained on tells: kNN accuracy before and after, and CKA between the two.
 
     before, after: (N, D) features of the pretrained and the finetuned model. Without a bank the split is scored
-    leave-one-out. bank_tables: (before, after) features of the bank. score_before: False leaves `knn_before` out.
+    leave-one-out. bank_tables: (before, after) features of the bank. score_before: False leaves out `knn_before`, the probe
+    and the shared neighbours.
     """
     targets = torch.from_numpy(split.targets)
 
@@ -61,6 +65,15 @@ def retained(
         return knn_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets, k=k)
 
     start = {"knn_before": accuracy(before, 0)} if score_before else {}
+    whole = {}
+    if score_before:  # once, at the end
+
+        def probe(features: torch.Tensor, which: int) -> float | None:
+            if bank is None:
+                return probe_accuracy(features, targets)
+            return probe_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets)
+
+        whole = {"probe_before": probe(before, 0), "probe_after": probe(after, 1), "mutual_knn": mutual_knn(before, after)}
     return {
         "n": len(split),
         "bank": "leave-one-out" if bank is None else bank.name,
@@ -68,4 +81,5 @@ def retained(
         **start,
         "knn_after": accuracy(after, 1),
         "cka": cka(before, after),
+        **whole,
     }
