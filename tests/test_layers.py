@@ -98,7 +98,7 @@ def test_components_do_not_know_each_other(module):
     assert not known, f"{module} imports {known}: only the catalog reaches components, by name"
 
 
-TAKE_RECIPES = {"training", "evaluation", "report", "api", "commands", "recipe", "cli", "__main__", "__init__"}
+TAKE_RECIPES = {"training", "evaluation", "report", "api", "sweeps", "commands", "recipe", "cli", "__main__", "__init__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

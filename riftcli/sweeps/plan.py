@@ -149,11 +149,8 @@ def _check_lists(checker: Checker, spec: SweepFile) -> None:
                 checker.fail(("paper", row, column), "no such column", list(spec.columns) or ["all"])
             elif len(values) != len(spec.metrics):
                 checker.fail(("paper", row, column), f"expected {len(spec.metrics)} values, one for each of metrics")
-    if (
-        spec.recipe is None
-        and not all(p and p.recipe for p in spec.rows.values())
-        and not all(p and p.recipe for p in spec.columns.values())
-    ):
+    named = [bool(parts) and all(p and p.recipe for p in parts.values()) for parts in (spec.rows, spec.columns)]
+    if spec.recipe is None and not any(named):
         checker.fail(("recipe",), "missing: name a recipe here, or in every row or column")
 
 

@@ -82,7 +82,7 @@ class Pool:
         recipe = ["--recipe", str(self.folder.recipe_of(trial.recipe))]
         recipe += [word for override in trial.overrides for word in ("--set", override)]
         failed = standing(self.folder.path, trial.name).state == "failed"
-        if list(run.glob("last/step-*/manifest.json")) and not (failed and again):
+        if list(run.glob("last/step-????????/manifest.json")) and not (failed and again):
             arguments = ["--resume", str(run), *recipe]
         else:
             arguments = ["--out", str(run), *recipe, *["--overwrite"] * (run / "run.json").is_file()]
