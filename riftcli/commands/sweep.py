@@ -28,6 +28,9 @@ def sweep(
     jobs: Annotated[OptionalInt, typer.Option(min=1, help="Trials at a time; default one for each GPU, one on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more, from the start.")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One trial after another in this process: faster where trials take seconds.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the trials, the hours (from a measured step) and the disk; run nothing.")
     ] = False,
@@ -51,7 +54,9 @@ def sweep(
             return
         from riftcli.sweeps.run import run_sweep
 
-        report = run_sweep(plan, out, jobs, device, retry_failed)
+        if in_process and jobs is not None:
+            raise UsageError("--in-process does not go together with --jobs")
+        report = run_sweep(plan, out, jobs, device, retry_failed, in_process)
     if as_json:
         print(json.dumps(report, indent=1))
 

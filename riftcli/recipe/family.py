@@ -42,6 +42,10 @@ def compose(folder: Path, member: str) -> str:
     scale = next((line.partition("x")[2] for line in own_head if line.startswith("# lr: x")), None)
     if scale is not None:
         blocks["optim"] = re.sub(r"\blr: ([0-9.e-]+)", lambda m: f"lr: {float(m[1]) * float(scale):g}", blocks["optim"])
+    for line in own_head:
+        added = re.match(r"# optim: (.+)", line)
+        if added:
+            blocks["optim"] = re.sub(r"\}\s*$", f", {added[1]}}}", blocks["optim"])
     merged = blocks | own_blocks
     order = sorted(merged, key=TOP_LEVEL.index)
     return "\n".join([*_header(member, name, head, own_head), *(merged[key] for key in order)]) + "\n"
@@ -70,7 +74,7 @@ def _header(member: str, name: str, head: list[str], own: list[str]) -> list[str
     ]
     if row and column:
         notes.append(f"Stands for row {row}, column {column[1]} of {column[2]}.")
-    notes += [line.removeprefix("# ") for line in own[1:] if not re.match(r"# (row|lr|weight_decay): ", line)]
+    notes += [line.removeprefix("# ") for line in own[1:] if not re.match(r"# (row|lr|weight_decay|optim): ", line)]
     data = [i for i, line in enumerate(head) if line.startswith("# Data: ")]
     notes += [line.removeprefix("# ") for line in head[data[0] :]] if data else []
     wrapped = textwrap.wrap(" ".join(notes), 128, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

@@ -30,6 +30,7 @@ class Part(Section):
     set: Scalars = Field(default_factory=dict, description="dotted recipe key -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="dotted recipe key -> values: every combination")
     pairs: dict[str, list[Any]] = Field(default_factory=dict, description="the same, but the lists go side by side")
+    also: list[str] = Field(default_factory=list, description="rows whose runs this row chooses among too")
 
 
 EMPTY = Part.model_validate({})
@@ -87,11 +88,12 @@ class Plan:
     metrics: list[str]
     baseline: str | None
     paper: dict[str, dict[str, list[float | None]]]
+    also: dict[str, list[str]]  # row -> rows that it chooses among too
     arguments: list[str] = field(default_factory=list)  # --set, as given
 
     def described(self) -> dict[str, Any]:
         """What sweep.json holds, beside the text: enough to read the folder without this file."""
-        keys = ("name", "rows", "columns", "select", "within", "metrics", "baseline", "paper", "arguments")
+        keys = ("name", "rows", "columns", "select", "within", "metrics", "baseline", "paper", "also", "arguments")
         trials = [
             {key: getattr(trial, key) for key in ("name", "group", "row", "column", "settings", "seed", "recipe", "overrides")}
             for trial in self.trials
@@ -143,6 +145,10 @@ def _check_lists(checker: Checker, spec: SweepFile) -> None:
         if key not in names:
             where: tuple[str, ...] = ("paper", key) if key in spec.paper else ("baseline",)
             checker.fail(where, f"no such row '{key}'{did_you_mean(key, names)}", names)
+    for row, part in spec.rows.items():
+        for other in part.also if part else []:
+            if other not in spec.rows or other == row:
+                checker.fail(("rows", row, "also"), f"no such other row '{other}'{did_you_mean(other, names)}", names)
     for row, cells in spec.paper.items():
         for column, values in cells.items():
             if column not in (list(spec.columns) or ["all"]):
@@ -183,8 +189,9 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
                 trials.append(Trial(group, row, column, settings, seed, _beside(path, recipe), [*own, *overrides]))
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
+    also = {name: part.also for name, part in rows.items() if part.also}
     how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper")}
-    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, **how)
+    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, **how)
 
 
 def _combinations(*parts: Part) -> Iterator[Scalars]:

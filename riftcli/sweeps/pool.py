@@ -45,7 +45,7 @@ class Pool:
 
     def run(self, trials: Sequence[Trial], retry_failed: bool) -> None:
         """Start, watch, go on; raise Terminated or KeyboardInterrupt when told to stop, after every trial has saved."""
-        waiting = deque(trial for trial in trials if self._to_do(trial, retry_failed))
+        waiting = deque(trial for trial in trials if _to_do(self.folder, trial, retry_failed))
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self._running or (waiting and self._stopped is None):
@@ -67,10 +67,6 @@ class Pool:
         if self._stopped is not None:
             raise Terminated(f"stopped by a signal; the same command goes on with {self.folder.path}")
 
-    def _to_do(self, trial: Trial, retry_failed: bool) -> bool:
-        state = standing(self.folder.path, trial.name).state
-        return state != "completed" and (retry_failed or state != "failed")
-
     def _stop(self, number: int, frame: object) -> None:
         """The first signal ends the trials as SIGTERM does: they save; a second one is theirs to see at once."""
         self._stopped = number
@@ -82,7 +78,7 @@ class Pool:
         recipe = ["--recipe", str(self.folder.recipe_of(trial.recipe))]
         recipe += [word for override in trial.overrides for word in ("--set", override)]
         failed = standing(self.folder.path, trial.name).state == "failed"
-        if list(run.glob("last/step-????????/manifest.json")) and not (failed and again):
+        if _resumable(run) and not (failed and again):
             arguments = ["--resume", str(run), *recipe]
         else:
             arguments = ["--out", str(run), *recipe, *["--overwrite"] * (run / "run.json").is_file()]
@@ -120,6 +116,45 @@ class Pool:
         self.folder.note(trial, found)
         self.tell(trial, found, left)
         return False
+
+
+def run_here(
+    folder: SweepFolder, trials: Sequence[Trial], device: str, retry_failed: bool, tell: Callable[[Trial, Standing, int], None]
+) -> None:
+    """One trial after another in this process: no start-up time, and no protection from a trial that takes it down."""
+    from riftcli import recipe as recipes
+    from riftcli.api.control import Processes, resume_run, run_one
+    from riftcli.console import Console
+
+    to_do = [trial for trial in trials if _to_do(folder, trial, retry_failed)]
+    for i, trial in enumerate(to_do):
+        run, recipe, clock = folder.run_of(trial), str(folder.recipe_of(trial.recipe)), Stopwatch()
+        processes, console = Processes(device), Console(quiet=True)
+        try:
+            if _resumable(run) and standing(folder.path, trial.name).state != "failed":
+                resume_run(run, (recipe, trial.overrides), processes, console)
+            else:
+                checked = recipes.load(recipe, trial.overrides)
+                run_one(checked, trial.overrides, run, (run / "run.json").is_file(), processes, console)
+            found = Standing("completed", seconds=round(clock.seconds, 1))
+            shutil.rmtree(run / "last", ignore_errors=True)
+        except Terminated:
+            folder.note(trial, Standing("interrupted"))
+            raise
+        except RiftError as error:
+            found = Standing("failed", str(error), int(error.exit_code), round(clock.seconds, 1))
+        folder.note(trial, found)
+        tell(trial, found, len(to_do) - 1 - i)
+
+
+def _to_do(folder: SweepFolder, trial: Trial, retry_failed: bool) -> bool:
+    state = standing(folder.path, trial.name).state
+    return state != "completed" and (retry_failed or state != "failed")
+
+
+def _resumable(run: Path) -> bool:
+    """True where there is a whole checkpoint; one that was being written is none."""
+    return any(run.glob("last/step-????????/manifest.json"))
 
 
 def _last_error(log: Path, code: int) -> str:

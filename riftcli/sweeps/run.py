@@ -11,17 +11,27 @@ from riftcli.runs.provenance import now
 from riftcli.runs.result_table import write_csv
 from riftcli.sweeps.folder import Standing, SweepFolder, progress
 from riftcli.sweeps.plan import Plan, Trial
-from riftcli.sweeps.pool import Pool, failure, gpus
+from riftcli.sweeps.pool import Pool, failure, gpus, run_here
 from riftcli.sweeps.table import KEPT, SweepTable, flat, grid, markdown, read_table
 
 
-def run_sweep(plan: Plan, out: Path | None, jobs: int | None, device: str, retry_failed: bool) -> dict[str, Any]:
-    """Run what is not done yet and present it; raise RiftError at the end where trials failed."""
+def run_sweep(
+    plan: Plan,
+    out: Path | None = None,
+    jobs: int | None = None,
+    device: str = "auto",
+    retry_failed: bool = False,
+    in_process: bool = False,
+) -> dict[str, Any]:
+    """Run what is not done yet and present it; raise RiftError at the end where trials failed.
+
+    jobs: trials at a time; None is one for each GPU, one on a CPU. in_process: one after another in this process.
+    """
     path = out or Path("sweeps") / plan.name
     folder = SweepFolder(path)
     try:
         folder.begin(plan)
-        slots = gpus(device)
+        slots = [None] if in_process else gpus(device)
         slots = [slots[i % len(slots)] for i in range(jobs or len(slots))]
         note_line(
             f"sweep folder: {path}; {len(plan.trials)} trials, {len(slots)} at a time; `rift sweep show {path}` at any time"
@@ -32,7 +42,10 @@ def run_sweep(plan: Plan, out: Path | None, jobs: int | None, device: str, retry
             what = found.state if found.error is None else f"{found.state}: {found.error}"
             note_line(f"{trial.name}: {what}{took}; {left} left")
 
-        Pool(folder, slots, device, tell).run(plan.trials, retry_failed)
+        if in_process:
+            run_here(folder, plan.trials, device, retry_failed, tell)
+        else:
+            Pool(folder, slots, device, tell).run(plan.trials, retry_failed)
         report = present(path)
         table = read_table(path)
         failed = {name: found for name, found in table.standings.items() if found.state == "failed"}

@@ -52,6 +52,7 @@ class SweepTable:
     standings: dict[str, Standing]
     points: list[Point]
     select: dict[str, str] = field(default_factory=dict)  # row -> the metric that chose
+    choices: dict[tuple[str, str], int] = field(default_factory=dict)  # (row, column) -> place in points
 
     def counts(self) -> dict[str, int]:
         """State -> how many trials."""
@@ -62,7 +63,8 @@ class SweepTable:
 
     def chosen(self, row: str, column: str) -> Point | None:
         """The point that stands in the table."""
-        return next((p for p in self.points if (p.row, p.column) == (row, column) and p.chosen), None)
+        place = self.choices.get((row, column))
+        return None if place is None else self.points[place]
 
 
 def read_table(sweep: Path) -> SweepTable:
@@ -80,7 +82,8 @@ def read_table(sweep: Path) -> SweepTable:
             entry = {**trial, "report": read_report(run)}
             groups.setdefault((trial["column"], trial["row"], trial["group"]), []).append(entry)
     points = [_point(group, described["metrics"], select[row]) for (_, row, _), group in groups.items()]
-    return SweepTable(described, standings, _marked(points, described.get("within", 0.0)), select)
+    choices = choose(points, list(described["rows"]), described["within"], described["also"])
+    return SweepTable(described, standings, marked(points, choices), select, choices)
 
 
 def _point(group: list[dict[str, Any]], metrics: Sequence[str], select: str) -> Point:
@@ -125,24 +128,36 @@ def _value(report: dict[str, Any], name: str) -> float | None:
     return entry.get({"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn"}.get(kind, kind))
 
 
-def _marked(points: list[Point], within: float) -> list[Point]:
-    """Choose one point per row and column on validation, and mark what is not beaten on test.
+def choose(points: list[Point], rows: Sequence[str], within: float, also: dict[str, list[str]]) -> dict[tuple[str, str], int]:
+    """One point per row and column, by validation alone: (row, column) -> its place.
 
-    Of the points whose validation metric is less than `within` below the best of their row, the one that keeps most.
+    Of the points whose validation metric is at most `within` below the best of their row, the one that keeps most there. also:
+    row -> further rows whose points are its own too (RIFT* chooses among the runs of RIFT).
     """
-    chosen: set[int] = set()
-    for key in dict.fromkeys((point.row, point.column) for point in points):
-        own = [i for i, point in enumerate(points) if (point.row, point.column) == key]
-        best = max(_or_low(points[i].validation) for i in own)
-        near = [i for i in own if _or_low(points[i].validation) >= best - within - 1e-9]
-        chosen.add(max(near, key=lambda i: (_or_low(points[i].validation_kept), _or_low(points[i].validation))))
-    marked = [replace(point, chosen=i in chosen) for i, point in enumerate(points)]
+    choices = {}
     for column in dict.fromkeys(point.column for point in points):
-        own = [i for i, p in enumerate(marked) if p.column == column and p.score is not None and p.kept is not None]
-        flags = pareto_front([(marked[i].kept, marked[i].score) for i in own])  # type: ignore[misc]
+        for row in rows:
+            mine = {row, *also.get(row, [])}
+            own = [i for i, point in enumerate(points) if point.column == column and point.row in mine]
+            if own:
+                best = max(_or_low(points[i].validation) for i in own)
+                near = [i for i in own if _or_low(points[i].validation) >= best - within - 1e-9]
+                choices[row, column] = max(
+                    near, key=lambda i: (_or_low(points[i].validation_kept), _or_low(points[i].validation))
+                )
+    return choices
+
+
+def marked(points: list[Point], choices: dict[tuple[str, str], int]) -> list[Point]:
+    """The points with what was chosen, and with what is not beaten on test in both score and similarity."""
+    places = set(choices.values())
+    found = [replace(point, chosen=i in places) for i, point in enumerate(points)]
+    for column in dict.fromkeys(point.column for point in points):
+        own = [i for i, p in enumerate(found) if p.column == column and p.score is not None and p.kept is not None]
+        flags = pareto_front([(found[i].kept, found[i].score) for i in own])  # type: ignore[misc]
         for i, flag in zip(own, flags, strict=True):
-            marked[i] = replace(marked[i], front=flag)
-    return marked
+            found[i] = replace(found[i], front=flag)
+    return found
 
 
 def _or_low(value: float | None) -> float:

@@ -79,7 +79,7 @@ columns:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a", "sweep study.yaml:1: a sweep is a mapping with the keys recipe, label, set, grid, pairs, rows, columns, "),
+        ("- a", "sweep study.yaml:1: a sweep is a mapping with the keys recipe, label, set, grid, pairs, also, "),
         ("recipe: demo_full\ngird: {}", "sweep study.yaml:2: gird: unknown key (did you mean 'grid'?)"),
         ("recipe: demo_full\nseeds: 0", "sweep study.yaml:2: seeds: expected a number of 1 or more, or different seeds, got 0"),
         ("recipe: demo_full\nseeds: [1, 1]", "sweep study.yaml:2: seeds: expected a number of 1 or more, or different seeds"),

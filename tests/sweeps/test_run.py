@@ -16,7 +16,7 @@ import yaml
 
 from riftcli import cli
 from riftcli.functional.pareto import pareto_front
-from riftcli.sweeps.table import Point, _marked, grid, read_table
+from riftcli.sweeps.table import Point, choose, grid, marked, read_table
 
 
 def write_sweep(folder: Path, recipe: dict, **keys) -> Path:
@@ -231,10 +231,18 @@ def point(row: str, validation: float, kept_there: float, score: float, kept: fl
 
 def test_of_settings_as_good_as_the_best_the_one_that_keeps_most_is_chosen_on_validation():
     points = [point("a", 0.90, 0.5, 0.8, 0.99), point("a", 0.895, 0.7, 0.7, 0.1), point("a", 0.85, 0.9, 0.9, 0.9)]
-    assert [p.chosen for p in _marked(points, 0.0)] == [True, False, False]
-    assert [p.chosen for p in _marked(points, 0.01)] == [False, True, False]
-    assert [p.chosen for p in _marked(points, 0.1)] == [False, False, True]
-    assert [p.front for p in _marked(points, 0.0)] == [True, False, True]
+    chosen = [choose(points, ["a"], within, {})["a", "all"] for within in (0.0, 0.01, 0.1)]
+    assert chosen == [0, 1, 2]
+    flags = marked(points, {("a", "all"): 1})
+    assert [p.chosen for p in flags] == [False, True, False]
+    assert [p.front for p in flags] == [True, False, True]
+
+
+def test_a_starred_row_chooses_among_the_runs_of_another():
+    points = [point("rift", 0.90, 0.5, 0.8, 0.99), point("star", 0.85, 0.7, 0.7, 0.1), point("star", 0.88, 0.7, 0.7, 0.1)]
+    choices = choose(points, ["rift", "star"], 0.0, {"star": ["rift"]})
+    assert choices == {("rift", "all"): 0, ("star", "all"): 0}
+    assert choose(points, ["rift", "star"], 0.0, {}) == {("rift", "all"): 0, ("star", "all"): 2}
 
 
 def test_the_front_is_what_none_beats_in_both():
