@@ -1,28 +1,46 @@
-"""C2: our RIFT loss with Q, forward and backward, against torch's orthogonal parametrisation and dense d x d products.
+"""C2: our RIFT losses, forward and backward, against torch's orthogonal parametrisation and dense d x d products.
 
-python benchmarks/rift_loss.py       batch 128, one thread
+python benchmarks/rift_loss.py             batch 128, one thread; the paper's form with a learned Q
+python benchmarks/rift_loss.py family      every member of the family at d = 384
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from paired import ratio
 from torch.nn.utils import parametrizations
 
 from riftcli.methods.regularizers.rift import Rift
-from riftcli.methods.regularizers.rift_penalty import RiftPenalty
+from riftcli.protocols import RegularizerContext
 
 N = 128
+MEMBERS = {
+    "plugin, Q learned": {},
+    "plugin, Q fixed": {"q": "fixed"},
+    "debiased, Q fixed": {"q": "fixed", "estimator": "debiased"},
+    "paired, Q learned": {"estimator": "paired"},
+    "running covariance": {"estimator": "ema"},
+    "spectral": {"q": "spectral"},
+    "procrustes": {"q": "procrustes"},
+    "OFT blocks": {"rotation": "oft"},
+    "BOFT": {"rotation": "boft"},
+    "lambda-orthogonal": {"rotation": "lambda_orthogonal"},
+}
 
 
-def ours(d: int):
-    penalty = RiftPenalty(Rift(), Rift().target(d, torch.cov(torch.randn(d, 2 * d))))
+def ours(d: int, fields: dict | None = None):
+    start = torch.randn(2 * d, d)
+    penalty = Rift(**(fields or {})).build(RegularizerContext(d, torch.device("cpu"), lambda: start))
     features = torch.randn(N, d, requires_grad=True)
+    pretrained = features.detach() + 0.1 * torch.randn(N, d)
 
     def once():
         features.grad = None
-        penalty.rotation.zero_grad()
-        penalty.loss(features).backward()
+        for parameter in penalty.parameters():
+            parameter.grad = None
+        penalty.loss(features, pretrained).backward()
 
     return once
 
@@ -47,5 +65,9 @@ def dense(d: int):
 
 
 if __name__ == "__main__":
-    ratio("C2 RIFT loss, d = 384", ours(384), dense(384), 0.20)
-    ratio("C2 RIFT loss, d = 768", ours(768), dense(768), 0.10, pairs=12)
+    if sys.argv[1:] == ["family"]:
+        for name, fields in MEMBERS.items():
+            ratio(f"C2 {name}, d = 384", ours(384, fields), dense(384), 0.20, pairs=12)
+    else:
+        ratio("C2 RIFT loss, d = 384", ours(384), dense(384), 0.20)
+        ratio("C2 RIFT loss, d = 768", ours(768), dense(768), 0.10, pairs=12)

@@ -1,24 +1,44 @@
-"""C1, C3, C4: the cost of a RIFT or RSC step against a FULL step, and of ours against the shortest hand-written loop.
+"""C1, C3, C4: the cost of a regularized step against a FULL step, and of ours against the shortest hand-written loop.
 
-python benchmarks/step_ratio.py      vit_tiny_patch16_224 at 96 px, batch 16, AdamW, one thread
+python benchmarks/step_ratio.py            vit_tiny_patch16_224 at 96 px, batch 16, AdamW, one thread
+python benchmarks/step_ratio.py family     the same for every member of the RIFT family and what stands beside it
 """
 
 from __future__ import annotations
+
+import sys
 
 import timm
 import torch
 from paired import ratio
 from timm.optim import create_optimizer_v2
 
+from riftcli import catalog
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
-from riftcli.methods.regularizers.rift import Rift
-from riftcli.methods.regularizers.rift_penalty import RiftPenalty
-from riftcli.methods.regularizers.rsc import Rsc
-from riftcli.models.classifier import Classifier, frozen_copy
+from riftcli.models.classifier import Classifier, Depths, frozen_copy
+from riftcli.protocols import RegularizerContext
 from riftcli.training.optim import build_optimizer, set_lr
 from riftcli.training.step import Step
 
-BATCH, CLASSES = 16, 10
+BATCH, CLASSES, DIM = 16, 10, 192
+ALONE = {  # without pretrained features of the batch: target 1.02
+    "RIFT plugin, Q learned": ("rift", {}),
+    "RIFT plugin, Q fixed": ("rift", {"q": "fixed"}),
+    "RIFT debiased, Q fixed": ("rift", {"q": "fixed", "estimator": "debiased"}),
+    "RIFT running covariance": ("rift", {"estimator": "ema"}),
+    "RIFT spectral": ("rift", {"q": "spectral"}),
+    "RIFT, OFT blocks": ("rift", {"rotation": "oft"}),
+    "RIFT, BOFT": ("rift", {"rotation": "boft"}),
+    "RIFT, lambda-orthogonal": ("rift", {"rotation": "lambda_orthogonal"}),
+}
+PAIRED = {  # with cached pretrained features: target 1.05
+    "RIFT paired, Q learned": ("rift", {"estimator": "paired"}),
+    "RIFT procrustes": ("rift", {"q": "procrustes"}),
+    "RSC": ("rsc", {}),
+    "feature distillation": ("feature_distill", {}),
+    "difference vector": ("difference_vector", {}),
+    "LDIFS": ("ldifs", {}),
+}
 
 
 def vit():
@@ -26,28 +46,36 @@ def vit():
     return timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=CLASSES)
 
 
-def ours(kind: str, cached: bool = False):
+def ours(name: str = "none", fields: dict | None = None, cached: bool = False):
     """One optimizer step of the loop: forward, losses, backward, clip, step."""
     model = vit()
-    classifier = Classifier(model).train()
+    config = catalog.component("regularizer", name)(**(fields or {}))
+    depths = getattr(config, "layers", 0)
+    classifier = Classifier(model, depths=depths).train()
     images, targets = torch.randn(BATCH, 3, 96, 96), torch.arange(BATCH) % CLASSES
-    penalty, reference = None, None
+    penalty = config.build(RegularizerContext(DIM, torch.device("cpu"), lambda: torch.randn(400, DIM)))
+    copied = frozen_copy(model)
+    teacher = Depths(copied, depths) if depths else Classifier(copied)
     with torch.no_grad():
-        table = classifier(images).features.clone()
-    if kind == "rift":
-        penalty = RiftPenalty(Rift(), Rift().target(192, torch.cov(torch.randn(192, 400))))
-    elif kind == "rsc":
-        penalty = Rsc().penalty()
-        teacher = Classifier(frozen_copy(model))
+        table = teacher(images).features.clone()
 
-        def reference(index, x):
-            if cached:
-                return table[index]
-            with torch.no_grad():
-                return teacher(x).features
+    def reference(index, x):
+        if cached:
+            return table[index]
+        with torch.inference_mode():
+            return teacher(x).features
 
     objective = CrossEntropy().build(targets, CLASSES)
-    step = Step(classifier, objective, lambda x: x, torch.device("cpu"), BATCH, penalty=penalty, pretrained=reference)
+    step = Step(
+        classifier,
+        objective,
+        lambda x: x,
+        torch.device("cpu"),
+        BATCH,
+        penalty=penalty,
+        pretrained=reference,
+        by_layers=bool(depths),
+    )
     optimizer = build_optimizer(model, penalty.parameters() if penalty else [], "adamw", 1e-4, 0.05)
 
     def once():
@@ -76,7 +104,13 @@ def by_hand():
 
 
 if __name__ == "__main__":
-    ratio("C1 RIFT step / FULL step", ours("rift"), ours("full"), 1.02)
-    ratio("C3 RSC step / FULL step", ours("rsc"), ours("full"), 1.35)
-    ratio("C3 RSC step with cached pretrained features / FULL step", ours("rsc", cached=True), ours("full"), 1.05)
-    ratio("C4 our FULL step / the shortest loop by hand", ours("full"), by_hand(), 1.00)
+    if sys.argv[1:] == ["family"]:
+        for name, (kind, fields) in ALONE.items():
+            ratio(f"C1 {name} / FULL step", ours(kind, fields), ours(), 1.02)
+        for name, (kind, fields) in PAIRED.items():
+            ratio(f"C3 {name}, cached / FULL step", ours(kind, fields, cached=True), ours(), 1.05)
+    else:
+        ratio("C1 RIFT step / FULL step", ours("rift"), ours(), 1.02)
+        ratio("C3 RSC step / FULL step", ours("rsc"), ours(), 1.35)
+        ratio("C3 RSC step with cached pretrained features / FULL step", ours("rsc", cached=True), ours(), 1.05)
+        ratio("C4 our FULL step / the shortest loop by hand", ours(), by_hand(), 1.00)

@@ -121,6 +121,8 @@ def _value(report: dict[str, Any], name: str) -> float | None:
     """A metric of the report, of a retention set (`knn SET`, `probe SET`, `cka SET`, `neighbours SET`), or the headline."""
     if name == "acc or map":
         name = _headline(report)
+    if name == "steered cka":  # what a strength rule ended at
+        return report.get("strength", {}).get("cka_debiased")
     if name in report["metrics"]:
         return report["metrics"][name]["value"]
     kind, _, data = name.partition(" ")
