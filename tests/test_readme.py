@@ -43,7 +43,7 @@ def test_the_demo_command(place):
     assert f'{install}".[dev]" && .venv/bin/python -m pytest\n' == TESTS
     done = shell(DEMO.removeprefix(f"{install}. && ").replace(".venv/bin/", ""), place)
     assert done.returncode == 0, done.stderr
-    last = done.stderr.splitlines()[-7:]
+    last = done.stderr.splitlines()[-8:]
     assert any(line.startswith("  accuracy: ") for line in last), done.stderr
     assert any(line.startswith("  CKA to the pretrained model: ") for line in last)
     assert any(line.startswith("  cost: ") for line in last)

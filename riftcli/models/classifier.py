@@ -64,7 +64,7 @@ def depth_features(vit: Any, images: torch.Tensor, count: int) -> list[torch.Ten
     Raises UsageError for a network that does not hand out its blocks.
     """
     if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "blocks"):
-        raise UsageError("regularizer.layers: this network has no blocks in a row that it hands out (timm: forward_intermediates)")
+        raise UsageError("regularizer.layers: this network hands out no blocks in a row (timm: forward_intermediates)")
     blocks = len(vit.blocks)
     chosen = sorted({round(blocks * k / count) - 1 for k in range(1, count)} - {-1, blocks - 1})
     final, tokens = vit.forward_intermediates(images, indices=chosen or [0], **intermediates_form(vit))

@@ -56,5 +56,5 @@ def test_a_network_without_blocks_is_refused():
     model = Backbone("resnet18", pretrained=False, image_size=32).build().eval()
     with pytest.raises(UsageError) as caught:
         Classifier(model, depths=3)(torch.randn(2, 3, 32, 32))
-    message = "regularizer.layers: this network has no blocks in a row that it hands out (timm: forward_intermediates)"
+    message = "regularizer.layers: this network hands out no blocks in a row (timm: forward_intermediates)"
     assert str(caught.value) == message
