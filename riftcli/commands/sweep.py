@@ -40,6 +40,10 @@ def sweep(
     if what[0] == "show":
         if len(what) != 2:
             raise UsageError("rift sweep show DIR: expected one folder of a sweep")
+        given = {"--set": overrides, "--out": out, "--jobs": jobs, "--retry-failed": retry_failed, "--dry-run": dry_run}
+        for option, value in given.items():
+            if value:
+                raise UsageError(f"rift sweep show does not go together with {option}")
         from riftcli.sweeps.run import present
 
         report = present(Path(what[1]))
@@ -70,8 +74,8 @@ def _file(name: str) -> Path:
     if path.is_file():
         return path
     studies = shipped_folder() / "studies"
-    shipped = studies / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
+    shipped = studies / f"{name.removesuffix('.yaml')}.yaml"
+    if "/" not in name and shipped.is_file():
         return shipped
     names = sorted(file.stem for file in studies.glob("*.yaml"))
     raise UsageError(f"sweep {name}: no such file and no shipped study of that name{did_you_mean(Path(name).stem, names)}")

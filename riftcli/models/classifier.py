@@ -63,7 +63,7 @@ def depth_features(vit: Any, images: torch.Tensor, count: int) -> list[torch.Ten
 
     Raises UsageError for a network that does not hand out its blocks.
     """
-    if not hasattr(vit, "forward_intermediates") or not hasattr(vit, "blocks"):
+    if not hasattr(vit, "blocks") or "return_prefix_tokens" not in intermediates_form(vit):
         raise UsageError("regularizer.layers: this network hands out no blocks in a row (timm: forward_intermediates)")
     blocks = len(vit.blocks)
     chosen = sorted({round(blocks * k / count) - 1 for k in range(1, count)} - {-1, blocks - 1})
@@ -73,7 +73,9 @@ def depth_features(vit: Any, images: torch.Tensor, count: int) -> list[torch.Ten
 
 
 def intermediates_form(vit: Any) -> dict[str, Any]:
-    """Arguments of forward_intermediates: tokens with their prefix where timm has them, else maps."""
+    """Arguments of forward_intermediates: tokens with their prefix where timm has them, else maps; none without the method."""
+    if not hasattr(vit, "forward_intermediates"):
+        return {}
     tokens = "return_prefix_tokens" in inspect.signature(vit.forward_intermediates).parameters
     return {"return_prefix_tokens": True, "output_fmt": "NLC"} if tokens else {"output_fmt": "NCHW"}
 

@@ -149,7 +149,10 @@ class Checker:
             return None
         fields = {k: v for k, v in raw.items() if k not in REFERENCE_KEYS or k == "format"}
         source = self.named_component(("reference",), "data", fields, key="format")
-        split, size = self.split(("reference", "split"), raw.get("split", "train")), raw.get("batch_size")
+        named = raw.get("split", "train")
+        if isinstance(named, dict) and named.get("from") is None:
+            named = {**named, "from": "train"}
+        split, size = self.split(("reference", "split"), named), raw.get("batch_size")
         if split and split.held_out:
             self.fail(("reference", "split"), "only data.val can be a part of another split")
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 2):

@@ -6,7 +6,7 @@ from typing import Any
 
 from riftcli.errors import UsageError
 from riftcli.recipe import strict_yaml
-from riftcli.recipe.sections import COMPONENTS, SPLIT_KEYS
+from riftcli.recipe.sections import COMPONENTS, REFERENCE_KEYS, SPLIT_KEYS
 
 Key = tuple[str | int, ...]  # a dotted key, split
 
@@ -28,7 +28,7 @@ def apply_override(raw: Any, from_set: dict[Key, str], override: str) -> None:
         path = (*path, part)
         if isinstance(here, dict) and not isinstance(here.get(part), dict | list):
             old = here.get(part)
-            here[part] = {"from": old} if isinstance(old, str) and name in ("train", "val", "test") else {}
+            here[part] = {"from": old} if isinstance(old, str) and name in ("train", "val", "test", "split") else {}
         here = here[part]
     last = _entry(here, parts[-1], override)
     path = (*path, last)
@@ -40,10 +40,10 @@ def apply_override(raw: Any, from_set: dict[Key, str], override: str) -> None:
 
 def _forget_old_component(here: dict, path: Key, new_name: Any, from_set: dict[Key, str]) -> None:
     """Another regularizer by --set must not stumble over the file's keys for the old one."""
-    kind, is_name = (path[0], path[1:] == ("name",)) if path[0] in COMPONENTS else ("data", path[-1] == "format")
+    kind, is_name = (path[0], path[1:] == ("name",)) if path[0] in COMPONENTS else (path[0], path[-1] == "format")
     if not is_name or here.get(path[-1]) == new_name:
         return
-    keep = {"name"} if kind != "data" else set(SPLIT_KEYS)
+    keep = {"name"} if kind in COMPONENTS else set(REFERENCE_KEYS if kind == "reference" else SPLIT_KEYS)
     for old in [key for key in here if key not in keep and (*path[:-1], key) not in from_set]:
         del here[old]
 

@@ -127,6 +127,7 @@ def seeds_of(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return []
     if (path / "sweep.json").is_file():
-        return [run for group in sorted((path / "trials").iterdir()) for run in seeds_of(group) if _completed(run)]
+        groups = sorted(path.glob("trials/*"))
+        return [run for group in groups for run in seeds_of(group) if _completed(run)]
     named = (file.parent for file in path.glob("*/run.json") if SEED.fullmatch(file.parent.name))
     return sorted(named, key=lambda run: (len(run.name), run.name))

@@ -41,7 +41,9 @@ def estimate(plan: Plan, device: str) -> list[Estimate]:
                 why = size
                 break
             samples, classes = size
-            key = repr([recipe.resolved[part] for part in ("model", "adapter", "regularizer", "augment")] + [classes])
+            key = repr(
+                [recipe.resolved[part] for part in ("model", "adapter", "regularizer", "augment", "reference")] + [classes]
+            )
             if key not in costs:
                 costs[key] = measure_step(recipe, classes, device)
             own = steps_per_epoch(samples, recipe.train.batch_size) * recipe.train.epochs

@@ -10,6 +10,7 @@ status.json   how each trial ended, with its one line where it failed
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._copies: dict[str, Path] = {}
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,35 +52,51 @@ class SweepFolder:
             ) from None
 
     def begin(self, plan: Plan) -> None:
-        """Write the plan and the recipes as they are; raise UsageError where what was run differs from what is planned now."""
+        """Write the plan and the recipes as they are; raise UsageError where what was run differs from what is planned now.
+
+        Everything is checked before anything is written.
+        """
         known = self.path / "sweep.json"
-        if not known.is_file() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if not known.is_file() and any(entry.name not in (".lock", "recipes") for entry in self.path.iterdir()):
             raise UsageError(f"--out {self.path}: folder is not empty and holds no sweep; choose another --out")
-        before = {trial["name"]: trial for trial in read_json(known)["trials"]} if known.is_file() else {}
-        for trial in plan.trials:
-            old = before.get(trial.name)
-            if old is not None and old["overrides"] != trial.overrides:
-                changed = sorted(set(old["overrides"]) ^ set(trial.overrides))
-                raise UsageError(
-                    f"{self.path}: trial {trial.name} was planned with other settings ({', '.join(changed)}); "
-                    "put the sweep file back, or choose another --out"
-                )
-        (self.path / "recipes").mkdir(exist_ok=True)
-        for name in dict.fromkeys(trial.recipe for trial in plan.trials):
-            text, _ = recipes.source(name)
-            copy = self.recipe_of(name)
-            if copy.is_file() and copy.read_text(encoding="utf-8") != text:
-                raise UsageError(f"{self.path}: recipe {name} has changed since the sweep began; choose another --out")
-            copy.write_text(text, encoding="utf-8")
+        fresh: dict[str, Any] = {"trials": [], "rows": {}, "columns": {}, "created": now()}
+        old = read_json(known) if known.is_file() else fresh
+        self._check_same({trial["name"]: trial for trial in old["trials"]}, plan)
+        texts = {name: recipes.source(name)[0] for name in dict.fromkeys(trial.recipe for trial in plan.trials)}
         described = plan.described()
+        for trial in described["trials"]:
+            trial["copy"] = copy_name(trial["recipe"], texts[trial["recipe"]])
         planned = {trial["name"] for trial in described["trials"]}
-        described["trials"] += [trial for name, trial in before.items() if name not in planned]
-        created = read_json(known)["created"] if known.is_file() else now()
-        write_json(known, {"schema": "rift.sweep/1", "created": created, **described, "text": plan.text})
+        described["trials"] += [trial for trial in old["trials"] if trial["name"] not in planned]
+        for kind in ("rows", "columns"):
+            described[kind] = {**described[kind], **{k: v for k, v in old[kind].items() if k not in described[kind]}}
+        (self.path / "recipes").mkdir(exist_ok=True)
+        for name, text in texts.items():
+            copy = self._copies[name] = self.path / copy_name(name, text)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_text(text, encoding="utf-8")
+        write_json(known, {"schema": "rift.sweep/1", "created": old["created"], **described, "text": plan.text})
+
+    def _check_same(self, before: dict[str, Any], plan: Plan) -> None:
+        """A trial that was planned before must still be the same recipe; raise UsageError."""
+        shared = [trial for trial in plan.trials if trial.name in before]
+        if before and not shared:
+            raise UsageError(f"{self.path}: holds another sweep, of which this file names no trial; choose another --out")
+        for trial in shared:
+            old = before[trial.name]
+            copy = self.path / old["copy"]
+            was = recipes.flatten(recipes.parse(recipes.read(copy), copy.name, old["overrides"]).resolved)
+            is_now = recipes.flatten(recipes.load(trial.recipe, trial.overrides).resolved)
+            changed = [f"{k}: {was.get(k)} -> {is_now.get(k)}" for k in sorted(was | is_now) if was.get(k) != is_now.get(k)]
+            if changed:
+                raise UsageError(
+                    f"{self.path}: trial {trial.name} was planned with other settings ({'; '.join(changed[:3])}); "
+                    "put the sweep file and its recipes back, or choose another --out"
+                )
 
     def recipe_of(self, name: str) -> Path:
-        """The copy of a recipe."""
-        return self.path / "recipes" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+        """The copy of a recipe that `begin` has made."""
+        return self._copies[name]
 
     def run_of(self, trial: Trial) -> Path:
         """The run folder of a trial."""
@@ -97,6 +115,12 @@ class SweepFolder:
     def close(self) -> None:
         """Let others run it."""
         self._lock.close()
+
+
+def copy_name(recipe: str, text: str) -> str:
+    """Where a recipe is kept below a sweep folder, named by its content too: two folders may hold recipes of one name."""
+    stem = Path(recipe).name.removesuffix(".yaml")
+    return f"recipes/{hashlib.sha256(text.encode()).hexdigest()[:8]}/{stem}.yaml"
 
 
 def read_sweep(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -116,7 +117,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
         _check_lists(checker, spec)
     checker.raise_errors()
     assert spec is not None
-    own, others = _parameters(spec, overrides)
+    own, others = _parameters(path, spec, overrides)
     plan = _expand(path, text, spec, own, others, overrides)
     _check_recipes(path, plan)
     return plan
@@ -132,6 +133,8 @@ def _check_lists(checker: Checker, spec: SweepFile) -> None:
             continue
         for kind in ("grid", "pairs"):
             for key, values in getattr(part, kind).items():
+                if key in part.set:
+                    checker.fail((*prefix, kind, key), "stands in `set` of the same part too: give one of them")
                 if not values:
                     checker.fail((*prefix, kind, key), "an empty list: nothing to try")
         lengths = {len(values) for values in part.pairs.values()}
@@ -160,15 +163,28 @@ def _check_lists(checker: Checker, spec: SweepFile) -> None:
         checker.fail(("recipe",), "missing: name a recipe here, or in every row or column")
 
 
-def _parameters(spec: SweepFile, overrides: list[str]) -> tuple[Scalars, list[str]]:
-    """(parameters with those that --set changes, the other overrides: recipe keys of every trial)."""
+def _parameters(path: Path, spec: SweepFile, overrides: list[str]) -> tuple[Scalars, list[str]]:
+    """(parameters with those that --set changes, the other overrides: recipe keys of every trial).
+
+    Raises UsageError for a key that the sweep itself varies: every trial would be the same under another name.
+    """
     values, rest = dict(spec.parameters), []
+    varied = {"train.seed"}
+    for part in [spec, *spec.rows.values(), *spec.columns.values()]:
+        varied |= {*part.grid, *part.pairs} if part else set()
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and key in values:
-            values[key] = value
-        else:
-            rest.append(override)
+            try:
+                values[key] = value if isinstance(values[key], str) else strict_yaml.parse(value).data
+            except strict_yaml.YamlError as error:
+                raise UsageError(f"--set {override}: {error.what}") from error
+            continue
+        hit = next((own for own in varied if own == key or own.startswith(f"{key}.") or key.startswith(f"{own}.")), None)
+        if hit is not None:
+            what = "seeds" if hit == "train.seed" else f"the list of {hit}"
+            raise UsageError(f"--set {override}: the sweep varies it; change {what} in {path.name}")
+        rest.append(override)
     return values, rest
 
 
@@ -185,7 +201,7 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
             group = _group([column] * bool(spec.columns), [row] * bool(spec.rows), settings)
             for seed in seeds:
                 wanted = {**fixed, **settings, "train.seed": seed}
-                own = [f"{key}={json.dumps(_filled(value, fill, path))}" for key, value in wanted.items()]
+                own = [f"{key}={json.dumps(_filled(value, fill, path), ensure_ascii=False)}" for key, value in wanted.items()]
                 trials.append(Trial(group, row, column, settings, seed, _beside(path, recipe), [*own, *overrides]))
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
@@ -219,10 +235,16 @@ def _filled(value: Any, fill: Scalars, path: Path) -> Any:
         return value
     if value[1:-1] in fill and value == f"{{{value[1:-1]}}}":
         return fill[value[1:-1]]  # alone, a number stays a number, and null is null
-    for _, name, _, _ in string.Formatter().parse(value):
-        if name is not None and name not in fill:
-            raise UsageError(f"sweep {path.name}: '{value}': no such parameter '{name}'{did_you_mean(name, list(fill))}")
-    return value.format(**fill)
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+        for name in names:
+            if name not in fill:
+                raise UsageError(f"sweep {path.name}: '{value}': no such parameter '{name}'{did_you_mean(name, list(fill))}")
+        return value.format(**fill)
+    except ValueError as error:
+        raise UsageError(
+            f"sweep {path.name}: '{value}': {error}; write {{{{ and }}}} for braces that stand for themselves"
+        ) from None
 
 
 def _group(column: list[str], row: list[str], settings: Scalars) -> str:
@@ -233,8 +255,9 @@ def _group(column: list[str], row: list[str], settings: Scalars) -> str:
         value = settings[key]
         shown = value if isinstance(value, str | int | float) else json.dumps(value)
         words.append(f"{end if ends.count(end) == 1 else key}={shown}")
-    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join(words) or "all").strip("_.")
-    return name[:150]
+    whole = "-".join(words) or "all"
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", whole).strip("_.")
+    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(whole.encode()).hexdigest()[:9]}"
 
 
 def _beside(path: Path, recipe: str) -> str:
@@ -252,7 +275,12 @@ def _check_recipes(path: Path, plan: Plan) -> None:
         if other is not trial:
             errors.setdefault(f"two trials have the folder {trial.name}: a value stands twice in a list", "")
         try:
-            recipes.load(trial.recipe, trial.overrides)
+            watched = recipes.load(trial.recipe, trial.overrides).watched
+            if plan.select is not None and plan.select not in watched:
+                close = did_you_mean(plan.select, watched)
+                errors.setdefault(
+                    f"select '{plan.select}': not measured{close}; it is one of eval.metrics: {', '.join(watched)}", ""
+                )
         except UsageError as error:
             errors.setdefault(str(error), trial.name)
     if errors:

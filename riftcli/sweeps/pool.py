@@ -16,6 +16,7 @@ from pathlib import Path
 from riftcli.console import Stopwatch
 from riftcli.errors import ExitCode, RiftError, Terminated
 from riftcli.launch import DIE_WITH
+from riftcli.runs.reader import read_json
 from riftcli.sweeps.folder import Standing, SweepFolder, standing
 from riftcli.sweeps.plan import Trial
 
@@ -29,6 +30,7 @@ class _Running:
     trial: Trial
     slot: str | None
     clock: Stopwatch
+    log_start: int  # bytes that earlier attempts left in the log
 
 
 class Pool:
@@ -49,8 +51,14 @@ class Pool:
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self._running or (waiting and self._stopped is None):
-                while waiting and self._free and self._stopped is None:
-                    self._start(waiting.popleft(), retry_failed)
+                for _ in range(len(waiting)):
+                    if not self._free or self._stopped is not None:
+                        break
+                    trial = waiting.popleft()
+                    if standing(self.folder.path, trial.name).state == "running":  # what a killed sweep left is still saving
+                        waiting.append(trial)
+                    else:
+                        self._start(trial, retry_failed)
                 time.sleep(POLL)
                 for one in [one for one in self._running if one.process.poll() is not None]:
                     self._running.remove(one)
@@ -77,8 +85,7 @@ class Pool:
         run, log = self.folder.run_of(trial), self.folder.log_of(trial)
         recipe = ["--recipe", str(self.folder.recipe_of(trial.recipe))]
         recipe += [word for override in trial.overrides for word in ("--set", override)]
-        failed = standing(self.folder.path, trial.name).state == "failed"
-        if _resumable(run) and not (failed and again):
+        if _resumable(run) and not (again and _failed_itself(run)):
             arguments = ["--resume", str(run), *recipe]
         else:
             arguments = ["--out", str(run), *recipe, *["--overwrite"] * (run / "run.json").is_file()]
@@ -86,6 +93,7 @@ class Pool:
         if self._free[0] is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self._free[0]
         log.parent.mkdir(parents=True, exist_ok=True)
+        begun = log.stat().st_size if log.is_file() else 0
         with log.open("a", encoding="utf-8") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "riftcli", "finetune", *arguments, "--device", self.device],
@@ -95,7 +103,7 @@ class Pool:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we pass on what lets a trial save
             )
         self._tries[trial.name] = self._tries.get(trial.name, 0) + 1
-        self._running.append(_Running(process, trial, self._free.popleft(), Stopwatch()))
+        self._running.append(_Running(process, trial, self._free.popleft(), Stopwatch(), begun))
         self.folder.note(trial, Standing("running"))
 
     def _ended(self, one: _Running, left: int) -> bool:
@@ -112,7 +120,9 @@ class Pool:
             found = Standing("completed", seconds=round(one.clock.seconds, 1))
             shutil.rmtree(self.folder.run_of(trial) / "last", ignore_errors=True)  # only of use to resume, and the most of it
         else:
-            found = Standing("failed", _last_error(self.folder.log_of(trial), code), code, round(one.clock.seconds, 1))
+            found = Standing(
+                "failed", _last_error(self.folder.log_of(trial), one.log_start, code), code, round(one.clock.seconds, 1)
+            )
         self.folder.note(trial, found)
         self.tell(trial, found, left)
         return False
@@ -131,7 +141,7 @@ def run_here(
         run, recipe, clock = folder.run_of(trial), str(folder.recipe_of(trial.recipe)), Stopwatch()
         processes, console = Processes(device), Console(quiet=True)
         try:
-            if _resumable(run) and standing(folder.path, trial.name).state != "failed":
+            if _resumable(run) and not _failed_itself(run):
                 resume_run(run, (recipe, trial.overrides), processes, console)
             else:
                 checked = recipes.load(recipe, trial.overrides)
@@ -157,10 +167,17 @@ def _resumable(run: Path) -> bool:
     return any(run.glob("last/step-????????/manifest.json"))
 
 
-def _last_error(log: Path, code: int) -> str:
-    """The one line that a failed command printed."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("error: ")]
-    return lines[-1].removeprefix("error: ") if lines else f"ended with exit code {code} (log: {log})"
+def _failed_itself(run: Path) -> bool:
+    """True where a run ended with an error of its own, so that going on would end in the same way."""
+    return (run / "run.json").is_file() and read_json(run / "run.json").get("status") == "failed"
+
+
+def _last_error(log: Path, start: int, code: int) -> str:
+    """The one line that a failed attempt printed; start: bytes of the log that are of earlier ones."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return lines[-1].removeprefix("error: ") if lines else f"{how} (log: {log})"
 
 
 def gpus(device: str) -> list[str | None]:

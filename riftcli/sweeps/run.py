@@ -76,7 +76,7 @@ def present(path: Path) -> dict[str, Any]:
         "command": "sweep",
         "created": now(),
         "trials": table.counts(),
-        "select": table.select,
+        "select": {f"{row} / {column}": name for (row, column), name in table.select.items()},
         "points": flat(table),
         "failed": {name: found.error for name, found in table.standings.items() if found.state == "failed"},
     }
@@ -104,8 +104,8 @@ def _draw(table: SweepTable, path: Path) -> None:
         kept = p.metrics[similarity]["std"] if similarity in p.metrics else None
         drawn.append(
             {
-                "row": rows[p.row],
-                "column": columns[p.column],
+                "row": rows.get(p.row, p.row),
+                "column": columns.get(p.column, p.column),
                 "note": p.shown,
                 "x": p.kept,
                 "x_std": kept,

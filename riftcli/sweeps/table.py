@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from riftcli.catalog import component
 from riftcli.functional.pareto import pareto_front
 from riftcli.recipe import parse, read
 from riftcli.runs.reader import read_report
@@ -51,7 +52,7 @@ class SweepTable:
     described: dict[str, Any]
     standings: dict[str, Standing]
     points: list[Point]
-    select: dict[str, str] = field(default_factory=dict)  # row -> the metric that chose
+    select: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) -> the metric that chose
     choices: dict[tuple[str, str], int] = field(default_factory=dict)  # (row, column) -> place in points
 
     def counts(self) -> dict[str, int]:
@@ -72,17 +73,19 @@ def read_table(sweep: Path) -> SweepTable:
     described = read_sweep(sweep)
     standings = {trial["name"]: standing(sweep, trial["name"]) for trial in described["trials"]}
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    select: dict[str, str] = {}
+    select: dict[tuple[str, str], str] = {}
     for trial in described["trials"]:
         if standings[trial["name"]].state == "completed":
             run = sweep / "trials" / trial["name"]
-            if trial["row"] not in select:
+            cell = (trial["row"], trial["column"])
+            if cell not in select:
                 own = parse(read(run / "recipe.resolved.yaml"), "recipe.yaml", [])
-                select[trial["row"]] = described["select"] or own.eval.best
+                select[cell] = described["select"] or own.eval.best
             entry = {**trial, "report": read_report(run)}
             groups.setdefault((trial["column"], trial["row"], trial["group"]), []).append(entry)
-    points = [_point(group, described["metrics"], select[row]) for (_, row, _), group in groups.items()]
-    choices = choose(points, list(described["rows"]), described["within"], described["also"])
+    points = [_point(group, described["metrics"], select[row, column]) for (column, row, _), group in groups.items()]
+    signs = {cell: 1.0 if component("metric", name)().higher_is_better else -1.0 for cell, name in select.items()}
+    choices = choose(points, list(described["rows"]), described["within"], described["also"], signs)
     return SweepTable(described, standings, marked(points, choices), select, choices)
 
 
@@ -113,8 +116,9 @@ def _validated(reports: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """Accuracy, or mAP of multi-label data."""
-    return "map" if "counts" not in report["confusion_matrix"] and "map" in report["metrics"] else next(iter(report["metrics"]))
+    """Accuracy, or mAP of multi-label data; where it was not measured, the first metric that was."""
+    wanted = "acc" if "counts" in report["confusion_matrix"] else "map"
+    return wanted if wanted in report["metrics"] else next(iter(report["metrics"]))
 
 
 def _value(report: dict[str, Any], name: str) -> float | None:
@@ -130,23 +134,34 @@ def _value(report: dict[str, Any], name: str) -> float | None:
     return entry.get({"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn"}.get(kind, kind))
 
 
-def choose(points: list[Point], rows: Sequence[str], within: float, also: dict[str, list[str]]) -> dict[tuple[str, str], int]:
+def choose(
+    points: list[Point],
+    rows: Sequence[str],
+    within: float,
+    also: dict[str, list[str]],
+    signs: dict[tuple[str, str], float],
+) -> dict[tuple[str, str], int]:
     """One point per row and column, by validation alone: (row, column) -> its place.
 
-    Of the points whose validation metric is at most `within` below the best of their row, the one that keeps most there. also:
-    row -> further rows whose points are its own too (RIFT* chooses among the runs of RIFT).
+    Of the points whose validation metric is at most `within` worse than the best of their row, the one that keeps most there.
+    also: row -> further rows whose points are its own too (RIFT* chooses among the runs of RIFT). signs: -1 where less is
+    better. Where several points have no value to choose by, none is chosen.
     """
     choices = {}
     for column in dict.fromkeys(point.column for point in points):
         for row in rows:
             mine = {row, *also.get(row, [])}
             own = [i for i, point in enumerate(points) if point.column == column and point.row in mine]
-            if own:
-                best = max(_or_low(points[i].validation) for i in own)
-                near = [i for i in own if _or_low(points[i].validation) >= best - within - 1e-9]
-                choices[row, column] = max(
-                    near, key=lambda i: (_or_low(points[i].validation_kept), _or_low(points[i].validation))
-                )
+            if len(own) == 1:
+                choices[row, column] = own[0]
+            scored = {}
+            for i in own:
+                value = points[i].validation
+                if value is not None:
+                    scored[i] = signs[points[i].row, column] * value
+            if len(own) > 1 and scored:
+                near = [i for i, value in scored.items() if value >= max(scored.values()) - within - 1e-9]
+                choices[row, column] = max(near, key=lambda i: (_or_low(points[i].validation_kept), scored[i]))
     return choices
 
 

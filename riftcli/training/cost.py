@@ -40,9 +40,16 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     plain = dataclasses.replace(recipe, model=recipe.model.model_copy(update={"pretrained": False, "weights": None}))
     place = dist.pick_device(device)
     network = build_network(plain, place, 1)
-    size = recipe.train.batch_size if place.type == "cuda" else min(ON_A_CPU, recipe.train.batch_size)
+    most = recipe.train.micro_batch_size or recipe.train.batch_size
+    size = most if place.type == "cuda" else min(ON_A_CPU, most)
+    stream = getattr(recipe.regularizer, "on", "task")
+    share = (recipe.reference.batch_size or recipe.train.batch_size) / recipe.train.batch_size if recipe.reference else 1.0
+    others = max(2, round(size * share))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (size, *network.preprocessing.input_size), dtype=torch.uint8, generator=generator)
+    images, beside = (
+        torch.randint(0, 256, (count, *network.preprocessing.input_size), dtype=torch.uint8, generator=generator)
+        for count in (size, others)
+    )
     many = recipe.objective.task == "multilabel"
     targets = torch.zeros(size, classes, dtype=torch.uint8) if many else torch.arange(size) % classes
     network.vit.reset_classifier(classes)
@@ -58,10 +65,13 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     on_features = None if isinstance(penalty, WeightPenalty) else penalty
     depths = network.classifier.depths
     live = not recipe.augment.off and not recipe.augment.views
+    with torch.inference_mode():
+        first = network.classifier.eval()(network.preprocessing.normalise((images if stream == "task" else beside).to(place)))
+    table = (first.layers if depths else first.features).float().clone()
 
     def pretrained(index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if not live:
-            return torch.ones(len(x), network.vit.num_features * max(1, depths), device=place)
+            return table[: len(x)]
         with torch.inference_mode():
             output = network.classifier(network.preprocessing.normalise(x))
         return output.layers if depths else output.features
@@ -78,22 +88,24 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         pretrained=pretrained,
         bf16=bf16,
         by_layers=bool(depths),
+        stream=stream,
     )
     optimizer = build_optimizer(network.vit, step.penalty_parameters(), "adamw", 1e-6, 0.0)
     network.classifier.train()
-    seconds = _fastest(step, optimizer, (images, targets, torch.arange(size)), repeats)
+    streams = {"task": (images, targets, torch.arange(size)), "reference": (beside, torch.zeros(others), torch.arange(others))}
+    seconds = _fastest(step, optimizer, streams, repeats)
     weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return StepCost(seconds / size, weights, disk_bytes(weights, trained))
 
 
-def _fastest(step: Step, optimizer: torch.optim.Optimizer, batch: Batch, repeats: int) -> float:
+def _fastest(step: Step, optimizer: torch.optim.Optimizer, streams: dict[str, Batch], repeats: int) -> float:
     """Seconds of the fastest of so many steps, after one that does not count."""
     times = []
     for _ in range(1 + repeats):
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        step({"task": batch, "reference": batch})
+        step(streams)
         optimizer.step()
         if step.device.type == "cuda":
             torch.cuda.synchronize(step.device)

@@ -14,7 +14,7 @@ from riftcli.data.batches import epoch_batches, steps_per_epoch
 from riftcli.data.loader import Batch, TensorTable, train_loader
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.splits import Splits, check_overlap, load_retention, load_split, load_splits
+from riftcli.data.splits import Splits, check_overlap, fingerprint, load_retention, load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.recipe.sections import AugmentSection, Recipe
 
@@ -70,6 +70,13 @@ class RunData:
         """The split that a regularizer on this stream looks at."""
         return self.splits.train if self.reference is None or stream == "task" else self.reference
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that a step depends on: what a resumed run must find again."""
+        named = self.splits.named()
+        if self.reference is not None:
+            named["reference"] = self.reference
+        return {name: fingerprint(split) for name, split in named.items()}
+
     def evaluated(self) -> dict[str, Split]:
         """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, ..."""
         found = {"test": self.splits.test}
@@ -89,7 +96,8 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
         dist.barrier()  # a source that downloads does so once, on rank 0
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
     retention = [load_retention(other.source, other.train, other.test, other.rules) for other in recipe.retention]
-    reference = load_reference(recipe, splits)
+    reference, beside_overlap = load_reference(recipe, splits, retention)
+    splits = replace(splits, overlap={**splits.overlap, **beside_overlap})
     if dist.is_main():
         dist.barrier()
     for pair, count in splits.overlap.items():
@@ -111,18 +119,36 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference))
 
 
-def load_reference(recipe: Recipe, splits: Splits) -> Split | None:
-    """The images beside the task's; raise DataError where they are images that the run is evaluated on."""
+def load_reference(
+    recipe: Recipe, splits: Splits, retention: list[tuple[Split, Split | None]]
+) -> tuple[Split | None, dict[str, int]]:
+    """(the images beside the task's, how many of them the run is evaluated on where `data.allow_overlap` admits that).
+
+    Raises DataError for images of the validation, test or retention splits: what is kept would be measured on what was held.
+    """
     wanted = recipe.reference
     if wanted is None:
-        return None
+        return None, {}
     split = load_split(wanted.source, wanted.split)
-    if wanted.source == recipe.data.source:  # else equal ids are other images
-        held = {name: own for name, own in splits.named().items() if name != "train"}
-        named = replace(split, name=f"reference {split.name}")
-        for name, own in held.items():
-            check_overlap({"reference": named, name: own}, recipe.data.rules.allow_overlap)
-    return split
+    named = replace(split, name=f"reference {split.name}")
+    held = [(name, own, recipe.data) for name, own in splits.named().items() if name != "train"]
+    for i, (query, bank) in enumerate(retention):
+        held += [(f"retention/{i}", own, recipe.retention[i]) for own in (query, bank) if own is not None]
+    shared: dict[str, int] = {}
+    for name, own, section in held:
+        if wanted.source == section.source:
+            found = check_overlap({"reference": named, name: own}, recipe.data.rules.allow_overlap)
+        else:  # equal ids are other images, but a file is a file
+            found = check_overlap({"reference": _by_file(named), name: _by_file(own)}, recipe.data.rules.allow_overlap)
+        shared |= found
+    return split, shared
+
+
+def _by_file(split: Split) -> Split:
+    """The split with ids that only equal files share."""
+    paths = split.paths
+    own = [f"{split.name}#{i}" for i in range(len(split))]
+    return replace(split, ids=own if paths is None else [str(path.resolve()) for path in paths])
 
 
 def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> RunData:

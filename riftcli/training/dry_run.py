@@ -11,6 +11,7 @@ from riftcli.recipe import Recipe, flatten
 from riftcli.runs.provenance import peak_memory_bytes
 from riftcli.training.cost import disk_bytes
 from riftcli.training.setup import set_up
+from riftcli.training.strength import Steering
 
 
 def dry_run(recipe: Recipe, device: str) -> None:
@@ -22,6 +23,8 @@ def dry_run(recipe: Recipe, device: str) -> None:
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
     plain = dataclasses.replace(recipe, input=recipe.input.model_copy(update={"cache": None, "cache_short_side": None}))
     setup = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
+    if recipe.strength is not None:
+        Steering(setup)
     first = setup.batches.positions(0)[:1]
     batch = next(iter(train_loader(setup.batches.dataset(0), first, 0)))
     setup.network.classifier.train()

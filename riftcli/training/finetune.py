@@ -11,7 +11,6 @@ import torch
 from riftcli import dist, launch
 from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
-from riftcli.data.splits import fingerprint
 from riftcli.errors import RiftError
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.recipe import Recipe
@@ -76,7 +75,7 @@ def _finetune(
     state = TrainState(setup, Progress(), folder, console, stop, steering)
     if folder and not resuming:
         made_by = provenance.provenance(setup.environment())
-        samples = {name: fingerprint(split) for name, split in setup.data.splits.named().items()}
+        samples = setup.data.fingerprints()
         folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by, "samples": samples})
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
     log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"

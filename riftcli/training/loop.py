@@ -125,7 +125,7 @@ def _step_row(
             row["strength"] = state.steering.control.strength
         named = setup.step.diagnostics(result)
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
-    if setup.pretrained.trace_0 and "trace_ratio" not in row:
+    if setup.pretrained.trace_0 and "trace_ratio" not in row and len(result.features) > 1:
         trace = result.features.var(0).sum()
         if setup.step.penalty is None:  # every rank has its own share
             trace = dist.sum_over_ranks(trace) / dist.world_size()

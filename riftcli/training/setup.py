@@ -164,6 +164,8 @@ def _regularizer(
         return None, None
     stream, dim = _stream(recipe), network.vit.num_features
     penalty = recipe.regularizer.build(RegularizerContext(dim, device, lambda: pretrained.features(stream)))
+    if penalty is None:  # strength 0 is plain finetuning, of the last features too
+        network.classifier.depths = 0
     if penalty is None or isinstance(penalty, WeightPenalty) or not penalty.needs_pretrained:
         return penalty, None
     return penalty, pretrained.of_batches(recipe, stream, network.classifier.depths, network.preprocessing, device, bf16)

@@ -10,7 +10,6 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data.splits import fingerprint
 from riftcli.errors import DataError, RiftError, UsageError
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
@@ -107,11 +106,12 @@ def _check_samples(state: TrainState) -> None:
     """Raise DataError when the splits are not what the run started with: it could not go on bitwise."""
     assert state.folder is not None
     started = runs.read_run(state.folder.path).get("samples", {})
-    for name, split in state.setup.data.splits.named().items():
-        if name in started and started[name] != fingerprint(split):
+    for name, now in state.setup.data.fingerprints().items():
+        if name in started and started[name] != now:
+            count = len(state.setup.data.looked_at("reference") if name == "reference" else state.setup.data.splits.named()[name])
             raise DataError(
                 f"--resume {state.folder.path}: split '{name}' has other samples or labels than when the run started "
-                f"({len(split)} now); put the data back as it was, or start a new run"
+                f"({count} now); put the data back as it was, or start a new run"
             )
 
 

@@ -219,6 +219,7 @@ def test_ldifs_is_a_mean_over_depths_of_unit_features():
         ({"q": "spectral", "estimator": "debiased"}, "estimator: eigenvalues of a batch cannot be debiased"),
         ({"q": "procrustes", "alpha": "learn"}, "alpha: with q procrustes it is fixed or closed"),
         ({"q": "spectral", "mean": True}, "mean: needs a Q that is known, and q spectral only knows the distance"),
+        ({"mean": True, "alpha": "closed"}, "mean: the closed alpha is that of the covariance; with mean use alpha fixed"),
         ({"q": "fixed", "rotation": "oft"}, "rotation: only a learned Q is parametrised; with q fixed leave it out"),
         ({"rotation": "boft", "block_size": 3}, "block_size: must be 2 or more, and even for boft"),
         ({"ema_decay": 1.0}, "ema_decay: must be between 0 and 1"),

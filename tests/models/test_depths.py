@@ -52,9 +52,9 @@ def test_one_forward_gives_both_with_every_adapter(adapter):
     assert deep.layers.shape == (4, 3 * 32)
 
 
-def test_a_network_without_blocks_is_refused():
-    model = Backbone("resnet18", pretrained=False, image_size=32).build().eval()
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_a_network_without_blocks_in_a_row_is_refused(name):
+    model = Backbone(name, pretrained=False, image_size=32).build().eval()
     with pytest.raises(UsageError) as caught:
         Classifier(model, depths=3)(torch.randn(2, 3, 32, 32))
-    message = "regularizer.layers: this network hands out no blocks in a row (timm: forward_intermediates)"
-    assert str(caught.value) == message
+    assert str(caught.value) == "regularizer.layers: this network hands out no blocks in a row (timm: forward_intermediates)"

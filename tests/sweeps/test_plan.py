@@ -104,6 +104,16 @@ columns:
             "recipe: demo_full\ngrid: {optim.lr: [1.0, 1.0]}",
             "two trials have the folder lr=1.0/s0: a value stands twice in a list",
         ),
+        (
+            "recipe: demo_full\nset: {optim.lr: 1.0}\ngrid: {optim.lr: [1.0]}",
+            "sweep study.yaml:3: grid.optim.lr: stands in `set` of the same part too: give one of them",
+        ),
+        ("recipe: demo_full\nselect: acuracy", "select 'acuracy': not measured (did you mean 'acc'?); it is one of"),
+        (
+            "recipe: demo_full\nset: {data.root: 'a{b'}",
+            "'a{b': expected '}' before end of string; a brace that stands for itself",
+        ),
+        ("rows: {a: {recipe: demo_full, also: [b]}}", "sweep study.yaml:1: rows.a.also: no such other row 'b'"),
         ("recipe: [", "sweep study.yaml:1: not valid YAML: "),
     ],
 )
@@ -124,3 +134,27 @@ def test_a_recipe_is_looked_for_beside_the_file(plan_of, tmp_path, tiny_recipe, 
     plan = plan_of("recipe: mine.yaml\nset: {regularizer: {name: rsc}}")
     assert Path(plan.trials[0].recipe) == tmp_path / "mine.yaml"
     assert plan.trials[0].overrides[0] == 'regularizer={"name": "rsc"}'
+
+
+def test_set_changes_parameters_in_their_own_kind_and_nothing_that_is_varied(plan_of):
+    text = "recipe: demo_full\nparameters: {n: 2, place: here, w: null}\nset: {train.epochs: '{n}', model.weights: '{w}'}\n"
+    plan = plan_of(text, "n=3", "w=null")
+    assert plan.trials[0].overrides[:2] == ["train.epochs=3", "model.weights=null"]
+    assert 'model.weights="/a/\u00e4.safetensors"' in plan_of(text, "w=/a/\u00e4.safetensors").trials[0].overrides
+    varied = "recipe: demo_full\ngrid: {optim.lr: [1.0, 2.0]}\n"
+    for override, what in (
+        ("optim.lr=1", "the list of optim.lr"),
+        ("optim={lr: 1}", "the list of optim.lr"),
+        ("train.seed=3", "seeds"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            plan_of(varied, override)
+        assert str(caught.value) == f"--set {override}: the sweep varies it; change {what} in study.yaml"
+
+
+def test_long_names_stay_apart():
+    from riftcli.sweeps.plan import _group
+
+    names = [_group([], ["row"], {"k": "a" * 200 + end}) for end in "xy"]
+    assert names[0] != names[1]
+    assert all(len(name) <= 150 for name in names)

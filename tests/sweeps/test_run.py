@@ -123,11 +123,16 @@ def test_it_goes_on_grows_and_refuses_another_plan(swept, tmp_path, monkeypatch,
     spec["set"] = {"optim.lr": 0.5}
     (place / "other.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     assert cli.run(["sweep", "other.yaml", "--out", "out"]) == 2
-    assert "trial full/s0 was planned with other settings (optim.lr=0.5)" in capfd.readouterr().err
+    assert "trial full/s0 was planned with other settings (optim.lr: 0.001 -> 0.5)" in capfd.readouterr().err
     recipe = yaml.safe_load((place / "tiny.yaml").read_text())
     (place / "tiny.yaml").write_text(yaml.safe_dump({**recipe, "optim": {"lr": 0.1}}))
     assert cli.run(["sweep", "study.yaml", "--out", "out"]) == 2
-    assert "has changed since the sweep began; choose another --out" in capfd.readouterr().err
+    assert "was planned with other settings (optim.lr: 0.001 -> 0.1)" in capfd.readouterr().err
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    another = {"recipe": "tiny.yaml", "grid": {"optim.lr": [0.1, 0.2]}}
+    (place / "another.yaml").write_text(yaml.safe_dump(another))
+    assert cli.run(["sweep", "another.yaml", "--out", "out"]) == 2
+    assert "out: holds another sweep, of which this file names no trial; choose another --out" in capfd.readouterr().err
     (place / "full").mkdir()
     (place / "full/x").write_text("mine")
     assert cli.run(["sweep", "study.yaml", "--out", "full"]) == 2
@@ -224,25 +229,36 @@ def test_a_terminated_sweep_lets_its_trial_save(tiny_recipe, tmp_path):
 
 # ---- choosing
 
+UP = {(row, "all"): 1.0 for row in ("a", "rift", "star")}
 
-def point(row: str, validation: float, kept_there: float, score: float, kept: float) -> Point:
+
+def point(row: str, validation: float | None, kept_there: float, score: float, kept: float) -> Point:
     return Point(row, "all", {"s": validation}, [0], validation, kept_there, {}, score, kept)
 
 
 def test_of_settings_as_good_as_the_best_the_one_that_keeps_most_is_chosen_on_validation():
     points = [point("a", 0.90, 0.5, 0.8, 0.99), point("a", 0.895, 0.7, 0.7, 0.1), point("a", 0.85, 0.9, 0.9, 0.9)]
-    chosen = [choose(points, ["a"], within, {})["a", "all"] for within in (0.0, 0.01, 0.1)]
+    chosen = [choose(points, ["a"], within, {}, UP)["a", "all"] for within in (0.0, 0.01, 0.1)]
     assert chosen == [0, 1, 2]
     flags = marked(points, {("a", "all"): 1})
     assert [p.chosen for p in flags] == [False, True, False]
     assert [p.front for p in flags] == [True, False, True]
 
 
+def test_less_may_be_better_and_without_a_value_nothing_is_chosen():
+    points = [point("a", 0.02, 0.5, 0.8, 0.99), point("a", 0.30, 0.9, 0.7, 0.1)]
+    assert choose(points, ["a"], 0.0, {}, {("a", "all"): -1.0}) == {("a", "all"): 0}
+    assert choose(points, ["a"], 0.0, {}, UP) == {("a", "all"): 1}
+    unknown = [point("a", None, 0.5, 0.8, 0.99), point("a", None, 0.9, 0.7, 0.1)]
+    assert choose(unknown, ["a"], 0.0, {}, UP) == {}
+    assert choose(unknown[:1], ["a"], 0.0, {}, UP) == {("a", "all"): 0}, "there is no choice to make"
+
+
 def test_a_starred_row_chooses_among_the_runs_of_another():
     points = [point("rift", 0.90, 0.5, 0.8, 0.99), point("star", 0.85, 0.7, 0.7, 0.1), point("star", 0.88, 0.7, 0.7, 0.1)]
-    choices = choose(points, ["rift", "star"], 0.0, {"star": ["rift"]})
+    choices = choose(points, ["rift", "star"], 0.0, {"star": ["rift"]}, UP)
     assert choices == {("rift", "all"): 0, ("star", "all"): 0}
-    assert choose(points, ["rift", "star"], 0.0, {}) == {("rift", "all"): 0, ("star", "all"): 2}
+    assert choose(points, ["rift", "star"], 0.0, {}, UP) == {("rift", "all"): 0, ("star", "all"): 2}
 
 
 def test_the_front_is_what_none_beats_in_both():

@@ -103,6 +103,14 @@ def test_a_regularizer_keeps_the_reference_images_and_not_the_tasks(rift, tiny_r
             "splits 'reference test' and 'test' share 60 samples",
         ),
         (
+            {
+                "regularizer": ON_REFERENCE,
+                "reference": {**CLOTHES, "split": "test"},
+                "retention": [{"format": "demo_fashion", "test": {"from": "test", "limit": 30}, "train": "test"}],
+            },
+            "share 30 samples",
+        ),
+        (
             {"regularizer": ON_REFERENCE, "reference": 3},
             "recipe tiny.yaml:{reference}: reference: expected a data source, got 3",
         ),
@@ -207,3 +215,47 @@ def test_images_in_folders_are_a_reference_too(rift, tiny_recipe, write_recipe, 
     assert code == 0, err
     resolved = recipes.parse(Path("r/recipe.resolved.yaml").read_text(), "x.yaml", [])
     assert (resolved.reference.batch_size, resolved.reference.split.name) == (8, "train")
+
+
+def test_a_reference_that_changed_is_noticed_on_resume(rift, tiny_recipe, write_recipe, tmp_path):
+    for i in range(12):
+        picture(tmp_path / f"others/train/any/{i}.png", i)
+    tiny_recipe |= {
+        "regularizer": ON_REFERENCE,
+        "reference": {"format": "image_folder", "root": str(tmp_path / "others"), "batch_size": 8},
+    }
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
+    record = json.loads(Path("r/run.json").read_text())
+    assert set(record["samples"]) == {"train", "val", "test", "reference"}
+    Path("r/run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    picture(tmp_path / "others/train/any/99.png", 99)
+    code, _, err = rift("finetune", "--resume", "r")
+    assert code == 3
+    assert "split 'reference' has other samples or labels than when the run started (13 now)" in err
+
+
+def test_images_that_are_evaluated_are_found_behind_another_format(rift, tiny_recipe, write_recipe, tmp_path):
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            for i in range(20):
+                picture(tmp_path / f"pics/{split}/{label}/{i}.png", 1000 * (split == "test") + 100 * (label == "b") + i)
+    (tmp_path / "other/train").mkdir(parents=True)
+    (tmp_path / "other/train/all").symlink_to(tmp_path / "pics/test/a")
+    tiny_recipe |= {
+        "data": {"format": "image_folder", "root": str(tmp_path / "pics")},
+        "regularizer": ON_REFERENCE,
+        "reference": {"format": "image_folder", "root": str(tmp_path / "other"), "batch_size": 8},
+    }
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert code == 3
+    assert "splits 'reference train' and 'test' share 20 samples" in err
+
+
+def test_set_changes_one_key_of_the_reference(tiny_recipe, write_recipe):
+    tiny_recipe |= {"regularizer": ON_REFERENCE, "reference": {"format": "demo_fashion", "split": "test", "batch_size": 24}}
+    path = str(write_recipe(tiny_recipe))
+    assert recipes.load(path, ["reference.split.limit=30"]).reference.split.name == "test"
+    kept = recipes.load(path, ["reference.format=digits"]).reference
+    assert (kept.format, kept.batch_size, kept.split.name) == ("digits", 24, "test")
+    bare = recipes.load(path, ["reference={format: demo_fashion, split: {limit: 30}}"]).reference
+    assert (bare.split.name, bare.split.limit) == ("train", 30)

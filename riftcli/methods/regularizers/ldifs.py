@@ -51,4 +51,4 @@ class Ldifs:
             before = F.normalize(pretrained.unflatten(1, (-1, dim)), dim=2)
             return (after - before).square().sum(2).mean()
 
-        return PairedPenalty(self.strength, distance)
+        return PairedPenalty(self.strength, distance, dim=dim)

@@ -16,9 +16,13 @@ class PairedPenalty:
     lr_scale = 1.0
 
     def __init__(
-        self, strength: float, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], debiased_cka: bool = False
+        self,
+        strength: float,
+        term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        debiased_cka: bool = False,
+        dim: int | None = None,
     ) -> None:
-        self.strength, self.term, self.debiased_cka = strength, term, debiased_cka
+        self.strength, self.term, self.debiased_cka, self.dim = strength, term, debiased_cka, dim
 
     def loss(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> torch.Tensor:
         """The weighted term; (n, D), (n, D) -> ()."""
@@ -29,7 +33,10 @@ class PairedPenalty:
             return self.strength * self.term(features.float(), pretrained.float())
 
     def diagnostics(self, features: torch.Tensor, pretrained: torch.Tensor | None) -> dict[str, float]:
-        """CKA of the batch, and what became of the spectrum against the same samples' pretrained features."""
+        """CKA of the batch, and what became of the spectrum against the same samples' pretrained features.
+
+        Of the last `dim` columns, where the term compares several depths: those are the features before the head.
+        """
         import torch
 
         from riftcli.functional.cka import linear_cka
@@ -37,7 +44,8 @@ class PairedPenalty:
 
         assert pretrained is not None
         with torch.no_grad():
-            features, pretrained = features.float(), pretrained.float()
+            first = 0 if self.dim is None else -self.dim
+            features, pretrained = features[:, first:].float(), pretrained[:, first:].float()
             spectrum, spectrum_0 = eigenvalues(centre(features)), eigenvalues(centre(pretrained))
             values = [
                 linear_cka(pretrained, features, debiased=self.debiased_cka),

@@ -88,13 +88,15 @@ class Rift:
             raise ValueError("alpha: with q procrustes it is fixed or closed")
         if closed and self.mean:
             raise ValueError(f"mean: needs a Q that is known, and q {self.q} only knows the distance; use q learn or fixed")
+        if self.mean and self.alpha == "closed":
+            raise ValueError("mean: the closed alpha is that of the covariance; with mean use alpha fixed or learn")
         if self.q != "learn" and self.rotation != "cayley":
             raise ValueError(f"rotation: only a learned Q is parametrised; with q {self.q} leave it out")
 
     def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
         """(key, what is wrong) of a recipe with these sections."""
-        owner = sections["reference"] if self.on == "reference" else sections["train"]
-        size = getattr(owner, "batch_size", None)
+        own = getattr(sections["reference"], "batch_size", None) if self.on == "reference" else None
+        size = own or getattr(sections["train"], "batch_size", None)
         if size is not None and size < 4 and self.estimator == "debiased":
             yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {size}"
 

@@ -43,8 +43,8 @@ class Rsc:
         """(key, what is wrong) of a recipe with these sections."""
         if sections["strength"] is not None and self.hcs_lambda is not None:
             yield ("regularizer", "hcs_lambda"), "is a strength, and regularizer.strength has a rule: give one of them"
-        owner = sections["reference"] if self.on == "reference" else sections["train"]
-        size = getattr(owner, "batch_size", None)
+        own = getattr(sections["reference"], "batch_size", None) if self.on == "reference" else None
+        size = own or getattr(sections["train"], "batch_size", None)
         if size is not None and size < 4 and self.estimator == "debiased":
             yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {size}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,11 @@ class GradientRatio:
             raise ValueError("ratio: must be above 0")
         if self.steps < 1:
             raise ValueError("steps: must be 1 or more")
+
+    def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(key, what is wrong) of a recipe with these sections."""
+        if sections["adapter"] and not sections["adapter"].trains_backbone:
+            yield ("regularizer", "strength"), "ratio has nothing to measure: this adapter freezes the backbone"
 
     def begin(self, total_steps: int) -> RatioControl:
         """Measuring starts."""
