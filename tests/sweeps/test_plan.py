@@ -111,7 +111,7 @@ columns:
         ("recipe: demo_full\nselect: acuracy", "select 'acuracy': not measured (did you mean 'acc'?); it is one of"),
         (
             "recipe: demo_full\nset: {data.root: 'a{b'}",
-            "'a{b': expected '}' before end of string; a brace that stands for itself",
+            "'a{b': expected '}' before end of string; write {{ and }} for braces",
         ),
         ("rows: {a: {recipe: demo_full, also: [b]}}", "sweep study.yaml:1: rows.a.also: no such other row 'b'"),
         ("recipe: [", "sweep study.yaml:1: not valid YAML: "),
