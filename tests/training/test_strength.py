@@ -54,19 +54,20 @@ def test_the_controller_follows_its_documented_rule():
     rule = TargetSimilarity(keep=0.8)
     control = rule.begin(400)
     assert (control.every_steps, control.strength) == (10, 1.0)
-    assert [control.wanted(s) for s in (0.0, 0.3, 0.6, 1.0)] == pytest.approx([1.0, 0.9, 0.8, 0.8])
-    row = control.update(0.3, (0.85,))
-    error = (0.9 - 0.85) / 0.2
-    assert control.strength == pytest.approx(math.exp(min(math.log(4), 2 * error + 20 * error * 0.3)))
-    assert row == {"strength": control.strength, "cka_debiased": 0.85, "wanted": pytest.approx(0.9)}
-    control.update(0.31, (0.95,))
-    assert control.strength < 4
-    for _ in range(50):
-        control.update(1.0, (0.1,))
-    assert control.strength <= 1000
-    for _ in range(50):
-        control.update(1.0, (1.0,))
-    assert control.strength >= 1e-3
+    assert [control.wanted(s) for s in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([1.0, 0.9, 0.8, 0.8])
+    row = control.update(0.15, (0.88,))
+    error = (0.9 - 0.88) / 0.2
+    assert control.strength == pytest.approx(math.exp(2 * error + 40 * error * 0.15))
+    assert row == {"strength": control.strength, "cka_debiased": 0.88, "wanted": pytest.approx(0.9)}
+    before = control.strength
+    control.update(0.16, (0.5,))
+    assert control.strength == pytest.approx(4 * before), "one update changes it by a factor of 4 at most"
+    for k in range(50):
+        control.update(0.2 + k / 100, (0.1,))
+    assert control.strength == 10
+    for k in range(50):
+        control.update(0.2 + k / 100, (1.0,))
+    assert control.strength == pytest.approx(1e-3)
 
 
 def test_it_settles_on_a_process_that_answers_slowly():
@@ -97,7 +98,7 @@ def test_what_stood_in_the_way_is_said():
     )
     control.strength = rule.most
     assert control.outcome(0.5)["note"] == (
-        "strength keep 0.9: ended at a CKA of 0.500 with the strength at its limit 1000: this regularizer cannot keep more here; "
+        "strength keep 0.9: ended at a CKA of 0.500 with the strength at its limit 10: this regularizer cannot keep more here; "
         "lower optim.lr"
     )
     control.strength = 1e-3

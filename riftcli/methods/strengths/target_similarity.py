@@ -16,7 +16,8 @@ class TargetSimilarity:
 
     keep: the wanted CKA. tolerance: how near counts as reached; only weights that keep at least `keep` - tolerance are chosen
     as the best. every_steps: steps between two measurements; null is a fortieth of the run. samples: validation images that
-    are measured each time. start: the first strength. most: its upper limit; the lower one is start / most.
+    are measured each time. start: the first strength. least, most: its limits; beyond 10 the term's gradient drowns the task's
+    and, with Adam and clipping, only adds noise: more strength then keeps less (docs/results.md).
 
     The rule: the wanted CKA falls from 1 to `keep` in proportion to the learning rate spent, and is there when `settle` of it
     is; the error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength by gain * (change of e) + gain_sum *
@@ -28,10 +29,11 @@ class TargetSimilarity:
     every_steps: int | None = None
     samples: int = 512
     start: float = 1.0
-    most: float = 1000.0
-    settle: float = 0.6
+    least: float = 0.001
+    most: float = 10.0
+    settle: float = 0.3
     gain: float = 2.0
-    gain_sum: float = 20.0
+    gain_sum: float = 40.0
     wants: ClassVar[Literal["similarity"]] = "similarity"
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class TargetSimilarity:
             raise ValueError("every_steps: must be 1 or more")
         if self.samples < 8:
             raise ValueError("samples: must be 8 or more")
+        if not 0 < self.least <= self.start:
+            raise ValueError("least: must be above 0 and at most start")
         if self.most < self.start:
             raise ValueError("most: must be at least start")
         if not 0 < self.settle <= 1:
@@ -83,7 +87,7 @@ class SimilarityControl:
         error = (wanted - similarity) / (1 - rule.keep)
         change = rule.gain * (error - self.error) + rule.gain_sum * error * (progress - self.progress)
         change = min(STEEPEST, max(-STEEPEST, change))
-        self.strength = min(rule.most, max(rule.start / rule.most, self.strength * math.exp(change)))
+        self.strength = min(rule.most, max(rule.least, self.strength * math.exp(change)))
         self.error, self.progress = error, progress
         return {"strength": self.strength, "cka_debiased": similarity, "wanted": wanted}
 
@@ -99,7 +103,7 @@ class SimilarityControl:
         if similarity is None:
             return ": the features are constant"
         if similarity > self.rule.keep:
-            least = self.strength <= 1.01 * self.rule.start / self.rule.most
+            least = self.strength <= 1.01 * self.rule.least
             alone = " even with next to no regularizer" if least else ""
             return f", more than wished{alone}: a higher optim.lr or more epochs would use the freedom"
         if self.strength >= 0.99 * self.rule.most:
