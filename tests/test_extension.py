@@ -75,6 +75,39 @@ class Bound:
     def load_state_dict(self, state):
         self.start = state["start"][0]
 ''',
+    "ramp.py": '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Ramp:
+    """The strength rises with the learning rate spent. ramp: where it ends."""
+    ramp: float
+    wants: ClassVar[str] = "gradients"
+
+    def begin(self, total_steps):
+        return Rising(self.ramp)
+
+class Rising:
+    def __init__(self, end):
+        self.end, self.strength = end, 0.1
+
+    def due(self, step):
+        return True
+
+    def update(self, progress, measured):
+        self.strength = 0.1 + (self.end - 0.1) * progress
+        return {"strength": self.strength}
+
+    def outcome(self, similarity):
+        return {"strength": self.strength, "note": None}
+
+    def state_dict(self):
+        return {"strength": self.strength}
+
+    def load_state_dict(self, state):
+        self.strength = state["strength"]
+''',
     "stripes.py": '''
 from dataclasses import dataclass
 
@@ -141,6 +174,7 @@ def extended(tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG["metric"], "margin", "rift_extra.margin:Margin")
     monkeypatch.setitem(catalog.CATALOG["adapter"], "last_block", "rift_extra.last_block:LastBlock")
     monkeypatch.setitem(catalog.CATALOG["regularizer"], "mean_norm", "rift_extra.mean_norm:MeanNorm")
+    monkeypatch.setitem(catalog.CATALOG["strength"], "ramp", "rift_extra.ramp:Ramp")
     monkeypatch.setitem(catalog.CATALOG["data"], "stripes", "rift_extra.stripes:Stripes")
     monkeypatch.setitem(catalog.CATALOG["evaluator"], "feature_norm", "rift_extra.feature_norm:FeatureNorm")
     monkeypatch.setitem(cli.COMMANDS, "greet", "rift_extra.greet:greet")
@@ -154,7 +188,7 @@ def test_one_file_and_one_line(extended, rift, tiny_recipe, write_recipe):
     tiny_recipe |= {
         "data": {"format": "stripes", "count": 24, "val": {"fraction": 0.25, "from": "train"}},
         "adapter": {"name": "last_block", "norm": False},
-        "regularizer": {"name": "mean_norm", "strength": 0.5},
+        "regularizer": {"name": "mean_norm", "strength": {"ramp": 0.5}},
         "eval": {"metrics": ["acc", "margin"], "batch_size": 16},
     }
     tiny_recipe["train"] |= {"epochs": 1, "batch_size": 12}
@@ -168,6 +202,8 @@ def test_one_file_and_one_line(extended, rift, tiny_recipe, write_recipe):
     assert report["model"]["trainable_params"] < report["model"]["params"]
     steps = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     assert all("mean_norm" in row for row in steps if row["kind"] == "step")
+    assert [row["strength"] for row in steps if row["kind"] == "strength"][-1] == pytest.approx(0.5)
+    assert report["strength"]["strength"] == pytest.approx(0.5)
     assert rift("finetune", "--resume", "r")[0] == 0
 
     code, out, err = rift("feature_norm", "--run", "r", "--power", "2", "--json")
