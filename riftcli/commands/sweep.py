@@ -28,6 +28,7 @@ def sweep(
     jobs: Annotated[OptionalInt, typer.Option(min=1, help="Trials at a time; default one for each GPU, one on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more, from the start.")] = False,
+    on: Annotated[str, typer.Option(help="local, or slurm: trials as jobs of the cluster (extra `slurm`).")] = "local",
     in_process: Annotated[
         bool, typer.Option("--in-process", help="One trial after another in this process: faster where trials take seconds.")
     ] = False,
@@ -58,9 +59,14 @@ def sweep(
             return
         from riftcli.sweeps.run import run_sweep
 
-        if in_process and jobs is not None:
-            raise UsageError("--in-process does not go together with --jobs")
-        report = run_sweep(plan, out, jobs, device, retry_failed, in_process)
+        if on not in ("local", "slurm"):
+            raise UsageError(f"--on {on}: expected local or slurm")
+        for option, used in (("--jobs", jobs is not None), ("--on", on != "local")):
+            if in_process and used:
+                raise UsageError(f"--in-process does not go together with {option}")
+        if on != "local" and jobs is not None:
+            raise UsageError("--on slurm does not go together with --jobs: the cluster decides")
+        report = run_sweep(plan, out, jobs, device, retry_failed, in_process, on)
     if as_json:
         print(json.dumps(report, indent=1))
 

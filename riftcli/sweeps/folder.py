@@ -33,6 +33,7 @@ class Standing:
     state: State
     error: str | None = None
     code: int | None = None
+    job: str | None = None  # of a cluster
     seconds: float | None = None
 
 
@@ -112,6 +113,11 @@ class SweepFolder:
         all_ = read_json(file) if file.is_file() else {}
         write_json(file, {**all_, trial.name: {k: v for k, v in vars(standing).items() if v is not None}})
 
+    def job_of(self, trial: Trial) -> str | None:
+        """The cluster's job that a trial was submitted as, and has not ended."""
+        file = self.path / "status.json"
+        return read_json(file).get(trial.name, {}).get("job") if file.is_file() else None
+
     def close(self) -> None:
         """Let others run it."""
         self._lock.close()
@@ -144,7 +150,7 @@ def standing(sweep: Path, name: str) -> Standing:
     if state == "running" and _held(run):
         return Standing("running")
     if noted.get("state") == "failed" or state == "failed":
-        return Standing("failed", noted.get("error") or record.get("error"), noted.get("code"), seconds)
+        return Standing("failed", noted.get("error") or record.get("error"), noted.get("code"), seconds=seconds)
     return Standing("interrupted" if record else "waiting")
 
 

@@ -52,6 +52,10 @@ class SweepFile(Part):
     )
     metrics: list[str] = Field(default_factory=lambda: ["acc or map", "cka"], min_length=1, description="of the table")
     baseline: str | None = Field(None, description="row that changes refer to")
+    slurm: dict[str, int | str | bool] = Field(
+        default_factory=dict,
+        description="for --on slurm: timeout_min, gpus_per_node, cpus_per_task, mem_gb, partition, ...",
+    )
     paper: dict[str, dict[str, list[float | None]]] = Field(
         default_factory=dict, description="row -> column -> published values, one for each of metrics"
     )
@@ -90,6 +94,7 @@ class Plan:
     baseline: str | None
     paper: dict[str, dict[str, list[float | None]]]
     also: dict[str, list[str]]  # row -> rows that it chooses among too
+    slurm: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)  # --set, as given
 
     def described(self) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
     also = {name: part.also for name, part in rows.items() if part.also}
-    how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper")}
+    how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper", "slurm")}
     return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, **how)
 
 

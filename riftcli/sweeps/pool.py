@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from riftcli.console import Stopwatch
 from riftcli.errors import ExitCode, RiftError, Terminated
@@ -47,7 +48,7 @@ class Pool:
 
     def run(self, trials: Sequence[Trial], retry_failed: bool) -> None:
         """Start, watch, go on; raise Terminated or KeyboardInterrupt when told to stop, after every trial has saved."""
-        waiting = deque(trial for trial in trials if _to_do(self.folder, trial, retry_failed))
+        waiting = deque(trial for trial in trials if to_do(self.folder, trial, retry_failed))
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self._running or (waiting and self._stopped is None):
@@ -83,25 +84,12 @@ class Pool:
 
     def _start(self, trial: Trial, again: bool) -> None:
         run, log = self.folder.run_of(trial), self.folder.log_of(trial)
-        recipe = ["--recipe", str(self.folder.recipe_of(trial.recipe))]
-        recipe += [word for override in trial.overrides for word in ("--set", override)]
-        if _resumable(run) and not (again and _failed_itself(run)):
-            arguments = ["--resume", str(run), *recipe]
-        else:
-            arguments = ["--out", str(run), *recipe, *["--overwrite"] * (run / "run.json").is_file()]
-        environment = {**os.environ, DIE_WITH: str(os.getpid())}
+        environment = {DIE_WITH: str(os.getpid())}
         if self._free[0] is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self._free[0]
-        log.parent.mkdir(parents=True, exist_ok=True)
         begun = log.stat().st_size if log.is_file() else 0
-        with log.open("a", encoding="utf-8") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "riftcli", "finetune", *arguments, "--device", self.device],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we pass on what lets a trial save
-            )
+        recipe = self.folder.recipe_of(trial.recipe)
+        process = start_trial(run, recipe, trial.overrides, log, self.device, again, environment)
         self._tries[trial.name] = self._tries.get(trial.name, 0) + 1
         self._running.append(_Running(process, trial, self._free.popleft(), Stopwatch(), begun))
         self.folder.note(trial, Standing("running"))
@@ -120,12 +108,40 @@ class Pool:
             found = Standing("completed", seconds=round(one.clock.seconds, 1))
             shutil.rmtree(self.folder.run_of(trial) / "last", ignore_errors=True)  # only of use to resume, and the most of it
         else:
-            found = Standing(
-                "failed", _last_error(self.folder.log_of(trial), one.log_start, code), code, round(one.clock.seconds, 1)
-            )
+            line = last_error(self.folder.log_of(trial), one.log_start, code)
+            found = Standing("failed", line, code, seconds=round(one.clock.seconds, 1))
         self.folder.note(trial, found)
         self.tell(trial, found, left)
         return False
+
+
+def start_trial(
+    run: Path,
+    recipe: Path,
+    overrides: Sequence[str],
+    log: Path,
+    device: str,
+    again: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen:
+    """`rift finetune` in a process of its own: resumed where there is a checkpoint, else from the start.
+
+    again: a run that ended with an error of its own starts anew. What it prints is appended to `log`.
+    """
+    arguments = ["--recipe", str(recipe), *(word for override in overrides for word in ("--set", override))]
+    if _resumable(run) and not (again and _failed_itself(run)):
+        arguments += ["--resume", str(run)]
+    else:
+        arguments += ["--out", str(run), *["--overwrite"] * (run / "run.json").is_file()]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "riftcli", "finetune", *arguments, "--device", device],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C reaches us alone, and we pass on what lets a trial save
+        )
 
 
 def run_here(
@@ -136,7 +152,7 @@ def run_here(
     from riftcli.api.control import Processes, resume_run, run_one
     from riftcli.console import Console
 
-    to_do = [trial for trial in trials if _to_do(folder, trial, retry_failed)]
+    to_do = [trial for trial in trials if to_do(folder, trial, retry_failed)]
     for i, trial in enumerate(to_do):
         run, recipe, clock = folder.run_of(trial), str(folder.recipe_of(trial.recipe)), Stopwatch()
         processes, console = Processes(device), Console(quiet=True)
@@ -152,12 +168,13 @@ def run_here(
             folder.note(trial, Standing("interrupted"))
             raise
         except RiftError as error:
-            found = Standing("failed", str(error), int(error.exit_code), round(clock.seconds, 1))
+            found = Standing("failed", str(error), int(error.exit_code), seconds=round(clock.seconds, 1))
         folder.note(trial, found)
         tell(trial, found, len(to_do) - 1 - i)
 
 
-def _to_do(folder: SweepFolder, trial: Trial, retry_failed: bool) -> bool:
+def to_do(folder: SweepFolder, trial: Trial, retry_failed: bool) -> bool:
+    """True for what is neither completed nor, unless it is to be tried again, failed."""
     state = standing(folder.path, trial.name).state
     return state != "completed" and (retry_failed or state != "failed")
 
@@ -172,7 +189,7 @@ def _failed_itself(run: Path) -> bool:
     return (run / "run.json").is_file() and read_json(run / "run.json").get("status") == "failed"
 
 
-def _last_error(log: Path, start: int, code: int) -> str:
+def last_error(log: Path, start: int, code: int) -> str:
     """The one line that a failed attempt printed; start: bytes of the log that are of earlier ones."""
     text = log.read_bytes()[start:].decode("utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.startswith("error: ")]

@@ -22,27 +22,32 @@ def run_sweep(
     device: str = "auto",
     retry_failed: bool = False,
     in_process: bool = False,
+    on: str = "local",
 ) -> dict[str, Any]:
     """Run what is not done yet and present it; raise RiftError at the end where trials failed.
 
-    jobs: trials at a time; None is one for each GPU, one on a CPU. in_process: one after another in this process.
+    jobs: trials at a time; None is one for each GPU, one on a CPU. in_process: one after another in this process. on: local,
+    or slurm (jobs of a cluster; all are submitted at once).
     """
     path = out or Path("sweeps") / plan.name
     folder = SweepFolder(path)
     try:
         folder.begin(plan)
-        slots = [None] if in_process else gpus(device)
+        slots = [None] if in_process or on != "local" else gpus(device)
         slots = [slots[i % len(slots)] for i in range(jobs or len(slots))]
-        note_line(
-            f"sweep folder: {path}; {len(plan.trials)} trials, {len(slots)} at a time; `rift sweep show {path}` at any time"
-        )
+        where = f"{len(slots)} at a time" if on == "local" else f"as jobs of {on}"
+        note_line(f"sweep folder: {path}; {len(plan.trials)} trials, {where}; look: rift sweep show {path}")
 
         def tell(trial: Trial, found: Standing, left: int) -> None:
             took = f", {found.seconds:.0f} s" if found.seconds else ""
             what = found.state if found.error is None else f"{found.state}: {found.error}"
             note_line(f"{trial.name}: {what}{took}; {left} left")
 
-        if in_process:
+        if on != "local":
+            from riftcli.sweeps.cluster import run_on_cluster
+
+            run_on_cluster(folder, plan.trials, device, retry_failed, tell, plan.slurm, on)
+        elif in_process:
             run_here(folder, plan.trials, device, retry_failed, tell)
         else:
             Pool(folder, slots, device, tell).run(plan.trials, retry_failed)
