@@ -40,21 +40,12 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     plain = dataclasses.replace(recipe, model=recipe.model.model_copy(update={"pretrained": False, "weights": None}))
     place = dist.pick_device(device)
     network = build_network(plain, place, 1)
-    most = recipe.train.micro_batch_size or recipe.train.batch_size
-    size = most if place.type == "cuda" else min(ON_A_CPU, most)
-    stream = getattr(recipe.regularizer, "on", "task")
-    share = (recipe.reference.batch_size or recipe.train.batch_size) / recipe.train.batch_size if recipe.reference else 1.0
-    others = max(2, round(size * share))
-    generator = torch.Generator().manual_seed(0)
-    images, beside = (
-        torch.randint(0, 256, (count, *network.preprocessing.input_size), dtype=torch.uint8, generator=generator)
-        for count in (size, others)
-    )
-    many = recipe.objective.task == "multilabel"
-    targets = torch.zeros(size, classes, dtype=torch.uint8) if many else torch.arange(size) % classes
+    streams = _made_up(recipe, classes, network.preprocessing.input_size, place)
+    targets = streams["task"][1]
+    size = len(targets)
     network.vit.reset_classifier(classes)
     network.vit.to(place)
-    start = torch.randn(64, network.vit.num_features, generator=generator)
+    start = torch.randn(64, network.vit.num_features, generator=torch.Generator().manual_seed(0))
     penalty = None
     if recipe.adapter.trains_backbone:
         penalty = recipe.regularizer.build(RegularizerContext(network.vit.num_features, place, lambda: start))
@@ -63,10 +54,10 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     if on_weights is not None:
         on_weights.attach(network.vit)
     on_features = None if isinstance(penalty, WeightPenalty) else penalty
-    depths = network.classifier.depths
+    depths, stream = network.classifier.depths, getattr(recipe.regularizer, "on", "task")
     live = not recipe.augment.off and not recipe.augment.views
     with torch.inference_mode():
-        first = network.classifier.eval()(network.preprocessing.normalise((images if stream == "task" else beside).to(place)))
+        first = network.classifier.eval()(network.preprocessing.normalise(streams[stream][0].to(place)))
     table = (first.layers if depths else first.features).float().clone()
 
     def pretrained(index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -92,11 +83,25 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     )
     optimizer = build_optimizer(network.vit, step.penalty_parameters(), "adamw", 1e-6, 0.0)
     network.classifier.train()
-    streams = {"task": (images, targets, torch.arange(size)), "reference": (beside, torch.zeros(others), torch.arange(others))}
     seconds = _fastest(step, optimizer, streams, repeats)
     weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return StepCost(seconds / size, weights, disk_bytes(weights, trained))
+
+
+def _made_up(recipe: Recipe, classes: int, pixels: tuple[int, ...], device: torch.device) -> dict[str, Batch]:
+    """Random images of the sizes that one forward sees: stream -> batch."""
+    most = recipe.train.micro_batch_size or recipe.train.batch_size
+    size = most if device.type == "cuda" else min(ON_A_CPU, most)
+    share = (recipe.reference.batch_size or recipe.train.batch_size) / recipe.train.batch_size if recipe.reference else 1.0
+    many = recipe.objective.task == "multilabel"
+    targets = torch.zeros(size, classes, dtype=torch.uint8) if many else torch.arange(size) % classes
+    generator = torch.Generator().manual_seed(0)
+    streams = {}
+    for name, count, labels in (("task", size, targets), ("reference", max(2, round(size * share)), None)):
+        images = torch.randint(0, 256, (count, *pixels), dtype=torch.uint8, generator=generator)
+        streams[name] = images, torch.zeros(count) if labels is None else labels, torch.arange(count)
+    return streams
 
 
 def _fastest(step: Step, optimizer: torch.optim.Optimizer, streams: dict[str, Batch], repeats: int) -> float:
