@@ -152,8 +152,8 @@ def run_here(
     from riftcli.api.control import Processes, resume_run, run_one
     from riftcli.console import Console
 
-    to_do = [trial for trial in trials if to_do(folder, trial, retry_failed)]
-    for i, trial in enumerate(to_do):
+    left = [trial for trial in trials if to_do(folder, trial, retry_failed)]
+    for i, trial in enumerate(left):
         run, recipe, clock = folder.run_of(trial), str(folder.recipe_of(trial.recipe)), Stopwatch()
         processes, console = Processes(device), Console(quiet=True)
         try:
@@ -170,7 +170,7 @@ def run_here(
         except RiftError as error:
             found = Standing("failed", str(error), int(error.exit_code), seconds=round(clock.seconds, 1))
         folder.note(trial, found)
-        tell(trial, found, len(to_do) - 1 - i)
+        tell(trial, found, len(left) - 1 - i)
 
 
 def to_do(folder: SweepFolder, trial: Trial, retry_failed: bool) -> bool:

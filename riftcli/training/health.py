@@ -54,7 +54,9 @@ def check_collapse(state: TrainState, row: dict[str, Any]) -> None:
     trains from scratch has nothing to lose, and is only warned about.
     """
     ratio, progress, recipe = row.get("trace_ratio", 1.0), state.progress, state.setup.recipe
-    gone = ratio is None or not GONE[0] <= ratio <= GONE[1]
+    if row["step"] == 1 and ratio:
+        progress.first_trace = ratio  # batch normalisation, dropout and augmentation are at work in training alone
+    gone = ratio is None or not (GONE[0] <= ratio <= GONE[1] or GONE[0] <= ratio / progress.first_trace <= GONE[1])
     progress.collapsed = progress.collapsed + 1 if gone else 0
     if progress.collapsed >= PATIENCE and recipe.train.on_collapse == "stop" and recipe.model.pretrained:
         raise DivergedError(

@@ -31,6 +31,7 @@ class Progress:
     train_seconds: float = 0.0
     warned: bool = False
     collapsed: int = 0  # logged steps in a row without a representation
+    first_trace: float = 1.0  # variance of the features relative to the pretrained ones before anything moved
     strength: dict[str, Any] = field(default_factory=dict)  # where a strength rule stands
 
 
