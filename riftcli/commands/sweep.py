@@ -47,7 +47,7 @@ def sweep(
                 raise UsageError(f"rift sweep show does not go together with {option}")
         from riftcli.sweeps.run import present
 
-        report = present(Path(what[1]))
+        _, report = present(Path(what[1]))
     else:
         if len(what) != 1:
             raise UsageError(f"rift sweep: expected one sweep file, or `show DIR`, got {' '.join(what)}")
@@ -100,6 +100,9 @@ def _print_estimate(plan: Any, device: str) -> None:
         else:
             print(f"{row.row}: {row.runs} runs, {row.steps} steps, {row.hours:.2f} h, {(row.disk_bytes or 0.0) / 1e9:.1f} GB")
     hours, disk = sum(row.hours or 0.0 for row in found), sum(row.disk_bytes or 0.0 for row in found)
+    if all(row.why for row in found):
+        print(f"{len(plan.trials)} runs; nothing was written")
+        return
     rest = " (of the rows that are known)" if any(row.why for row in found) else ""
     print(f"{len(plan.trials)} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written")
     print(f"hours are of training steps alone, measured on {device} with made-up images; reading and evaluation come on top")

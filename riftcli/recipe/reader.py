@@ -10,7 +10,8 @@ import yaml
 from riftcli.assets import ASSETS
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import family, strict_yaml
-from riftcli.recipe.check import Checker
+from riftcli.recipe.check import check_recipe
+from riftcli.recipe.checker import Checker
 from riftcli.recipe.sections import TOP_LEVEL, Recipe
 
 
@@ -60,28 +61,22 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
     return parse(text, filename, overrides or [])
 
 
-def read(path: Path) -> str:
-    """The text of a recipe file; raise UsageError when it is not text."""
+def read(path: Path, what: str = "recipe") -> str:
+    """The text of a recipe file; raise UsageError when it is not text. what: it is, for messages."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path.name}: not a UTF-8 text file (byte {error.start})") from error
+        raise UsageError(f"{what} {path.name}: not a UTF-8 text file (byte {error.start})") from error
     except OSError as error:
-        raise UsageError(f"recipe {path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{what} {path}: cannot be read ({error.strerror})") from error
 
 
 def parse(text: str, filename: str, overrides: list[str]) -> Recipe:
     """Check recipe text; `filename` is for messages and the run's name."""
-    try:
-        document = strict_yaml.parse(text)
-    except strict_yaml.YamlError as error:
-        raise UsageError(f"recipe {filename}:{error.line}: {error.what}") from error
-    if not isinstance(document.data, dict):
-        raise UsageError(f"recipe {filename}:1: a recipe is a mapping with the keys {', '.join(TOP_LEVEL)}")
-    checker = Checker(filename, document)
+    checker = Checker(text, filename, "recipe", TOP_LEVEL)
     for override in overrides:
         checker.apply(override)
-    return checker.recipe(text)
+    return check_recipe(checker, text)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from riftcli import catalog
-from riftcli.recipe.check import fields_model
+from riftcli.recipe.checker import fields_model
 from riftcli.recipe.sections import COMPONENTS, RULES, SECTIONS, SplitSection
 
 

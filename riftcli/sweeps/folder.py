@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,11 +86,13 @@ class SweepFolder:
             raise UsageError(f"{self.path}: holds another sweep, of which this file names no trial; choose another --out")
         for trial in shared:
             old = before[trial.name]
+            if old["digest"] == trial.digest:
+                continue
             copy = self.path / old["copy"]
             was = recipes.flatten(recipes.parse(recipes.read(copy), copy.name, old["overrides"]).resolved)
             is_now = recipes.flatten(recipes.load(trial.recipe, trial.overrides).resolved)
             changed = [f"{k}: {was.get(k)} -> {is_now.get(k)}" for k in sorted(was | is_now) if was.get(k) != is_now.get(k)]
-            if changed:
+            if changed:  # else only the digest did: another version fills in more defaults
                 raise UsageError(
                     f"{self.path}: trial {trial.name} was planned with other settings ({'; '.join(changed[:3])}); "
                     "put the sweep file and its recipes back, or choose another --out"
@@ -134,11 +137,20 @@ def read_sweep(path: Path) -> dict[str, Any]:
     return read_json(path / "sweep.json", f"{path}: not a sweep folder (no sweep.json)")
 
 
-def standing(sweep: Path, name: str) -> Standing:
-    """How a trial stands, by its own run folder first: that is written by the run itself."""
-    run = sweep / "trials" / name
+def standings(sweep: Path, names: Iterable[str]) -> dict[str, Standing]:
+    """How every named trial stands."""
     file = sweep / "status.json"
-    noted = read_json(file).get(name, {}) if file.is_file() else {}
+    noted = read_json(file) if file.is_file() else {}
+    return {name: _standing(sweep / "trials" / name, noted.get(name, {})) for name in names}
+
+
+def standing(sweep: Path, name: str) -> Standing:
+    """How one trial stands."""
+    return standings(sweep, [name])[name]
+
+
+def _standing(run: Path, noted: dict[str, Any]) -> Standing:
+    """By its own run folder first: that is written by the run itself. noted: what the sweep wrote down of it."""
     try:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from riftcli.runs.result_table import write_csv
 from riftcli.sweeps.folder import Standing, SweepFolder, progress
 from riftcli.sweeps.plan import Plan, Trial
 from riftcli.sweeps.pool import Pool, failure, gpus, run_here
-from riftcli.sweeps.table import KEPT, SweepTable, flat, grid, markdown, read_table
+from riftcli.sweeps.table import SweepTable, flat, grid, markdown, read_table
 
 
 def run_sweep(
@@ -51,18 +51,16 @@ def run_sweep(
             run_here(folder, plan.trials, device, retry_failed, tell)
         else:
             Pool(folder, slots, device, tell).run(plan.trials, retry_failed)
-        report = present(path)
-        table = read_table(path)
-        failed = {name: found for name, found in table.standings.items() if found.state == "failed"}
-        if failed:
-            raise failure(failed, len(table.standings))
+        table, report = present(path)
+        if table.failed():
+            raise failure(table.failed(), len(table.standings))
         return report
     finally:
         folder.close()
 
 
-def present(path: Path) -> dict[str, Any]:
-    """Print and write the table as it stands: table.csv, table.md, pareto.png with its CSV; returns the report."""
+def present(path: Path) -> tuple[SweepTable, dict[str, Any]]:
+    """Print and write the table as it stands: table.csv, table.md, pareto.png with its CSV; returns it and the report."""
     table = read_table(path)
     counts = ", ".join(f"{count} {state}" for state, count in table.counts().items())
     chosen = ", ".join(dict.fromkeys(table.select.values()))
@@ -74,8 +72,8 @@ def present(path: Path) -> dict[str, Any]:
     for name, found in table.standings.items():
         if found.state == "running":
             note_line(f"running: {name}, {progress(path, name)}")
-        elif found.state == "failed":
-            note_line(f"failed: {name}: {found.error}")
+    for name, found in table.failed().items():
+        note_line(f"failed: {name}: {found.error}")
     report = {
         "schema": "rift.sweep_report/1",
         "command": "sweep",
@@ -83,7 +81,7 @@ def present(path: Path) -> dict[str, Any]:
         "trials": table.counts(),
         "select": {f"{row} / {column}": name for (row, column), name in table.select.items()},
         "points": flat(table),
-        "failed": {name: found.error for name, found in table.standings.items() if found.state == "failed"},
+        "failed": {name: found.error for name, found in table.failed().items()},
     }
     if table.points:
         write_csv(path / "table.csv", flat(table))
@@ -91,34 +89,29 @@ def present(path: Path) -> dict[str, Any]:
         _draw(table, path)
         note_line(f"table: {path / 'table.md'} and table.csv; plot: {path / 'pareto.png'}")
     write_json(path / "report.json", report)
-    return report
+    return table, report
 
 
 def _draw(table: SweepTable, path: Path) -> None:
     from riftcli.report.plots.pareto import plot_pareto
 
-    similarity = next((name for name in KEPT if any(name in p.metrics for p in table.points)), "cka")
     rows, columns = table.described["rows"], table.described["columns"]
-    names = [name for name in ("acc", "map") if any(name in p.metrics for p in table.points)]
-    score = names[0] if len(names) == 1 else "accuracy or mean average precision"
-    drawn = []
-    for p in table.points:
-        if p.kept is None or p.score is None:
-            continue
-        spread = next((entry["std"] for entry in p.metrics.values() if entry["mean"] == p.score), None)
-        kept = p.metrics[similarity]["std"] if similarity in p.metrics else None
-        drawn.append(
-            {
-                "row": rows.get(p.row, p.row),
-                "column": columns.get(p.column, p.column),
-                "note": p.shown,
-                "x": p.kept,
-                "x_std": kept,
-                "y": p.score,
-                "y_std": spread,
-                "chosen": p.chosen,
-                "front": p.front,
-            }
-        )
+    placed = [(point, point.place) for point in table.points if point.place is not None]
+    drawn = [
+        {
+            "row": rows.get(point.row, point.row),
+            "column": columns.get(point.column, point.column),
+            "note": point.shown,
+            "x": place[0],
+            "x_std": point.metrics[point.kept]["std"],
+            "y": place[1],
+            "y_std": point.metrics[point.score]["std"],
+            "chosen": point.chosen,
+            "front": point.front,
+        }
+        for point, place in placed
+    ]
     if drawn:
-        plot_pareto(drawn, path / "pareto.png", score, similarity)
+        scores = {point.score for point, _ in placed}
+        score = scores.pop() if len(scores) == 1 else "accuracy or mean average precision"
+        plot_pareto(drawn, path / "pareto.png", score, placed[0][0].kept)

@@ -74,6 +74,16 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  kept on {name}: kNN {entry['knn_before']:.4f} before -> {entry['knn_after']:.4f} after, CKA {kept}")
         if entry["probe_before"] is not None:
             lines.append(f"    linear probe {entry['probe_before']:.4f} before -> {entry['probe_after']:.4f} after")
+    if "strength" in report:
+        lines.append(_steered(report["strength"]))
     timing = report["timing"]
     lines.append(f"  cost: {timing['train_seconds']:.1f} s of training, {timing['images_per_second'] or 0:.0f} images/s")
     return "\n".join(lines)
+
+
+def _steered(outcome: dict[str, Any]) -> str:
+    """What a strength rule came to."""
+    rule = "".join(f" {name} {value:g}" for name, value in outcome.get("rule", {}).items())
+    similarity = outcome.get("cka_debiased")
+    ended = "" if similarity is None else f", CKA on validation {similarity:.3f}"
+    return f"  strength{rule}: {outcome['strength']:.3g} at the end{ended}"

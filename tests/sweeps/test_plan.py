@@ -158,3 +158,32 @@ def test_long_names_stay_apart():
     names = [_group([], ["row"], {"k": "a" * 200 + end}) for end in "xy"]
     assert names[0] != names[1]
     assert all(len(name) <= 150 for name in names)
+
+
+def test_a_name_that_is_neither_parameter_nor_key_is_told_what_there_is(plan_of):
+    with pytest.raises(UsageError) as caught:
+        plan_of("recipe: demo_full\nparameters: {data_root: data}\n", "data_rot=/x")
+    assert str(caught.value) == (
+        "--set data_rot=/x: no parameter of study.yaml (it has: data_root) and no recipe key (did you mean 'data_root'?)"
+    )
+
+
+def test_what_is_more_specific_fixes_or_varies_a_key(plan_of):
+    text = """
+recipe: demo_full
+set: {optim.weight_decay: 0.1}
+grid: {optim.lr: [1.0, 2.0]}
+pairs: {train.epochs: [1, 2], train.batch_size: [32, 64]}
+columns:
+  a: {grid: {optim.weight_decay: [0.0, 0.5]}}
+rows:
+  fixed: {set: {optim.lr: 3.0, train.epochs: 9}}
+"""
+    plan = plan_of(text)
+    assert len(plan.trials) == 4, "two decays and two batch sizes"
+    values = [dict(item.split("=") for item in trial.overrides) for trial in plan.trials]
+    assert {v["optim.lr"] for v in values} == {"3.0"}
+    assert {v["train.epochs"] for v in values} == {"9"}
+    assert {(v["optim.weight_decay"], v["train.batch_size"]) for v in values} == {
+        (decay, size) for decay in ("0.0", "0.5") for size in ("32", "64")
+    }

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import yaml
 
 from riftcli import cli
 from riftcli.functional.pareto import pareto_front
-from riftcli.sweeps.table import Point, choose, grid, marked, read_table
+from riftcli.sweeps.points import Point, choose, marked, mean_over
+from riftcli.sweeps.table import grid, read_table
 
 
 def write_sweep(folder: Path, recipe: dict, **keys) -> Path:
@@ -91,7 +93,8 @@ def test_the_table_shows_what_validation_chose_beside_published_numbers(swept):
     chosen = [point for point in table.points if point.chosen]
     assert {(point.row, len(point.seeds)) for point in chosen} == {("full", 2), ("rift", 2)}
     rivals = [point for point in table.points if point.row == "rift"]
-    assert max(point.validation for point in rivals) == next(p.validation for p in chosen if p.row == "rift")
+    means = [mean_over(point.validation, set()) for point in rivals]
+    assert max(means) == next(mean_over(p.validation, set()) for p in chosen if p.row == "rift")
     for name in ("table.csv", "table.md", "pareto.png", "pareto.csv", "report.json"):
         assert (swept / "out" / name).is_file(), name
     report = json.loads((swept / "out/report.json").read_text())
@@ -158,6 +161,9 @@ def test_dry_run_counts_and_writes_nothing(tiny_recipe, tmp_path, rift):
     assert "a: 4 runs, 32 steps, 0.00 h, 0.0 GB" in out
     assert "b: 2 runs; hours and disk are not known: x: no such data folder" in out
     assert "6 runs, 0.00 hours of one device (of the rows that are known), 0.0 GB; nothing was written" in out
+    code, out, _ = rift("sweep", "rift_table1", "--dry-run", "--set", "data_root=/nowhere")
+    assert code == 0
+    assert out.splitlines()[-1] == "540 runs; nothing was written"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -232,8 +238,10 @@ def test_a_terminated_sweep_lets_its_trial_save(tiny_recipe, tmp_path):
 UP = {(row, "all"): 1.0 for row in ("a", "rift", "star")}
 
 
-def point(row: str, validation: float | None, kept_there: float, score: float, kept: float) -> Point:
-    return Point(row, "all", {"s": validation}, [0], validation, kept_there, {}, score, kept)
+def point(row: str, validation: float | None, kept_there: float, score: float, kept: float, seeds: int = 1) -> Point:
+    metrics = {"acc": {"mean": score, "std": None}, "cka": {"mean": kept, "std": None}}
+    by_seed, kept_by_seed = dict.fromkeys(range(seeds), validation), dict.fromkeys(range(seeds), kept_there)
+    return Point(row, "all", {"s": validation}, by_seed, kept_by_seed, metrics, "acc", "cka")
 
 
 def test_of_settings_as_good_as_the_best_the_one_that_keeps_most_is_chosen_on_validation():
@@ -252,6 +260,14 @@ def test_less_may_be_better_and_without_a_value_nothing_is_chosen():
     unknown = [point("a", None, 0.5, 0.8, 0.99), point("a", None, 0.9, 0.7, 0.1)]
     assert choose(unknown, ["a"], 0.0, {}, UP) == {}
     assert choose(unknown[:1], ["a"], 0.0, {}, UP) == {("a", "all"): 0}, "there is no choice to make"
+
+
+def test_settings_are_compared_on_the_seeds_that_all_of_them_have():
+    early = point("a", 0.90, 0.5, 0.8, 0.9)  # seed 0 alone, a lucky one
+    late = replace(point("a", 0.80, 0.5, 0.8, 0.9, seeds=3), validation={0: 0.91, 1: 0.70, 2: 0.70})
+    assert choose([early, late], ["a"], 0.0, {}, UP) == {("a", "all"): 1}
+    assert mean_over(late.validation, {0, 1}) == pytest.approx(0.805)
+    assert mean_over({0: 0.5, 1: None}, {0, 1}) is None
 
 
 def test_a_starred_row_chooses_among_the_runs_of_another():

@@ -119,6 +119,7 @@ def test_a_run_ends_at_the_similarity_that_was_asked_for(rift, tiny_recipe, writ
     assert report["cka_debiased"] == last
     assert abs(last - 0.9) <= 0.02, report
     assert report["reached"] and report["note"] is None
+    assert f"  strength keep 0.9: {report['strength']:.3g} at the end, CKA on validation {last:.3f}" in err.splitlines()
     assert report["cka_debiased_of_kept_weights"] >= 0.88
     moved = [row["strength"] for row in rows("steered", "strength")]
     assert len(moved) == 40 and len(set(moved)) > 10

@@ -1,0 +1,86 @@
+"""What must hold between the sections of a recipe; rules of one component live in its own `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from riftcli import catalog
+from riftcli.errors import did_you_mean
+from riftcli.recipe.overrides import Key
+from riftcli.recipe.sections import COMPONENTS
+
+Broken = tuple[Key, str] | tuple[Key, str, list[str]]  # (key, what is wrong, and what would be allowed)
+
+
+def broken_rules(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
+    """Every rule that does not hold. parts: the checked sections, None for one with errors of its own; raw: the file's data."""
+    for rules in (_metrics, _training, _views, _components):
+        yield from rules(parts)
+    yield from _regularizer(parts, raw)
+    yield from _reference(parts, raw)
+
+
+def _metrics(parts: dict[str, Any]) -> Iterator[Broken]:
+    evaluation = parts["eval"]
+    if not evaluation:
+        return
+    for i, metric in enumerate(evaluation.metrics):
+        if metric not in catalog.CATALOG["metric"]:
+            close = did_you_mean(metric, catalog.names("metric"))
+            yield ("eval", "metrics", i), f"unknown metric '{metric}'{close}", catalog.names("metric")
+    if evaluation.best not in evaluation.metrics:
+        yield ("eval", "best"), f"'{evaluation.best}' must be one of eval.metrics", evaluation.metrics
+    for key in ("patience", "trajectory"):
+        if getattr(evaluation, key) and parts["data"] and parts["data"].val is None:
+            yield ("eval", key), "needs a validation split: set data.val"
+
+
+def _training(parts: dict[str, Any]) -> Iterator[Broken]:
+    train, reading = parts["train"], parts["input"]
+    if train and train.micro_batch_size and train.batch_size % train.micro_batch_size:
+        yield (
+            ("train", "micro_batch_size"),
+            f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
+        )
+    if reading and reading.cache_short_side and not reading.cache:
+        yield ("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in"
+
+
+def _views(parts: dict[str, Any]) -> Iterator[Broken]:
+    augment, train = parts["augment"], parts["train"]
+    views = getattr(augment, "views", None)
+    if views and augment.off:
+        yield ("augment", "views"), "has no effect without augmentation: every epoch shows the same pixels"
+    elif views and train and views > train.epochs:
+        yield ("augment", "views"), f"{views} views, and train.epochs {train.epochs} shows no image more often than that"
+
+
+def _components(parts: dict[str, Any]) -> Iterator[Broken]:
+    for kind in [*COMPONENTS, "strength"]:
+        check = getattr(parts[kind], "check", None)
+        if check is not None:
+            yield from check(parts)
+
+
+def _regularizer(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
+    given = raw.get("regularizer")
+    name = str(given.get("name", COMPONENTS["regularizer"])) if isinstance(given, dict) else COMPONENTS["regularizer"]
+    if parts["model"] and not parts["model"].pretrained and name != "none":
+        yield (
+            ("regularizer", "name"),
+            f"'{name}' keeps a pretrained representation and model.pretrained is false (from scratch); use regularizer.name none",
+        )
+
+
+def _reference(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
+    """The second set of images and the regularizer that looks at it need each other."""
+    wanted = getattr(parts["regularizer"], "on", "task") == "reference"
+    if wanted and raw.get("reference") is None:
+        example = "e.g. {format: image_folder, root: ...}"
+        yield ("regularizer", "on"), f"'reference' needs the images: name them below `reference:`, {example}"
+    if parts["reference"] is not None and parts["regularizer"] is not None and not wanted:
+        yield ("reference",), "has no effect: only a regularizer with `on: reference` looks at these images"
+    size, train = getattr(parts["reference"], "batch_size", None), parts["train"]
+    if size and train and train.micro_batch_size and size * train.micro_batch_size % train.batch_size:
+        yield ("reference", "batch_size"), f"{size} does not divide into the steps of train.micro_batch_size"
