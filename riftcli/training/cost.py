@@ -12,7 +12,7 @@ from riftcli import dist
 from riftcli.data.loader import Batch
 from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.recipe import Recipe
-from riftcli.training.network import apply_adapter, build_network, trained_module
+from riftcli.training.network import apply_adapter, build_network, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer
 from riftcli.training.step import Step
 
@@ -67,7 +67,6 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
             output = network.classifier(network.preprocessing.normalise(x))
         return output.layers if depths else output.features
 
-    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and place.type == "cuda")
     step = Step(
         module=trained_module(network, cached=False),
         objective=recipe.objective.build(targets, classes),
@@ -77,7 +76,7 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         penalty=on_features,
         weight_penalty=on_weights,
         pretrained=pretrained,
-        bf16=bf16,
+        bf16=use_bf16(recipe.train.precision, place),
         by_layers=bool(depths),
         stream=stream,
     )

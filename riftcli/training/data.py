@@ -2,57 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data.batches import epoch_batches, steps_per_epoch
-from riftcli.data.loader import Batch, TensorTable, train_loader
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits, check_overlap, fingerprint, load_retention, load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.recipe.sections import AugmentSection, Recipe
-
-
-@dataclass(frozen=True)
-class TrainBatches:
-    """This rank's part of every batch of every epoch. dataset: epoch -> torch Dataset whose items are (input, target, i)."""
-
-    dataset: Callable[[int], Any]
-    samples: int
-    batch_size: int  # global
-    seed: int
-    workers: int
-    sampling: torch.Tensor | None = None  # (N,) weights of the training samples, None to shuffle them
-    section: str = "train"  # of the recipe, for messages
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch; raise DataError for none."""
-        return steps_per_epoch(self.samples, self.batch_size, self.section)
-
-    def positions(self, epoch: int, first_step: int = 0) -> list[list[int]]:
-        """Positions in the training split, one list per step."""
-        rank, ranks = dist.rank(), dist.world_size()
-        return epoch_batches(self.samples, self.batch_size, self.seed, epoch, rank, ranks, first_step, self.sampling)
-
-    def load(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches themselves."""
-        dataset = self.dataset(epoch)
-        workers = 0 if isinstance(dataset, TensorTable) else self.workers
-        return train_loader(dataset, self.positions(epoch, first_step), workers)
-
-    def endless(self, first_step: int) -> Iterator[Batch]:
-        """The batches from a step of the run on, epoch after epoch: what stands beside the task's."""
-        epoch, first = divmod(first_step, self.steps_per_epoch)
-        while True:
-            yield from self.load(epoch, first)
-            epoch, first = epoch + 1, 0
+from riftcli.training.streams import TrainBatches
 
 
 @dataclass(frozen=True)

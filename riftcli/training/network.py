@@ -95,3 +95,10 @@ def trained_module(network: Network, cached: bool) -> nn.Module:
     if dist.world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     return module
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network runs in bf16 autocast; `auto`: on GPUs that have it."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"

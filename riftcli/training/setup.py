@@ -12,11 +12,10 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data.batches import balancing_weights, check_reference_batch, divide_batch, sample_seed
-from riftcli.data.loader import Batch, ImageDataset, TensorTable
+from riftcli.data.batches import check_reference_batch, divide_batch, sample_seed
+from riftcli.data.loader import Batch
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits
-from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import View
@@ -24,13 +23,14 @@ from riftcli.evaluation.scores import predictions
 from riftcli.protocols import FeaturePenalty, ObjectiveFn, Predictions, RegularizerContext, WeightPenalty
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
-from riftcli.training.data import RunData, TrainBatches, list_data, read_pixels
+from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
-from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module
+from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer, lr_factor
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.projection import SelectiveProjection
 from riftcli.training.step import Step
+from riftcli.training.streams import TrainBatches, count_batches, reference_batches, train_batches
 
 OfBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # positions, images -> pretrained features (n_local, D)
 
@@ -88,13 +88,13 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     """Every stage draws from the random state in this order, which a resumed run repeats."""
     torch.manual_seed(recipe.train.seed)
     micro, accumulation = divide_batch(recipe.train.batch_size, dist.world_size(), recipe.train.micro_batch_size)
-    precision = "bf16" if _use_bf16(recipe.train.precision, device) else "fp32"
+    precision = "bf16" if use_bf16(recipe.train.precision, device) else "fp32"
 
     data = list_data(recipe, console)
     _check_task(recipe, data.splits)
-    _batches(recipe, len(data.splits.train)).steps_per_epoch  # noqa: B018 - raises where not one batch is full
+    count_batches(recipe, len(data.splits.train)).steps_per_epoch  # noqa: B018 - raises where not one batch is full
     if data.reference is not None:
-        beside = _reference_batches(recipe, data.reference)
+        beside = reference_batches(recipe, data.reference)
         beside.steps_per_epoch  # noqa: B018 - the same
         check_reference_batch(beside.batch_size, dist.world_size(), accumulation)
     print_data(recipe, data, console)
@@ -114,20 +114,15 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
 
     cached = not recipe.adapter.trains_backbone and recipe.augment.off
     step = _step(recipe, network, objective, penalty, of_batch, cached, device, precision, micro, console)
-    data = replace(data, batches=_train_batches(recipe, data.splits.train, network, pretrained if cached else None))
-    if data.reference is not None:
-        data = replace(data, reference_batches=_reference_batches(recipe, data.reference, network))
+    features = pretrained.train_features if cached else None
+    data = replace(data, batches=train_batches(recipe, data.splits.train, network.preprocessing, features))
+    if data.reference is not None and step.penalty is not None:  # a strength of 0 looks at nothing
+        data = replace(data, reference_batches=reference_batches(recipe, data.reference, network.preprocessing))
     setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console))
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks
     return setup
-
-
-def _use_bf16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
 
 
 def _check_task(recipe: Recipe, splits: Splits) -> None:
@@ -227,42 +222,3 @@ def _step(
         stream=_stream(recipe),
         by_layers=bool(network.classifier.depths),
     )
-
-
-def _batches(recipe: Recipe, samples: int, dataset: Any = None, sampling: torch.Tensor | None = None) -> TrainBatches:
-    train = recipe.train
-    return TrainBatches(dataset, samples, train.batch_size, train.seed, train.workers, sampling)
-
-
-def _train_batches(recipe: Recipe, train: Split, network: Network, cached: Pretrained | None) -> TrainBatches:
-    """cached: the pretrained features stand in for the images, where nothing below the head moves."""
-    targets = torch.from_numpy(train.targets)
-    preprocessing, augment = network.preprocessing, recipe.augment
-    sampling = balancing_weights(targets) if recipe.train.sampler == "balanced" else None
-
-    def dataset(epoch: int) -> Any:
-        if cached is not None:
-            return TensorTable(cached.train_features(), targets)
-        return ImageDataset(train, _transform(recipe, preprocessing), recipe.train.seed, epoch, augment.views)
-
-    return _batches(recipe, len(train), dataset, sampling)
-
-
-def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
-    augment = recipe.augment
-    if augment.off:
-        return EvalTransform(preprocessing)
-    return TrainTransform(preprocessing, **augment.model_dump(exclude={"views"}))
-
-
-def _reference_batches(recipe: Recipe, split: Split, network: Network | None = None) -> TrainBatches:
-    """The second stream: an order and augmentations of its own. Without a network, only to be counted."""
-    assert recipe.reference is not None
-    seed = sample_seed(recipe.train.seed, 0, "reference")
-    transform: Any = None if network is None else _transform(recipe, network.preprocessing)
-
-    def dataset(epoch: int) -> Any:
-        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
-
-    size = recipe.reference.batch_size or recipe.train.batch_size
-    return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")

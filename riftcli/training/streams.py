@@ -1,0 +1,93 @@
+"""The batches that a step sees: the task's, and those of a second stream beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from riftcli import dist
+from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed, steps_per_epoch
+from riftcli.data.loader import Batch, ImageDataset, TensorTable, train_loader
+from riftcli.data.split import Split
+from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from riftcli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """This rank's part of every batch of every epoch. dataset: epoch -> torch Dataset whose items are (input, target, i)."""
+
+    dataset: Callable[[int], Any]
+    samples: int
+    batch_size: int  # global
+    seed: int
+    workers: int
+    sampling: torch.Tensor | None = None  # (N,) weights of the training samples, None to shuffle them
+    section: str = "train"  # of the recipe, for messages
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch; raise DataError for none."""
+        return steps_per_epoch(self.samples, self.batch_size, self.section)
+
+    def positions(self, epoch: int, first_step: int = 0) -> list[list[int]]:
+        """Positions in the training split, one list per step."""
+        rank, ranks = dist.rank(), dist.world_size()
+        return epoch_batches(self.samples, self.batch_size, self.seed, epoch, rank, ranks, first_step, self.sampling)
+
+    def load(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches themselves."""
+        dataset = self.dataset(epoch)
+        workers = 0 if isinstance(dataset, TensorTable) else self.workers
+        return train_loader(dataset, self.positions(epoch, first_step), workers)
+
+    def endless(self, first_step: int) -> Iterator[Batch]:
+        """The batches from a step of the run on, epoch after epoch: what stands beside the task's."""
+        epoch, first = divmod(first_step, self.steps_per_epoch)
+        while True:
+            yield from self.load(epoch, first)
+            epoch, first = epoch + 1, 0
+
+
+def count_batches(recipe: Recipe, samples: int, dataset: Any = None, sampling: torch.Tensor | None = None) -> TrainBatches:
+    """Of the task; without a dataset, only to be counted."""
+    train = recipe.train
+    return TrainBatches(dataset, samples, train.batch_size, train.seed, train.workers, sampling)
+
+
+def train_batches(
+    recipe: Recipe, train: Split, preprocessing: Preprocessing, features: Callable[[], torch.Tensor] | None
+) -> TrainBatches:
+    """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves."""
+    targets = torch.from_numpy(train.targets)
+    sampling = balancing_weights(targets) if recipe.train.sampler == "balanced" else None
+
+    def dataset(epoch: int) -> Any:
+        if features is not None:
+            return TensorTable(features(), targets)
+        return ImageDataset(train, _transform(recipe, preprocessing), recipe.train.seed, epoch, recipe.augment.views)
+
+    return count_batches(recipe, len(train), dataset, sampling)
+
+
+def reference_batches(recipe: Recipe, split: Split, preprocessing: Preprocessing | None = None) -> TrainBatches:
+    """Of the second stream: an order and augmentations of its own. Without preprocessing, only to be counted."""
+    assert recipe.reference is not None
+    seed = sample_seed(recipe.train.seed, 0, "reference")
+    transform: Any = None if preprocessing is None else _transform(recipe, preprocessing)
+
+    def dataset(epoch: int) -> Any:
+        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
+
+    size = recipe.reference.batch_size or recipe.train.batch_size
+    return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")
+
+
+def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
+    augment = recipe.augment
+    if augment.off:
+        return EvalTransform(preprocessing)
+    return TrainTransform(preprocessing, **augment.model_dump(exclude={"views"}))
