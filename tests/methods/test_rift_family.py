@@ -146,6 +146,22 @@ def test_the_running_moments_are_averages_of_f_and_f_f():
     torch.testing.assert_close(bound.covariance.double(), second - torch.outer(mean, mean), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("n", [4, 32, 128])
+def test_the_running_covariance_is_nearly_unbiased_at_any_batch_size(n):
+    """Its expectation is S (1 - (1 - d) / ((1 + d) n)): the batch's own mean is not subtracted but the running one."""
+    decay, dim = 0.9, 4
+    scale = torch.linspace(1.5, 0.5, dim)
+    bound = Rift(estimator="ema", q="fixed").build(RegularizerContext(dim, CPU, lambda: features(50, 0, dim)))
+    generator = torch.Generator().manual_seed(n)
+    total, count = torch.zeros(dim, dtype=torch.float64), 0
+    for step in range(6000):
+        bound.observe(torch.randn(n, dim, generator=generator) * scale + 2)
+        if step >= 100:
+            total, count = total + bound.covariance.diagonal().double(), count + 1
+    expected = scale.double().square() * (1 - (1 - decay) / ((1 + decay) * n))
+    torch.testing.assert_close(total / count, expected, rtol=4 * (2 / (5900 * n)) ** 0.5, atol=0)
+
+
 def test_the_running_loss_adds_up_over_parts_and_has_the_full_pull():
     bound = build("ema mean")
     for seed in range(3):

@@ -140,7 +140,8 @@ def test_two_ranks_see_the_reference_that_one_sees(tiny_recipe, write_recipe, tm
 
     from test_distributed import run, steps
 
-    tiny_recipe |= {"regularizer": {"name": "rift", "q": "procrustes", "on": "reference"}, "reference": CLOTHES}
+    steered = {"name": "rift", "q": "procrustes", "on": "reference", "strength": {"keep": 0.9, "every_steps": 2}}
+    tiny_recipe |= {"regularizer": steered, "reference": CLOTHES}
     tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
     recipe = write_recipe(tiny_recipe)
     for name, ranks in (("one", 1), ("two", 2)):
@@ -148,9 +149,15 @@ def test_two_ranks_see_the_reference_that_one_sees(tiny_recipe, write_recipe, tm
         done = run([*command, "--nproc-per-node", ranks], tmp_path)
         assert done.returncode == 0, done.stderr
     one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     for key in ("task_loss", "penalty_loss", "grad_norm"):
         assert two[1][key] == pytest.approx(one[1][key], rel=1e-3)
         assert two[-1][key] == pytest.approx(one[-1][key], rel=0.02)
+    chosen = [[row for row in map(json.loads, lines) if row["kind"] == "strength"] for lines in logs]
+    assert [row["step"] for row in chosen[1]] == [2, 4, 6, 8]
+    for mine, other in zip(*chosen, strict=True):
+        assert other["cka_debiased"] == pytest.approx(mine["cka_debiased"], abs=5e-3), "the same images, on any number of ranks"
+        assert other["strength"] == pytest.approx(mine["strength"], rel=0.1)
     uneven = run([*command[:-1], "three", "--nproc-per-node", 2, "--set", "reference.batch_size=25"], tmp_path)
     assert uneven.returncode == 2
     assert (
