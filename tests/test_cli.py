@@ -165,13 +165,13 @@ def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, wri
         assert report["model"]["trainable_params"] == 330
         assert encoded.count("train") == 1, "the training features are encoded once"
         if not augment:  # and the epochs run on them: no image is decoded again
-            from riftcli.training import setup as build
+            from riftcli.training import streams
 
             def never(*arguments):
                 raise AssertionError("an image dataset was built for training")
 
             with monkeypatch.context() as patch:
-                patch.setattr(build, "ImageDataset", never)
+                patch.setattr(streams, "ImageDataset", never)
                 assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "again")[0] == 0
 
 
