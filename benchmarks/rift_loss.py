@@ -24,6 +24,7 @@ MEMBERS = {
     "running covariance": {"estimator": "ema"},
     "spectral": {"q": "spectral"},
     "procrustes": {"q": "procrustes"},
+    "features, Q fixed": {"compare": "features", "q": "fixed"},
     "OFT blocks": {"rotation": "oft"},
     "BOFT": {"rotation": "boft"},
     "lambda-orthogonal": {"rotation": "lambda_orthogonal"},

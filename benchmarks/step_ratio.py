@@ -34,6 +34,7 @@ ALONE = {  # without pretrained features of the batch: target 1.02
 PAIRED = {  # with cached pretrained features: target 1.05
     "RIFT paired, Q learned": ("rift", {"estimator": "paired"}),
     "RIFT procrustes": ("rift", {"q": "procrustes"}),
+    "RIFT features, Q fixed": ("rift", {"compare": "features", "q": "fixed"}),
     "RSC": ("rsc", {}),
     "feature distillation": ("feature_distill", {}),
     "difference vector": ("difference_vector", {}),

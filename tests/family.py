@@ -15,6 +15,7 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "ema": ("rift", {"estimator": "ema", "mean": True, "alpha": "learn"}),
     "spectral": ("rift", {"q": "spectral"}),
     "procrustes": ("rift", {"q": "procrustes"}),
+    "features": ("rift", {"compare": "features", "q": "fixed"}),
     "boft": ("rift", {"rotation": "boft", "block_size": 4}),
     "lambda": ("rift", {"rotation": "lambda_orthogonal", "soft_threshold": 0.5}),
     "alpha, mean": ("rift", {"alpha": "learn", "mean": True}),

@@ -289,7 +289,7 @@ def test_a_careless_start_is_warned_about_once(rift, tiny_recipe, write_recipe, 
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "the representation has " in warnings[0]
-    unset = {"rift": ", regularizer.normalize relative, regularizer.q procrustes or estimator paired"}
+    unset = {"rift": ", regularizer.normalize relative, regularizer.compare features with q fixed"}
     assert warnings[0].endswith(
         f"What helps: schedule.warmup 0.1 to 0.15, optim.clip_grad 1.0{unset.get(regularizer, '')}, "
         "a lower optim.lr (4e-05 or less)"  # the head is fitted already

@@ -83,6 +83,18 @@ def procrustes_distance(x: torch.Tensor, x0: torch.Tensor, free_scale: bool = Fa
     return x.square().sum() + norm_0 - 2 * overlap
 
 
+def feature_distance(x: torch.Tensor, x0: torch.Tensor, free_scale: bool = False) -> torch.Tensor:
+    """||X - a X_0||_F^2, the same with Q held at the identity; centred (n, D), (n, D) -> ().
+
+    a = 1, or the least-squares a = tr(X_0^T X) / ||X_0||^2 (never negative). Zero means features that all moved by one vector:
+    the average vector loss of DiVE (Eq. 8) with the mean of the batch, written on features instead of difference vectors.
+    """
+    if free_scale:
+        overlap = (x * x0).sum().clamp_min(0)
+        return x.square().sum() - overlap.square() / x0.square().sum().clamp_min(1e-30)
+    return (x - x0).square().sum()
+
+
 def squared_mean_difference(rows: torch.Tensor, target: torch.Tensor, debiased: bool = False) -> torch.Tensor:
     """||mean of rows - target||^2; (n, D), (D,) -> (). debiased: over pairs of different samples, free of the noise tr(S) / n."""
     offset = rows - target

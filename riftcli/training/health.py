@@ -84,7 +84,7 @@ def _remedies(recipe: Recipe) -> str:
         "schedule.warmup 0.1 to 0.15": recipe.schedule.warmup < 0.1,
         "optim.clip_grad 1.0": optim.clip_grad is None or optim.clip_grad > 1,
         "regularizer.normalize relative": getattr(regularizer, "normalize", "relative") != "relative",
-        "regularizer.q procrustes or estimator paired": getattr(regularizer, "estimator", "paired") in ("plugin", "debiased"),
+        "regularizer.compare features with q fixed": getattr(regularizer, "estimator", "paired") in ("plugin", "debiased"),
         f"a lower optim.lr ({min(4e-5, optim.lr / 3):.0e} or less)": True,
     }
     return "What helps: " + ", ".join(step for step, missing in steps.items() if missing)

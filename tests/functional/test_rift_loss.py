@@ -66,6 +66,16 @@ def test_the_gradient_of_the_procrustes_distance_holds_q_fixed(n, d):
     torch.testing.assert_close(x.grad, 2 * (x.detach() - x0 @ q), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize(("n", "d"), SIZES)
+def test_the_feature_distance_is_the_plain_one_or_that_at_the_best_scale(n, d):
+    x, x0 = rows(n, d, 1), rows(n, d, 2)
+    torch.testing.assert_close(rift_loss.feature_distance(x, x0), sum((a - b) @ (a - b) for a, b in zip(x, x0, strict=True)))
+    near = 0.3 * x + x0
+    scale = torch.linalg.lstsq(x0.reshape(-1, 1), near.reshape(-1, 1)).solution
+    torch.testing.assert_close(rift_loss.feature_distance(near, x0, free_scale=True), (near - scale * x0).square().sum())
+    assert rift_loss.feature_distance(-x0, x0, free_scale=True) == x0.square().sum()  # no negative scale
+
+
 def test_rotated_features_cost_nothing_by_procrustes_and_by_spectrum():
     x0, q = rows(30, 8, 1), orthogonal(8)
     assert float(rift_loss.procrustes_distance(x0 @ q, x0)) == pytest.approx(0, abs=1e-9)

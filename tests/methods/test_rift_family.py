@@ -26,6 +26,8 @@ MEMBERS = {
     "ema spectral": {"q": "spectral", "estimator": "ema"},
     "procrustes": {"q": "procrustes"},
     "procrustes alpha": {"q": "procrustes", "alpha": "closed"},
+    "features": {"compare": "features", "q": "fixed"},
+    "features alpha": {"compare": "features", "q": "fixed", "alpha": "closed"},
     "oft": {"rotation": "oft", "block_size": 4},
     "boft": {"rotation": "boft", "block_size": 2},
     "lambda": {"rotation": "lambda_orthogonal"},
@@ -83,14 +85,14 @@ def test_loss_and_gradient_are_finite_fp32_and_reach_what_trains(member):
     assert "trace_ratio" in report
 
 
-@pytest.mark.parametrize("member", ["paired fixed", "paired spectral", "procrustes", "procrustes alpha"])
+@pytest.mark.parametrize("member", ["paired fixed", "paired spectral", "procrustes", "procrustes alpha", "features", "features alpha"])
 @pytest.mark.parametrize("n", [4, 32])
 def test_paired_members_cost_nothing_where_nothing_moved_and_one_when_all_is_lost(member, n):
     bound, x = build(member), features(n, 2)
     assert float(bound.loss(x, x)) == pytest.approx(0, abs=2e-5)
-    if member != "procrustes alpha":
+    if "alpha" not in member:
         assert float(bound.loss(0 * x, x)) == pytest.approx(1, rel=1e-5)
-    assert float(bound.loss(1.5 * x + 3, x)) > 0.1 or member == "procrustes alpha"
+    assert float(bound.loss(1.5 * x + 3, x)) > 0.1 or "alpha" in member
     if "procrustes" in member:  # a turn is free
         turn = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0)))[0]
         assert float(bound.loss(x @ turn - 2, x)) == pytest.approx(0, abs=2e-5)
@@ -217,6 +219,14 @@ def test_the_running_mean_of_differences_starts_at_zero_and_is_saved():
     assert torch.equal(other.loss(x, x0), bound.loss(x, x0))
 
 
+def test_comparing_features_is_the_difference_vector_with_the_mean_of_the_batch():
+    bound, relative = build("features"), DifferenceVector(strength=1.0, distance="relative", decay=0.0)
+    x, x0 = features(20, 2), features(20, 3)
+    other = relative.build(RegularizerContext(D, CPU, lambda: None))
+    torch.testing.assert_close(bound.loss(x, x0), other.loss(x, x0))
+    assert float(bound.loss(x0 + 5, x0)) == pytest.approx(0, abs=1e-6)
+
+
 def test_ldifs_is_a_mean_over_depths_of_unit_features():
     bound = Ldifs(strength=10.0, layers=3).build(RegularizerContext(4, CPU, lambda: None))
     x, x0 = features(6, 1), features(6, 2)
@@ -231,9 +241,12 @@ def test_ldifs_is_a_mean_over_depths_of_unit_features():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"q": "procrustes", "estimator": "debiased"}, "estimator: q procrustes compares the features of the same samples"),
+        ({"q": "procrustes", "estimator": "debiased"}, "estimator: features are compared on the same samples"),
+        ({"q": "procrustes", "compare": "covariances"}, "compare: q procrustes is the best rotation of features"),
+        ({"compare": "features"}, "q: features are compared with q procrustes or fixed, not learn"),
+        ({"compare": "features", "q": "fixed", "mean": True}, "mean: goes with covariances"),
         ({"q": "spectral", "estimator": "debiased"}, "estimator: eigenvalues of a batch cannot be debiased"),
-        ({"q": "procrustes", "alpha": "learn"}, "alpha: with q procrustes it is fixed or closed"),
+        ({"q": "procrustes", "alpha": "learn"}, "alpha: comparing features it is fixed or closed"),
         ({"q": "spectral", "mean": True}, "mean: needs a Q that is known, and q spectral only knows the distance"),
         ({"mean": True, "alpha": "closed"}, "mean: the closed alpha is that of the covariance; with mean use alpha fixed"),
         ({"q": "fixed", "rotation": "oft"}, "rotation: only a learned Q is parametrised; with q fixed leave it out"),
@@ -261,4 +274,5 @@ def test_blocks_that_do_not_fit_the_features_are_refused():
 
 def test_the_estimator_is_written_out():
     assert Rift().estimator == "plugin"
-    assert Rift(q="procrustes").estimator == "paired"
+    assert (Rift(q="procrustes").compare, Rift(q="procrustes").estimator) == ("features", "paired")
+    assert (Rift().compare, Rift(compare="features", q="fixed").estimator) == ("covariances", "paired")

@@ -26,16 +26,19 @@ class Rift:
     model; Q: orthogonal, discarded afterwards.
 
     strength: weight of the term; 0 is exactly plain finetuning. {ratio: r} or {keep: c} choose it while training.
-    normalize: relative (divide by ||Sigma_0||_F^2, with q procrustes by ||F_0||^2, so that a total collapse costs `strength`)
+    compare: covariances (the paper's form) | features (||F - alpha F_0 Q||^2 of the same samples, centred: the RIFT paper's
+      Eq. 9, from which it derives Eq. 12; zero implies CKA 1, which equal covariances do not). Default: covariances, with q
+      procrustes features.
+    normalize: relative (divide by ||Sigma_0||_F^2, comparing features by ||F_0||^2, so that a total collapse costs `strength`)
       | raw (the paper's formula to the letter; its scale goes with the fourth power of the features').
     estimator: plugin (the batch covariance against that of the whole training split without augmentation, as in the paper;
       its noise floor is about (r + 1) / (n - 1) relative, r the effective rank of Sigma_0) | debiased (unbiased at any batch
       size from 4) | paired (Sigma_0 from the pretrained features of the same samples: a second, frozen forward, or a cache)
       | ema (a running covariance: linear in the samples, so exact in one pass over micro-batches and per rank). Default:
-      plugin, with q procrustes paired.
-    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too) | spectral (the best Q, in closed
-      form: only the spectrum is kept) | procrustes (the RIFT paper's Eq. 9 itself, min_Q ||F - alpha F_0 Q||^2 of paired
-      features with the best Q in closed form: unlike equal covariances, it implies CKA 1).
+      plugin, comparing features paired.
+    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too; of features: every feature moves by
+      the same vector, or not at all) | spectral (the best Q for covariances, in closed form: only the spectrum is kept)
+      | procrustes (the best Q for features, in closed form).
     rotation: of a learned q: cayley (every rotation) | oft (one block-diagonal factor) | boft (butterfly factors)
       | lambda_orthogonal (any matrix, pulled back beyond a threshold).
     block_size: of oft and boft. factors: of boft; null takes as many as the feature dimension allows.
@@ -49,6 +52,7 @@ class Rift:
     """
 
     strength: float = 1.0
+    compare: Literal["covariances", "features"] | None = None
     normalize: Literal["relative", "raw"] = "relative"
     estimator: Literal["plugin", "debiased", "paired", "ema"] | None = None
     q: Literal["learn", "fixed", "spectral", "procrustes"] = "learn"
@@ -63,8 +67,10 @@ class Rift:
     on: Literal["task", "reference"] = "task"
 
     def __post_init__(self) -> None:
+        if self.compare is None:
+            object.__setattr__(self, "compare", "features" if self.q == "procrustes" else "covariances")
         if self.estimator is None:
-            object.__setattr__(self, "estimator", "paired" if self.q == "procrustes" else "plugin")
+            object.__setattr__(self, "estimator", "paired" if self.compare == "features" else "plugin")
         for name in ("strength", "q_lr_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 or more")
@@ -79,15 +85,21 @@ class Rift:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        closed = self.q in ("spectral", "procrustes")
-        if self.q == "procrustes" and self.estimator != "paired":
-            raise ValueError("estimator: q procrustes compares the features of the same samples; leave it out or use paired")
+        features = self.compare == "features"
+        if self.q == "procrustes" and not features:
+            raise ValueError("compare: q procrustes is the best rotation of features; leave compare out, or use q spectral")
+        if features and self.q not in ("fixed", "procrustes"):
+            raise ValueError(f"q: features are compared with q procrustes or fixed, not {self.q}")
+        if features and self.estimator != "paired":
+            raise ValueError("estimator: features are compared on the same samples; leave it out or use paired")
         if self.q == "spectral" and self.estimator == "debiased":
             raise ValueError("estimator: eigenvalues of a batch cannot be debiased; with q spectral use plugin, paired or ema")
-        if self.q == "procrustes" and self.alpha == "learn":
-            raise ValueError("alpha: with q procrustes it is fixed or closed")
-        if closed and self.mean:
-            raise ValueError(f"mean: needs a Q that is known, and q {self.q} only knows the distance; use q learn or fixed")
+        if features and self.alpha == "learn":
+            raise ValueError("alpha: comparing features it is fixed or closed")
+        if features and self.mean:
+            raise ValueError("mean: goes with covariances; to hold the mean of features too, use regularizer.name feature_distill")
+        if self.q == "spectral" and self.mean:
+            raise ValueError("mean: needs a Q that is known, and q spectral only knows the distance; use q learn or fixed")
         if self.mean and self.alpha == "closed":
             raise ValueError("mean: the closed alpha is that of the covariance; with mean use alpha fixed or learn")
         if self.q != "learn" and self.rotation != "cayley":
@@ -109,8 +121,8 @@ class Rift:
         from riftcli.methods.regularizers.rift_penalty import RiftPenalty
         from riftcli.methods.regularizers.rift_running import RunningRiftPenalty
 
-        if self.q == "procrustes":
-            return PairedPenalty(self.strength, self.procrustes)
+        if self.compare == "features":
+            return PairedPenalty(self.strength, self.feature_distance)
         if self.estimator == "paired":
             return RiftPenalty(self, self.target(context.feature_dim, None, device=context.device))
         features = context.pretrained_features()
@@ -146,11 +158,11 @@ class Rift:
             raise UsageError(f"regularizer.block_size: {what} the {dim} features of this model")
         return ButterflyRotation(dim, size, factors)
 
-    def procrustes(self, features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
-        """min over Q (and alpha, where closed) of ||F - alpha F_0 Q||^2, centred; (n, D), (n, D) -> ()."""
+    def feature_distance(self, features: torch.Tensor, pretrained: torch.Tensor) -> torch.Tensor:
+        """||F - alpha F_0 Q||^2, centred, least over Q and alpha where they are free; (n, D), (n, D) -> ()."""
         from riftcli.functional.covariance import centre
-        from riftcli.functional.rift_loss import procrustes_distance
+        from riftcli.functional.rift_loss import feature_distance, procrustes_distance
 
         x, x0 = centre(features), centre(pretrained)
-        distance = procrustes_distance(x, x0, free_scale=self.alpha == "closed")
+        distance = (procrustes_distance if self.q == "procrustes" else feature_distance)(x, x0, self.alpha == "closed")
         return distance / (x0.square().sum().clamp_min(1e-30) if self.normalize == "relative" else len(x) - 1)
