@@ -85,7 +85,10 @@ def test_loss_and_gradient_are_finite_fp32_and_reach_what_trains(member):
     assert "trace_ratio" in report
 
 
-@pytest.mark.parametrize("member", ["paired fixed", "paired spectral", "procrustes", "procrustes alpha", "features", "features alpha"])
+PAIRED = ["paired fixed", "paired spectral", "procrustes", "procrustes alpha", "features", "features alpha"]
+
+
+@pytest.mark.parametrize("member", PAIRED)
 @pytest.mark.parametrize("n", [4, 32])
 def test_paired_members_cost_nothing_where_nothing_moved_and_one_when_all_is_lost(member, n):
     bound, x = build(member), features(n, 2)

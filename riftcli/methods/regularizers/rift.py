@@ -97,7 +97,7 @@ class Rift:
         if features and self.alpha == "learn":
             raise ValueError("alpha: comparing features it is fixed or closed")
         if features and self.mean:
-            raise ValueError("mean: goes with covariances; to hold the mean of features too, use regularizer.name feature_distill")
+            raise ValueError("mean: goes with covariances; feature_distill holds the mean of features too")
         if self.q == "spectral" and self.mean:
             raise ValueError("mean: needs a Q that is known, and q spectral only knows the distance; use q learn or fixed")
         if self.mean and self.alpha == "closed":

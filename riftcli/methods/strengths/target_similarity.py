@@ -21,7 +21,9 @@ class TargetSimilarity:
 
     The rule: the wanted CKA falls from 1 to `keep` in proportion to the learning rate spent, and is there when `settle` of it
     is; the error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength by gain * (change of e) + gain_sum *
-    e * (learning rate spent since, as a share of the whole), a proportional-integral controller. At a limit nothing is summed up.
+    e * (steps since, as a share of all), a proportional-integral controller. Similarity answers in proportion to the learning
+    rate, so a sum over steps presses the harder the less it answers: late in training, when it rises by itself. At a limit
+    nothing is summed up.
     """
 
     keep: float
@@ -62,15 +64,16 @@ class TargetSimilarity:
 
     def begin(self, total_steps: int) -> SimilarityControl:
         """The run starts at CKA 1."""
-        return SimilarityControl(self, self.every_steps or max(1, total_steps // 40))
+        every = self.every_steps or max(1, total_steps // 40)
+        return SimilarityControl(self, every, every / total_steps)
 
 
 class SimilarityControl:
     """The rule at work."""
 
-    def __init__(self, rule: TargetSimilarity, every_steps: int) -> None:
-        self.rule, self.every_steps = rule, every_steps
-        self.strength, self.error, self.progress = rule.start, 0.0, 0.0
+    def __init__(self, rule: TargetSimilarity, every_steps: int, share: float) -> None:
+        self.rule, self.every_steps, self.share = rule, every_steps, share
+        self.strength, self.error = rule.start, 0.0
 
     def due(self, step: int) -> bool:
         """Every few steps."""
@@ -81,14 +84,14 @@ class SimilarityControl:
         return 1 - (1 - self.rule.keep) * min(1.0, progress / self.rule.settle)
 
     def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
-        """One step of the controller."""
+        """One step of the controller. progress: the learning rate spent, as a share of the whole."""
         rule, similarity = self.rule, measured[0]
         wanted = self.wanted(progress)
         error = (wanted - similarity) / (1 - rule.keep)
-        change = rule.gain * (error - self.error) + rule.gain_sum * error * (progress - self.progress)
+        change = rule.gain * (error - self.error) + rule.gain_sum * error * self.share
         change = min(STEEPEST, max(-STEEPEST, change))
         self.strength = min(rule.most, max(rule.least, self.strength * math.exp(change)))
-        self.error, self.progress = error, progress
+        self.error = error
         return {"strength": self.strength, "cka_debiased": similarity, "wanted": wanted}
 
     def outcome(self, similarity: float | None) -> dict[str, Any]:
@@ -112,11 +115,11 @@ class SimilarityControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the controller stands."""
-        return {"strength": self.strength, "error": self.error, "progress": self.progress}
+        return {"strength": self.strength, "error": self.error}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of state_dict."""
-        self.strength, self.error, self.progress = (state[key] for key in ("strength", "error", "progress"))
+        self.strength, self.error = state["strength"], state["error"]
 
 
 def _shown(value: float | None) -> str:
