@@ -28,7 +28,7 @@ def sweep(
     jobs: Annotated[OptionalInt, typer.Option(min=1, help="Trials at a time; default one for each GPU, one on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials once more, from the start.")] = False,
-    on: Annotated[str, typer.Option(help="local, or slurm: trials as jobs of the cluster (extra `slurm`).")] = "local",
+    on: Annotated[str, typer.Option(help="local; slurm or ray: trials as jobs of a cluster (extras `slurm`, `ray`).")] = "local",
     in_process: Annotated[
         bool, typer.Option("--in-process", help="One trial after another in this process: faster where trials take seconds.")
     ] = False,
@@ -59,13 +59,15 @@ def sweep(
             return
         from riftcli.sweeps.run import run_sweep
 
-        if on not in ("local", "slurm"):
-            raise UsageError(f"--on {on}: expected local or slurm")
+        if on not in ("local", "slurm", "ray"):
+            raise UsageError(f"--on {on}: expected local, slurm or ray")
         for option, used in (("--jobs", jobs is not None), ("--on", on != "local")):
             if in_process and used:
                 raise UsageError(f"--in-process does not go together with {option}")
         if on != "local" and jobs is not None:
-            raise UsageError("--on slurm does not go together with --jobs: the cluster decides")
+            raise UsageError(f"--on {on} does not go together with --jobs: the cluster decides")
+        if in_process and plan.cells and plan.optuna.pruner != "none":
+            raise UsageError("--in-process does not go together with optuna.pruner: nothing can be given up from outside")
         report = run_sweep(plan, out, jobs, device, retry_failed, in_process, on)
     if as_json:
         print(json.dumps(report, indent=1))
@@ -87,12 +89,19 @@ def _file(name: str) -> Path:
     raise UsageError(f"sweep {name}: no such file and no shipped study of that name{did_you_mean(Path(name).stem, names)}")
 
 
+def _shown(span: Any) -> str:
+    return str(span.choices) if span.choices is not None else f"{span.low:g} to {span.high:g}"
+
+
 def _print_estimate(plan: Any, device: str) -> None:
     from riftcli.sweeps.estimate import estimate
 
     for trial in plan.trials:
         settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
         print(f"{trial.name}: {Path(trial.recipe).name}{', ' * bool(settings)}{settings}")
+    for cell in plan.cells:
+        space = ", ".join(f"{key} {_shown(span)}" for key, span in cell.space.items())
+        print(f"{cell.name}: {plan.optuna.trials} settings of {space}, chosen by {plan.optuna.sampler}")
     found = estimate(plan, device)
     for row in found:
         if row.why is not None:
@@ -101,8 +110,10 @@ def _print_estimate(plan: Any, device: str) -> None:
             print(f"{row.row}: {row.runs} runs, {row.steps} steps, {row.hours:.2f} h, {(row.disk_bytes or 0.0) / 1e9:.1f} GB")
     hours, disk = sum(row.hours or 0.0 for row in found), sum(row.disk_bytes or 0.0 for row in found)
     if all(row.why for row in found):
-        print(f"{len(plan.trials)} runs; nothing was written")
+        print(f"{sum(row.runs for row in found)} runs; nothing was written")
         return
     rest = " (of the rows that are known)" if any(row.why for row in found) else ""
-    print(f"{len(plan.trials)} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written")
+    print(
+        f"{sum(row.runs for row in found)} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written"
+    )
     print(f"hours are of training steps alone, measured on {device} with made-up images; reading and evaluation come on top")

@@ -33,6 +33,8 @@ def estimate(plan: Plan, device: str) -> list[Estimate]:
     found = []
     for row, label in plan.rows.items():
         trials = [trial for trial in plan.trials if trial.row == row]
+        for cell in plan.cells:  # settings that nobody knows yet: as the first corner of their space
+            trials += cell.make(cell.corners()[0]) * (plan.optuna.trials if cell.template.row == row else 0)
         steps, seconds, disk, why = 0, 0.0, 0.0, None
         for trial in trials:
             recipe = recipes.load(trial.recipe, trial.overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,46 @@ from riftcli.recipe.sections import TOP_LEVEL, Section
 Scalars = dict[str, Any]
 
 
+class Range(Section):
+    """What Optuna may choose from: numbers between two bounds, or a list."""
+
+    low: int | float | None = Field(None, description="least value; two whole numbers give whole numbers")
+    high: int | float | None = Field(None, description="greatest value")
+    log: bool = Field(False, description="draw its logarithm")
+    step: int | float | None = Field(None, gt=0, description="distance between values")
+    choices: list[Any] | None = Field(None, description="instead of bounds: a list")
+
+    def problem(self) -> str | None:
+        """What is wrong with it."""
+        if self.choices is not None:
+            rest = self.low is not None or self.high is not None or self.step is not None or self.log
+            return "choices go alone" if rest else None if self.choices else "an empty list: nothing to try"
+        if self.low is None or self.high is None:
+            return "expected {low: .., high: ..}, or {choices: [..]}"
+        if self.low >= self.high:
+            return f"low must be below high, got {self.low} and {self.high}"
+        if self.log and self.low <= 0:
+            return "with log: true low must be above 0"
+        return "with log: true there are no steps" if self.log and self.step is not None else None
+
+    def ends(self) -> list[Any]:
+        """Its outermost values, or all of a list."""
+        return [self.low, self.high] if self.choices is None else self.choices
+
+
+class OptunaSection(Section):
+    """How the settings below `search` are chosen (extra `search`)."""
+
+    trials: int = Field(20, gt=0, description="settings for each row and column")
+    sampler: Literal["tpe", "random", "gp", "nsgaii", "qmc"] = Field("tpe", description="how the next one is chosen")
+    pruner: Literal["none", "median", "halving", "hyperband"] = Field(
+        "none", description="gives settings up early, by the evaluations of their first seed"
+    )
+    objectives: list[str] = Field(default_factory=list, description="validation metrics; empty is `select`; two give a front")
+    at_once: int | None = Field(None, gt=0, description="settings that are tried side by side; null is one for each place")
+    seed: int = Field(0, ge=0, description="of the sampler")
+
+
 class Part(Section):
     """What a trial is made of: a recipe, fixed settings, and lists of settings to try."""
 
@@ -24,6 +64,7 @@ class Part(Section):
     set: Scalars = Field(default_factory=dict, description="dotted recipe key -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="dotted recipe key -> values: every combination")
     pairs: dict[str, list[Any]] = Field(default_factory=dict, description="the same, but the lists go side by side")
+    search: dict[str, Range] = Field(default_factory=dict, description="dotted recipe key -> {low, high, log, step} or {choices}")
     also: list[str] = Field(default_factory=list, description="rows whose runs this row chooses among too")
 
 
@@ -45,9 +86,13 @@ class SweepFile(Part):
     )
     metrics: list[str] = Field(default_factory=lambda: ["acc or map", "cka"], min_length=1, description="of the table")
     baseline: str | None = Field(None, description="row that changes refer to")
+    optuna: OptunaSection = Field(default_factory=lambda: OptunaSection.model_validate({}), description="how `search` is done")
     slurm: dict[str, int | str | bool] = Field(
         default_factory=dict,
         description="for --on slurm: timeout_min, gpus_per_node, cpus_per_task, mem_gb, partition, ...",
+    )
+    ray: dict[str, int | float | str] = Field(
+        default_factory=dict, description="for --on ray: address, num_cpus, num_gpus, memory, max_retries"
     )
     paper: dict[str, dict[str, list[float | None]]] = Field(
         default_factory=dict, description="row -> column -> published values, one for each of metrics"
@@ -80,9 +125,15 @@ def _check_lists(checker: Checker, spec: SweepFile) -> None:
                     checker.fail((*prefix, kind, key), "stands in `set` of the same part too: give one of them")
                 if not values:
                     checker.fail((*prefix, kind, key), "an empty list: nothing to try")
+        for key, span in part.search.items():
+            problem = span.problem() or ("stands in a list of the same part too" if key in {**part.grid, **part.pairs} else None)
+            if problem or key in part.set:
+                checker.fail((*prefix, "search", key), problem or "stands in `set` of the same part too: give one of them")
         lengths = {len(values) for values in part.pairs.values()}
         if len(lengths) > 1:
             checker.fail((*prefix, "pairs"), f"lists that go side by side have one length, got {sorted(lengths)}")
+    if len(spec.optuna.objectives) > 1 and spec.optuna.pruner != "none":
+        checker.fail(("optuna", "pruner"), "with several objectives nothing can be given up early; leave it out")
     seeds = range(spec.seeds) if isinstance(spec.seeds, int) else spec.seeds
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         checker.fail(("seeds",), f"expected a number of 1 or more, or different seeds, got {spec.seeds}")
@@ -115,7 +166,7 @@ def take_parameters(path: Path, spec: SweepFile, overrides: list[str]) -> tuple[
     values, rest = dict(spec.parameters), []
     varied = {"train.seed"}
     for part in [spec, *spec.rows.values(), *spec.columns.values()]:
-        varied |= {*part.grid, *part.pairs} if part else set()
+        varied |= {*part.grid, *part.pairs, *part.search} if part else set()
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and key in values:

@@ -4,6 +4,7 @@ sweep.json    the plan; written once, added to when the file grows
 recipes/      the recipes as they were
 trials/<settings>/s<seed>/   the runs: what --repeats would leave, so every command reads them
 logs/         what each trial printed
+search.log    what Optuna chose and was told, where settings are searched
 status.json   how each trial ended, with its one line where it failed
 """
 
@@ -22,9 +23,10 @@ from riftcli.errors import UsageError
 from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import now
 from riftcli.runs.reader import read_json, read_rows
-from riftcli.sweeps.plan import Plan, Trial
+from riftcli.sweeps.plan import Plan
+from riftcli.sweeps.trial import Trial
 
-State = Literal["completed", "failed", "interrupted", "running", "waiting"]
+State = Literal["completed", "failed", "interrupted", "pruned", "running", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ def _standing(run: Path, noted: dict[str, Any]) -> Standing:
         return Standing("completed", seconds=seconds)
     if state == "running" and _held(run):
         return Standing("running")
+    if noted.get("state") == "pruned":
+        return Standing("pruned", seconds=seconds)
     if noted.get("state") == "failed" or state == "failed":
         return Standing("failed", noted.get("error") or record.get("error"), noted.get("code"), seconds=seconds)
     return Standing("interrupted" if record else "waiting")

@@ -5,36 +5,42 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
-import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from riftcli import recipe as recipes
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import Recipe
-from riftcli.sweeps.file import EMPTY, Part, Scalars, SweepFile, read_sweep_file, take_parameters
+from riftcli.sweeps.file import EMPTY, OptunaSection, Part, Range, Scalars, SweepFile, read_sweep_file, take_parameters
+from riftcli.sweeps.trial import Template, Trial, group_name
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run. group: folder that its seeds share; settings: what was tried, beside the row's and column's own."""
+class Cell:
+    """Where Optuna chooses: one row and column, with one choice of the lists. objectives: validation metrics that it is after."""
 
-    group: str
-    row: str
-    column: str
+    template: Template
     settings: Scalars
-    seed: int
-    recipe: str
-    overrides: list[str]
-    digest: str = ""  # of the resolved recipe: the same for the same run
+    space: dict[str, Range]
+    objectives: list[str]
+    check: Callable[[list[Trial]], list[Trial]]
 
     @property
     def name(self) -> str:
-        """Its folder below trials/."""
-        return f"{self.group}/s{self.seed}"
+        """Unique within the sweep."""
+        return group_name(self.template.words, self.settings)
+
+    def make(self, chosen: Scalars) -> list[Trial]:
+        """The trials of a point of the space, one for each seed; raise UsageError where no recipe allows it."""
+        return self.check(self.template.trials({**self.settings, **chosen}))
+
+    def corners(self) -> list[Scalars]:
+        """Points on the border: each end of each range, or each of a list, with the first of all others."""
+        first = {key: span.ends()[0] for key, span in self.space.items()}
+        return [first, *({**first, key: value} for key, span in self.space.items() for value in span.ends()[1:])]
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Plan:
     paper: dict[str, dict[str, list[float | None]]]
     also: dict[str, list[str]]  # row -> rows that it chooses among too
     slurm: dict[str, Any] = field(default_factory=dict)
+    ray: dict[str, Any] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    optuna: OptunaSection = field(default_factory=lambda: OptunaSection.model_validate({}))
     arguments: list[str] = field(default_factory=list)  # --set, as given
 
     def described(self) -> dict[str, Any]:
@@ -60,6 +69,11 @@ class Plan:
         keys = ("name", "rows", "columns", "select", "within", "metrics", "baseline", "paper", "also", "arguments")
         trials = [{"name": trial.name, **asdict(trial)} for trial in self.trials]
         return {**{key: getattr(self, key) for key in keys}, "trials": trials}
+
+    def plus(self, trials: list[Trial]) -> Plan:
+        """With further trials; those of a name that is there are left out."""
+        names = {trial.name for trial in self.trials}
+        return replace(self, trials=[*self.trials, *(trial for trial in trials if trial.name not in names)])
 
 
 def read_plan(path: Path, overrides: list[str]) -> Plan:
@@ -73,23 +87,49 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
     rows = {name: part or EMPTY for name, part in (spec.rows or {"all": None}).items()}
     columns = {name: part or EMPTY for name, part in (spec.columns or {"all": None}).items()}
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else list(spec.seeds)
-    trials = []
+    trials: list[Trial] = []
+    cells: list[Cell] = []
     for (column, of_column), (row, of_row) in itertools.product(columns.items(), rows.items()):
         fill = {**parameters, "row": row, "column": column}
-        recipe = _filled(of_row.recipe or of_column.recipe or spec.recipe or "", fill, path)
+        words = [column] * bool(spec.columns) + [row] * bool(spec.rows)
+        recipe = of_row.recipe or of_column.recipe or spec.recipe or ""
         fixed = {**spec.set, **of_column.set, **of_row.set}
-        for settings in _combinations(spec, of_column, of_row):
-            group = _group([column] * bool(spec.columns), [row] * bool(spec.rows), settings)
-            for seed in seeds:
-                wanted = {**fixed, **settings, "train.seed": seed}
-                own = [f"{key}={json.dumps(_filled(value, fill, path), ensure_ascii=False)}" for key, value in wanted.items()]
-                trials.append(Trial(group, row, column, settings, seed, _beside(path, recipe), [*own, *overrides]))
+        template = Template(row, column, words, recipe, fixed, fill, overrides, seeds, path)
+        parts = (spec, of_column, of_row)
+        space = _space(*parts)
+        for settings in _combinations(*parts):
+            if space:
+                cells.append(Cell(template, settings, space, spec.optuna.objectives, partial(_checked, path, select=spec.select)))
+            else:
+                trials += template.trials(settings)
     trials = _checked(path, trials, spec.select)
+    cells = [_with_objectives(path, cell, spec.select) for cell in cells]
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
     also = {name: part.also for name, part in rows.items() if part.also}
-    how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper", "slurm")}
-    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, **how)
+    how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper", "slurm", "ray", "optuna")}
+    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, cells=cells, **how)
+
+
+def _with_objectives(path: Path, cell: Cell, select: str | None) -> Cell:
+    """The cell with what it is after written out; raise UsageError where a corner of its space is no recipe."""
+    trials = _checked(path, [trial for chosen in cell.corners() for trial in cell.template.trials({**cell.settings, **chosen})])
+    recipe = recipes.load(trials[0].recipe, trials[0].overrides)
+    names = cell.objectives or [select or recipe.eval.best]
+    for name in names:
+        if name not in recipe.watched:
+            key = "optuna.objectives" if cell.objectives else "select"
+            raise UsageError(f"sweep {path.name}: {_not_measured(key, name, recipe)}")
+    return replace(cell, objectives=names)
+
+
+def _space(*parts: Part) -> dict[str, Range]:
+    """What is searched, the most specific part last: what it sets or lists is not."""
+    space: dict[str, Range] = {}
+    for part in parts:
+        listed = {*part.set, *part.grid, *part.pairs}
+        space = {key: span for key, span in space.items() if key not in listed} | part.search
+    return space
 
 
 def _combinations(*parts: Part) -> Iterator[Scalars]:
@@ -99,8 +139,9 @@ def _combinations(*parts: Part) -> Iterator[Scalars]:
     grid: dict[str, list[Any]] = {}
     pairs: list[dict[str, list[Any]]] = []
     for part in parts:
-        grid = {key: values for key, values in grid.items() if key not in part.set} | part.grid
-        pairs = [{key: values for key, values in lists.items() if key not in part.set} for lists in [*pairs]] + [part.pairs]
+        gone = {*part.set, *part.search}
+        grid = {key: values for key, values in grid.items() if key not in gone} | part.grid
+        pairs = [{key: values for key, values in lists.items() if key not in gone} for lists in [*pairs]] + [part.pairs]
     choices = [[{key: value} for value in values] for key, values in grid.items()]
     for lists in pairs:
         if lists:
@@ -110,48 +151,7 @@ def _combinations(*parts: Part) -> Iterator[Scalars]:
         yield {key: value for settings in chosen for key, value in settings.items()}
 
 
-def _filled(value: Any, fill: Scalars, path: Path) -> Any:
-    """Parameters put into texts, at any depth; raise UsageError for a name that is none."""
-    if isinstance(value, dict):
-        return {key: _filled(inner, fill, path) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_filled(inner, fill, path) for inner in value]
-    if not isinstance(value, str) or "{" not in value:
-        return value
-    if value[1:-1] in fill and value == f"{{{value[1:-1]}}}":
-        return fill[value[1:-1]]  # alone, a number stays a number, and null is null
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
-        for name in names:
-            if name not in fill:
-                raise UsageError(f"sweep {path.name}: '{value}': no such parameter '{name}'{did_you_mean(name, list(fill))}")
-        return value.format(**fill)
-    except ValueError as error:
-        raise UsageError(
-            f"sweep {path.name}: '{value}': {error}; write {{{{ and }}}} for braces that stand for themselves"
-        ) from None
-
-
-def _group(column: list[str], row: list[str], settings: Scalars) -> str:
-    """The name of a folder: column, row and what is tried, with the shortest ends of the keys that differ."""
-    ends = [key.rpartition(".")[2] for key in settings]
-    words = [*column, *row]
-    for key, end in zip(settings, ends, strict=True):
-        value = settings[key]
-        shown = value if isinstance(value, str | int | float) else json.dumps(value)
-        words.append(f"{end if ends.count(end) == 1 else key}={shown}")
-    whole = "-".join(words) or "all"
-    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", whole).strip("_.")
-    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(whole.encode()).hexdigest()[:9]}"
-
-
-def _beside(path: Path, recipe: str) -> str:
-    """A recipe file is looked for beside the sweep file first."""
-    beside = path.parent / recipe
-    return str(beside) if beside.is_file() else recipe
-
-
-def _checked(path: Path, trials: list[Trial], select: str | None) -> list[Trial]:
+def _checked(path: Path, trials: list[Trial], select: str | None = None) -> list[Trial]:
     """The trials with the digests of their recipes; raise UsageError with each different error of them once."""
     errors: dict[str, str] = {}
     found: dict[str, Trial] = {}
@@ -165,15 +165,18 @@ def _checked(path: Path, trials: list[Trial], select: str | None) -> list[Trial]
             errors.setdefault(str(error), trial.name)
             continue
         if select is not None and select not in recipe.watched:
-            known = ", ".join(recipe.watched)
-            close = did_you_mean(select, recipe.watched)
-            errors.setdefault(f"select '{select}': not measured{close}; it is one of eval.metrics: {known}", "")
+            errors.setdefault(_not_measured("select", select, recipe), "")
         found[trial.name] = replace(trial, digest=digest_of(recipe))
     if errors:
         lines = [f"trial {trial}: {text}" if trial else text for text, trial in list(errors.items())[:5]]
         more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise UsageError(f"sweep {path.name}: " + "\n".join(lines) + more)
     return list(found.values())
+
+
+def _not_measured(key: str, name: str, recipe: Recipe) -> str:
+    close = did_you_mean(name, recipe.watched)
+    return f"{key} '{name}': not measured{close}; it is one of eval.metrics: {', '.join(recipe.watched)}"
 
 
 def digest_of(recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from riftcli.errors import ExitCode, RiftError, Terminated
 from riftcli.launch import DIE_WITH
 from riftcli.runs.reader import read_json
 from riftcli.sweeps.folder import Standing, SweepFolder, standing
-from riftcli.sweeps.plan import Trial
+from riftcli.sweeps.trial import Trial
 
 TRIES = 3  # of a trial that something killed; it resumes
 POLL = 0.2  # seconds
@@ -32,15 +32,31 @@ class _Running:
     slot: str | None
     clock: Stopwatch
     log_start: int  # bytes that earlier attempts left in the log
+    given_up: bool = False
+
+
+Tell = Callable[[Trial, Standing, int], None]  # how a trial ended, and how many are left
+
+
+def go_on(trial: Trial) -> bool:
+    """Give no trial up."""
+    return False
 
 
 class Pool:
-    """Runs trials until none is left. slots: a GPU each (as CUDA_VISIBLE_DEVICES has it), or None on a CPU."""
+    """Runs trials until none is left. slots: a GPU each (as CUDA_VISIBLE_DEVICES has it), or None on a CPU; stops: True for a
+    trial that is to be given up.
+    """
 
     def __init__(
-        self, folder: SweepFolder, slots: Sequence[str | None], device: str, tell: Callable[[Trial, Standing, int], None]
+        self,
+        folder: SweepFolder,
+        slots: Sequence[str | None],
+        device: str,
+        tell: Tell,
+        stops: Callable[[Trial], bool] = go_on,
     ) -> None:
-        self.folder, self.device, self.tell = folder, device, tell
+        self.folder, self.device, self.tell, self.stops = folder, device, tell, stops
         self._free = deque(slots)
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
@@ -58,9 +74,16 @@ class Pool:
                     trial = waiting.popleft()
                     if standing(self.folder.path, trial.name).state == "running":  # what a killed sweep left is still saving
                         waiting.append(trial)
+                    elif self.stops(trial):  # its first seed was given up
+                        give_up(self.folder, trial)
+                        self.tell(trial, Standing("pruned"), len(waiting))
                     else:
                         self._start(trial, retry_failed)
                 time.sleep(POLL)
+                for one in self._running:
+                    if not one.given_up and self.stops(one.trial):
+                        one.given_up = True
+                        one.process.terminate()
                 for one in [one for one in self._running if one.process.poll() is not None]:
                     self._running.remove(one)
                     self._free.append(one.slot)
@@ -97,6 +120,10 @@ class Pool:
     def _ended(self, one: _Running, left: int) -> bool:
         """Note how a trial ended; True where it is to go on: something killed it that was not us."""
         code, trial = one.process.returncode, one.trial
+        if one.given_up and code != 0:
+            found = give_up(self.folder, trial, round(one.clock.seconds, 1))
+            self.tell(trial, found, left)
+            return False
         killed = code < 0 or code in (ExitCode.TERMINATED, ExitCode.INTERRUPTED)
         if killed and self._stopped is not None:
             self.folder.note(trial, Standing("interrupted", code=code))
@@ -144,9 +171,7 @@ def start_trial(
         )
 
 
-def run_here(
-    folder: SweepFolder, trials: Sequence[Trial], device: str, retry_failed: bool, tell: Callable[[Trial, Standing, int], None]
-) -> None:
+def run_here(folder: SweepFolder, trials: Sequence[Trial], device: str, retry_failed: bool, tell: Tell) -> None:
     """One trial after another in this process: no start-up time, and no protection from a trial that takes it down."""
     from riftcli import recipe as recipes
     from riftcli.api.control import Processes, resume_run, run_one
@@ -173,10 +198,18 @@ def run_here(
         tell(trial, found, len(left) - 1 - i)
 
 
+def give_up(folder: SweepFolder, trial: Trial, seconds: float | None = None) -> Standing:
+    """Note that a trial is not worth going on with, and drop what is only of use to resume."""
+    found = Standing("pruned", seconds=seconds)
+    folder.note(trial, found)
+    shutil.rmtree(folder.run_of(trial) / "last", ignore_errors=True)
+    return found
+
+
 def to_do(folder: SweepFolder, trial: Trial, retry_failed: bool) -> bool:
-    """True for what is neither completed nor, unless it is to be tried again, failed."""
+    """True for what is neither completed nor given up nor, unless it is to be tried again, failed."""
     state = standing(folder.path, trial.name).state
-    return state != "completed" and (retry_failed or state != "failed")
+    return state not in ("completed", "pruned") and (retry_failed or state != "failed")
 
 
 def _resumable(run: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import now
 from riftcli.runs.result_table import write_csv
 from riftcli.sweeps.folder import Standing, SweepFolder, progress
-from riftcli.sweeps.plan import Plan, Trial
-from riftcli.sweeps.pool import Pool, failure, gpus, run_here
+from riftcli.sweeps.jobs import run_jobs
+from riftcli.sweeps.plan import Plan
+from riftcli.sweeps.pool import Pool, Tell, failure, go_on, gpus, run_here
+from riftcli.sweeps.ray_cluster import Ray
+from riftcli.sweeps.search import Search
+from riftcli.sweeps.slurm import Slurm
 from riftcli.sweeps.table import SweepTable, flat, grid, markdown, read_table
+from riftcli.sweeps.trial import Trial
 
 
 def run_sweep(
@@ -27,36 +34,74 @@ def run_sweep(
     """Run what is not done yet and present it; raise RiftError at the end where trials failed.
 
     jobs: trials at a time; None is one for each GPU, one on a CPU. in_process: one after another in this process. on: local,
-    or slurm (jobs of a cluster; all are submitted at once).
+    slurm or ray (jobs of a cluster; all that are known are submitted at once).
     """
     path = out or Path("sweeps") / plan.name
     folder = SweepFolder(path)
     try:
+        search = Search(path, plan) if plan.cells else None
+        plan = plan.plus(search.known() if search else [])
         folder.begin(plan)
-        slots = [None] if in_process or on != "local" else gpus(device)
-        slots = [slots[i % len(slots)] for i in range(jobs or len(slots))]
+        places = [None] if in_process or on != "local" else gpus(device)
+        slots = [places[i % len(places)] for i in range(jobs or len(places))]
         where = f"{len(slots)} at a time" if on == "local" else f"as jobs of {on}"
-        note_line(f"sweep folder: {path}; {len(plan.trials)} trials, {where}; look: rift sweep show {path}")
+        count = f"{len(plan.trials)} trials" + f", and {_searched(plan)}" * bool(plan.cells)
+        note_line(f"sweep folder: {path}; {count}, {where}; look: rift sweep show {path}")
 
         def tell(trial: Trial, found: Standing, left: int) -> None:
             took = f", {found.seconds:.0f} s" if found.seconds else ""
             what = found.state if found.error is None else f"{found.state}: {found.error}"
             note_line(f"{trial.name}: {what}{took}; {left} left")
 
-        if on != "local":
-            from riftcli.sweeps.cluster import run_on_cluster
-
-            run_on_cluster(folder, plan.trials, device, retry_failed, tell, plan.slurm, on)
-        elif in_process:
-            run_here(folder, plan.trials, device, retry_failed, tell)
-        else:
-            Pool(folder, slots, device, tell).run(plan.trials, retry_failed)
+        stops = search.stops if search else go_on
+        with _executor(plan, folder, on, slots, in_process, device, tell, stops) as execute:
+            execute(plan.trials, retry_failed)
+            while search is not None:
+                search.tell()
+                asked = search.ask(plan.optuna.at_once or (len(slots) if on == "local" else 4))
+                if not asked:
+                    break
+                plan = plan.plus(asked)
+                folder.begin(plan)
+                execute(asked, retry_failed)
         table, report = present(path)
         if table.failed():
             raise failure(table.failed(), len(table.standings))
         return report
     finally:
         folder.close()
+
+
+def _searched(plan: Plan) -> str:
+    settings = len(plan.cells) * plan.optuna.trials
+    return f"{settings} settings that Optuna chooses ({plan.optuna.sampler})"
+
+
+@contextmanager
+def _executor(
+    plan: Plan,
+    folder: SweepFolder,
+    on: str,
+    slots: list[str | None],
+    in_process: bool,
+    device: str,
+    tell: Tell,
+    stops: Callable[[Trial], bool],
+) -> Iterator[Callable[[Sequence[Trial], bool], None]]:
+    """What runs a list of trials to their end: (trials, retry failed ones) -> None."""
+    if on == "slurm":
+        scheduler = Slurm(folder.path, plan.slurm)
+        yield lambda trials, again: run_jobs(scheduler, folder, trials, device, again, tell, stops, poll=5.0)
+    elif on == "ray":
+        ray = Ray(plan.ray, device)
+        try:
+            yield lambda trials, again: run_jobs(ray, folder, trials, device, again, tell, stops, poll=0.5)
+        finally:
+            ray.close()
+    elif in_process:
+        yield lambda trials, again: run_here(folder, trials, device, again, tell)
+    else:
+        yield Pool(folder, slots, device, tell, stops).run
 
 
 def present(path: Path) -> tuple[SweepTable, dict[str, Any]]:

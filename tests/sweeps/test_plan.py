@@ -79,7 +79,7 @@ columns:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a", "sweep study.yaml:1: a sweep is a mapping with the keys recipe, label, set, grid, pairs, also, "),
+        ("- a", "sweep study.yaml:1: a sweep is a mapping with the keys recipe, label, set, grid, pairs, search, also, "),
         ("recipe: demo_full\ngird: {}", "sweep study.yaml:2: gird: unknown key (did you mean 'grid'?)"),
         ("recipe: demo_full\nseeds: 0", "sweep study.yaml:2: seeds: expected a number of 1 or more, or different seeds, got 0"),
         ("recipe: demo_full\nseeds: [1, 1]", "sweep study.yaml:2: seeds: expected a number of 1 or more, or different seeds"),
@@ -153,9 +153,9 @@ def test_set_changes_parameters_in_their_own_kind_and_nothing_that_is_varied(pla
 
 
 def test_long_names_stay_apart():
-    from riftcli.sweeps.plan import _group
+    from riftcli.sweeps.trial import group_name
 
-    names = [_group([], ["row"], {"k": "a" * 200 + end}) for end in "xy"]
+    names = [group_name(["row"], {"k": "a" * 200 + end}) for end in "xy"]
     assert names[0] != names[1]
     assert all(len(name) <= 150 for name in names)
 
