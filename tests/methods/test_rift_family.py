@@ -8,6 +8,7 @@ import torch
 from riftcli.errors import UsageError
 from riftcli.functional.covariance import covariance
 from riftcli.methods.regularizers.difference_vector import DifferenceVector
+from riftcli.methods.regularizers.feature_distill import FeatureDistill
 from riftcli.methods.regularizers.ldifs import Ldifs
 from riftcli.methods.regularizers.rift import Rift
 from riftcli.protocols import RegularizerContext
@@ -28,6 +29,7 @@ MEMBERS = {
     "procrustes alpha": {"q": "procrustes", "alpha": "closed"},
     "features": {"compare": "features", "q": "fixed"},
     "features alpha": {"compare": "features", "q": "fixed", "alpha": "closed"},
+    "features mean": {"compare": "features", "q": "fixed", "mean": True},
     "oft": {"rotation": "oft", "block_size": 4},
     "boft": {"rotation": "boft", "block_size": 2},
     "lambda": {"rotation": "lambda_orthogonal"},
@@ -230,6 +232,15 @@ def test_comparing_features_is_the_difference_vector_with_the_mean_of_the_batch(
     assert float(bound.loss(x0 + 5, x0)) == pytest.approx(0, abs=1e-6)
 
 
+def test_comparing_features_with_their_mean_is_feature_distillation():
+    bound = build({"compare": "features", "q": "fixed", "mean": True})
+    other = FeatureDistill().build(RegularizerContext(D, CPU, lambda: None))
+    x, x0 = features(20, 2), features(20, 3) - 1
+    torch.testing.assert_close(bound.loss(x, x0), other.loss(x, x0))
+    raw = {"compare": "features", "q": "fixed", "mean": True, "normalize": "raw"}
+    assert float(build(raw).loss(x, x0)) == pytest.approx(float((x - x0).square().sum() / 19), rel=1e-6)
+
+
 def test_ldifs_is_a_mean_over_depths_of_unit_features():
     bound = Ldifs(strength=10.0, layers=3).build(RegularizerContext(4, CPU, lambda: None))
     x, x0 = features(6, 1), features(6, 2)
@@ -247,7 +258,8 @@ def test_ldifs_is_a_mean_over_depths_of_unit_features():
         ({"q": "procrustes", "estimator": "debiased"}, "estimator: features are compared on the same samples"),
         ({"q": "procrustes", "compare": "covariances"}, "compare: q procrustes is the best rotation of features"),
         ({"compare": "features"}, "q: features are compared with q procrustes or fixed, not learn"),
-        ({"compare": "features", "q": "fixed", "mean": True}, "mean: goes with covariances"),
+        ({"q": "procrustes", "mean": True}, "mean: needs a Q that is known, and q procrustes only knows the distance"),
+        ({"compare": "features", "q": "fixed", "mean": True, "alpha": "closed"}, "mean: the closed alpha is that of"),
         ({"q": "spectral", "estimator": "debiased"}, "estimator: eigenvalues of a batch cannot be debiased"),
         ({"q": "procrustes", "alpha": "learn"}, "alpha: comparing features it is fixed or closed"),
         ({"q": "spectral", "mean": True}, "mean: needs a Q that is known, and q spectral only knows the distance"),

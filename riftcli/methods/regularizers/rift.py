@@ -46,7 +46,8 @@ class Rift:
     q_lr_scale: learning rate of Q relative to optim.lr. The faster Q follows, the less the term holds.
     alpha: scale of the target (RepSim paper Eq. 9, 11): fixed (1) | learn (a positive scalar) | closed (least squares; then
       nothing holds the variance).
-    mean: also + ||mean - alpha Q^T mean_0||^2 (RepSim paper Tab. 5), relative: divided by tr Sigma_0.
+    mean: also + ||mean - alpha Q^T mean_0||^2 (RepSim paper Tab. 5), relative: divided by tr Sigma_0. Of features with q fixed:
+      they are not centred then, which is feature distillation.
     ema_decay: of the running covariance; it averages over about (1 + d) / (1 - d) batches.
     on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
@@ -85,7 +86,7 @@ class Rift:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        features = self.compare == "features"
+        features, closed = self.compare == "features", self.q in ("spectral", "procrustes")
         if self.q == "procrustes" and not features:
             raise ValueError("compare: q procrustes is the best rotation of features; leave compare out, or use q spectral")
         if features and self.q not in ("fixed", "procrustes"):
@@ -96,10 +97,8 @@ class Rift:
             raise ValueError("estimator: eigenvalues of a batch cannot be debiased; with q spectral use plugin, paired or ema")
         if features and self.alpha == "learn":
             raise ValueError("alpha: comparing features it is fixed or closed")
-        if features and self.mean:
-            raise ValueError("mean: goes with covariances; feature_distill holds the mean of features too")
-        if self.q == "spectral" and self.mean:
-            raise ValueError("mean: needs a Q that is known, and q spectral only knows the distance; use q learn or fixed")
+        if closed and self.mean:
+            raise ValueError(f"mean: needs a Q that is known, and q {self.q} only knows the distance; use q learn or fixed")
         if self.mean and self.alpha == "closed":
             raise ValueError("mean: the closed alpha is that of the covariance; with mean use alpha fixed or learn")
         if self.q != "learn" and self.rotation != "cayley":
@@ -164,5 +163,8 @@ class Rift:
         from riftcli.functional.rift_loss import feature_distance, procrustes_distance
 
         x, x0 = centre(features), centre(pretrained)
+        spread = x0.square().sum().clamp_min(1e-30) if self.normalize == "relative" else len(x) - 1
+        if self.mean:
+            x, x0 = features, pretrained
         distance = (procrustes_distance if self.q == "procrustes" else feature_distance)(x, x0, self.alpha == "closed")
-        return distance / (x0.square().sum().clamp_min(1e-30) if self.normalize == "relative" else len(x) - 1)
+        return distance / spread
