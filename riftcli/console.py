@@ -89,7 +89,7 @@ class Stopwatch:
 
 
 def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on stderr, as wide as it needs to be where there is no terminal."""
+    """A table on stderr. What is wider than the terminal goes on below, with the first column once more."""
     from rich.console import Console
     from rich.table import Table
 
@@ -97,12 +97,25 @@ def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     if not console.is_terminal:
         console = Console(stderr=True, highlight=False, width=max(console.width, 240))
     console.print(title, markup=False, style="bold")
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    columns = [[name, *cells] for name, *cells in zip(header, *lines, strict=True)]
+    for block in _blocks([max(map(len, column)) for column in columns], console.width):
+        table = Table(box=None, pad_edge=False)
+        for i in block:
+            table.add_column(columns[i][0], justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for line in zip(*(columns[i][1:] for i in block), strict=True):
+            table.add_row(*line)
+        console.print(table)
+
+
+def _blocks(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Columns that fit side by side, each block with the first one; a gap of two stands between them."""
+    blocks = [[0]]
+    for i in range(1, len(widths)):
+        used = sum(widths[j] + 2 for j in blocks[-1]) + widths[i]
+        if used > most and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(i)
+    return blocks
 
 
 def note_line(text: str) -> None:

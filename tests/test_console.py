@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console as RichConsole
 
-from riftcli.console import Console
+from riftcli.console import Console, print_grid
 from riftcli.training.loop import _note
 from riftcli.training.state import Progress
 
@@ -55,3 +55,14 @@ def test_a_quiet_rank_keeps_its_log_to_itself(tmp_path, capsys):
     console.close()
     assert capsys.readouterr().err == ""
     assert (tmp_path / "rank1.log").read_text() == "rank 1 was here\n"
+
+
+def test_a_wide_table_goes_on_below_with_its_first_column(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"column {i}" for i in range(30)]
+    print_grid("wide", ["row", *names], [["one", *(str(i) for i in range(30))], ["two", *["x"] * 30]])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "wide"
+    assert [line.split()[0] for line in lines[1:]] == ["row", "one", "two"] * 2, "240 wide where there is no terminal"
+    assert all(name in "\n".join(lines) for name in names)
+    assert max(map(len, lines)) <= 240

@@ -15,6 +15,7 @@ from riftcli import recipe as recipes
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import Recipe
 from riftcli.sweeps.file import EMPTY, OptunaSection, Part, Range, Scalars, SweepFile, read_sweep_file, take_parameters
+from riftcli.sweeps.points import RETENTION
 from riftcli.sweeps.trial import Template, Trial, group_name
 
 
@@ -103,6 +104,7 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
             else:
                 trials += template.trials(settings)
     trials = _checked(path, trials, spec.select)
+    _check_metrics(path, spec.metrics, trials)
     cells = [_with_objectives(path, cell, spec.select) for cell in cells]
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
@@ -172,6 +174,20 @@ def _checked(path: Path, trials: list[Trial], select: str | None = None) -> list
         more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise UsageError(f"sweep {path.name}: " + "\n".join(lines) + more)
     return list(found.values())
+
+
+def _check_metrics(path: Path, metrics: list[str], trials: list[Trial]) -> None:
+    """Raise UsageError for a column of the table that no trial measures. What a retention set is called, only its data knows."""
+    measured = {name for trial in trials for name in recipes.load(trial.recipe, trial.overrides).eval.metrics} if trials else None
+    for name in metrics:
+        kind, space, _ = name.partition(" ")
+        if measured is None or name in measured or name in ("acc or map", "steered cka") or (space and kind in RETENTION):
+            continue
+        known = [*sorted(measured), "acc or map", "steered cka", *(f"{kind} SET" for kind in RETENTION)]
+        close = did_you_mean(name, known)
+        raise UsageError(
+            f"sweep {path.name}: metrics: '{name}': not measured by any trial{close}; allowed here: {', '.join(known)}"
+        )
 
 
 def _not_measured(key: str, name: str, recipe: Recipe) -> str:

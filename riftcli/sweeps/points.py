@@ -11,6 +11,7 @@ from typing import Any
 from riftcli.functional.pareto import pareto_front
 from riftcli.runs.series import spread
 
+RETENTION = {"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn", "cka": "cka"}  # as reports call them
 KEPT = ("cka", "cka_debiased")  # what a tie is broken by, and what accuracy is traded against
 
 
@@ -61,7 +62,7 @@ def make_point(group: Sequence[dict[str, Any]], metrics: Sequence[str], select: 
     reports = {trial["seed"]: trial["report"] for trial in group}
     first = group[0]["report"]
     names = list(dict.fromkeys([*metrics, *first["metrics"]]))
-    found = {name: spread([_value(report, name) for report in reports.values()]) for name in names}
+    found = {name: spread([metric_value(report, name) for report in reports.values()]) for name in names}
     there = next((name for name in KEPT if name in first.get("validation", {})), "")
 
     def validated(name: str) -> dict[int, float | None]:
@@ -79,8 +80,10 @@ def _headline(report: dict[str, Any]) -> str:
     return wanted if wanted in report["metrics"] else next(iter(report["metrics"]))
 
 
-def _value(report: dict[str, Any], name: str) -> float | None:
-    """A metric of the report, of a retention set (`knn SET`, `probe SET`, `cka SET`, `neighbours SET`), or the headline."""
+def metric_value(report: dict[str, Any], name: str) -> float | None:
+    """A metric of the report, of a retention set (`knn SET`, `probe SET`, `cka SET`, `neighbours SET`; of `retention` the mean over
+    all sets), or the headline.
+    """
     if name == "acc or map":
         name = _headline(report)
     if name == "steered cka":  # what a strength rule ended at
@@ -88,8 +91,12 @@ def _value(report: dict[str, Any], name: str) -> float | None:
     if name in report["metrics"]:
         return report["metrics"][name]["value"]
     kind, _, data = name.partition(" ")
-    entry = report.get("retention", {}).get(data, {})
-    return entry.get({"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn"}.get(kind, kind))
+    sets = report.get("retention", {})
+    key = RETENTION.get(kind, "")
+    if data == "retention":
+        values = [entry.get(key) for entry in sets.values()]
+        return statistics.fmean(values) if values and None not in values else None
+    return sets.get(data, {}).get(key)
 
 
 def choose(

@@ -152,6 +152,15 @@ def test_set_changes_parameters_in_their_own_kind_and_nothing_that_is_varied(pla
         assert str(caught.value) == f"--set {override}: the sweep varies it; change {what} in study.yaml"
 
 
+def test_a_column_that_no_trial_measures_is_refused(plan_of):
+    plan_of("recipe: demo_full\nmetrics: [acc, probe demo_fashion, cka retention, steered cka]")
+    for name, close in (("cka_debised", "cka_debiased"), ("prob clothes", ""), ("auroc", "")):
+        with pytest.raises(UsageError) as caught:
+            plan_of(f"recipe: demo_full\nmetrics: [acc, {name}]")
+        assert f"sweep study.yaml: metrics: '{name}': not measured by any trial" in str(caught.value)
+        assert close in str(caught.value)
+
+
 def test_long_names_stay_apart():
     from riftcli.sweeps.trial import group_name
 

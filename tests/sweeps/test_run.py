@@ -17,7 +17,7 @@ import yaml
 
 from riftcli import cli
 from riftcli.functional.pareto import pareto_front
-from riftcli.sweeps.points import Point, choose, marked, mean_over
+from riftcli.sweeps.points import Point, choose, marked, mean_over, metric_value
 from riftcli.sweeps.table import grid, read_table
 
 
@@ -280,3 +280,16 @@ def test_a_starred_row_chooses_among_the_runs_of_another():
 def test_the_front_is_what_none_beats_in_both():
     assert pareto_front([(1, 1), (2, 2), (3, 1), (0, 3), (2, 2), (1, 2)]) == [False, True, True, True, True, False]
     assert pareto_front([]) == []
+
+
+def test_values_of_retention_sets_are_found_by_name_and_as_a_mean():
+    report = {"metrics": {"acc": {"value": 0.9}}, "retention": {"a": {"probe_after": 0.4, "cka": 0.5}, "b": {"probe_after": 0.8}}}
+    found = {name: metric_value(report, name) for name in ("acc", "probe a", "probe retention", "cka retention", "knn c", "f1")}
+    assert found == {
+        "acc": 0.9,
+        "probe a": 0.4,
+        "probe retention": pytest.approx(0.6),
+        "cka retention": None,
+        "knn c": None,
+        "f1": None,
+    }
