@@ -81,8 +81,8 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def metric_value(report: dict[str, Any], name: str) -> float | None:
-    """A metric of the report, of a retention set (`knn SET`, `probe SET`, `cka SET`, `neighbours SET`; of `retention` the mean over
-    all sets), or the headline.
+    """A metric of the report, or the headline; of a retention set `knn SET`, `probe SET`, `cka SET`, `neighbours SET`, and of
+    `retention` the mean over all of them.
     """
     if name == "acc or map":
         name = _headline(report)
