@@ -89,7 +89,7 @@ class Stopwatch:
 
 
 def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on stderr. What is wider than the terminal goes on below, with the first column once more."""
+    """A table on stderr. Columns beyond the terminal's width go on below, with the first column once more."""
     from rich.console import Console
     from rich.table import Table
 
@@ -98,10 +98,13 @@ def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
         console = Console(stderr=True, highlight=False, width=max(console.width, 240))
     console.print(title, markup=False, style="bold")
     columns = [[name, *cells] for name, *cells in zip(header, *lines, strict=True)]
-    for block in _blocks([max(map(len, column)) for column in columns], console.width):
+    widths = [max(map(len, column)) for column in columns]
+    for block in _blocks(widths, console.width):
         table = Table(box=None, pad_edge=False)
         for i in block:
-            table.add_column(columns[i][0], justify="left" if i == 0 else "right", no_wrap=i > 0)
+            table.add_column(
+                columns[i][0], justify="left" if i == 0 else "right", no_wrap=i > 0 and widths[i] < console.width // 2
+            )
         for line in zip(*(columns[i][1:] for i in block), strict=True):
             table.add_row(*line)
         console.print(table)

@@ -19,11 +19,16 @@ Scalars = dict[str, Any]
 class Range(Section):
     """What Optuna may choose from: numbers between two bounds, or a list."""
 
-    low: int | float | None = Field(None, description="least value; two whole numbers give whole numbers")
+    low: int | float | None = Field(None, description="least value; whole numbers give whole numbers")
     high: int | float | None = Field(None, description="greatest value")
     log: bool = Field(False, description="draw its logarithm")
     step: int | float | None = Field(None, gt=0, description="distance between values")
     choices: list[Any] | None = Field(None, description="instead of bounds: a list")
+
+    @property
+    def whole(self) -> bool:
+        """True where only whole numbers are drawn."""
+        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
 
     def problem(self) -> str | None:
         """What is wrong with it."""
@@ -52,7 +57,9 @@ class OptunaSection(Section):
         "none", description="gives settings up early, by the evaluations of their first seed"
     )
     objectives: list[str] = Field(default_factory=list, description="validation metrics; empty is `select`; two give a front")
-    at_once: int | None = Field(None, gt=0, description="settings that are tried side by side; null is one for each place")
+    at_once: int | None = Field(
+        None, gt=0, description="settings that are tried side by side; null is one for each place, 4 on a cluster"
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
 
 

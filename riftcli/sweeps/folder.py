@@ -65,11 +65,13 @@ class SweepFolder:
             raise UsageError(f"--out {self.path}: folder is not empty and holds no sweep; choose another --out")
         fresh: dict[str, Any] = {"trials": [], "rows": {}, "columns": {}, "created": now()}
         old = read_json(known) if known.is_file() else fresh
-        self._check_same({trial["name"]: trial for trial in old["trials"]}, plan)
-        texts = {name: recipes.source(name)[0] for name in dict.fromkeys(trial.recipe for trial in plan.trials)}
+        before = {trial["name"]: trial for trial in old["trials"]}
+        self._check_same(before, plan, [*old["rows"], *old["columns"]])
+        texts = {name: plan.texts.source(name)[0] for name in dict.fromkeys(trial.recipe for trial in plan.trials)}
         described = plan.described()
         for trial in described["trials"]:
-            trial["copy"] = copy_name(trial["recipe"], texts[trial["recipe"]])
+            known_copy = before.get(trial["name"], {}).get("copy")
+            trial["copy"] = known_copy or copy_name(trial["recipe"], texts[trial["recipe"]])
         planned = {trial["name"] for trial in described["trials"]}
         described["trials"] += [trial for trial in old["trials"] if trial["name"] not in planned]
         for kind in ("rows", "columns"):
@@ -81,10 +83,11 @@ class SweepFolder:
             copy.write_text(text, encoding="utf-8")
         write_json(known, {"schema": "rift.sweep/1", "created": old["created"], **described, "text": plan.text})
 
-    def _check_same(self, before: dict[str, Any], plan: Plan) -> None:
-        """A trial that was planned before must still be the same recipe; raise UsageError."""
+    def _check_same(self, before: dict[str, Any], plan: Plan, named: list[str]) -> None:
+        """A trial that was planned before must still be the same recipe; raise UsageError. named: rows and columns of before."""
         shared = [trial for trial in plan.trials if trial.name in before]
-        if before and not shared:
+        searched = plan.cells and not {*plan.rows, *plan.columns} - {*named}  # in another space: its old runs are of use still
+        if before and not shared and not searched:
             raise UsageError(f"{self.path}: holds another sweep, of which this file names no trial; choose another --out")
         for trial in shared:
             old = before[trial.name]
@@ -92,7 +95,7 @@ class SweepFolder:
                 continue
             copy = self.path / old["copy"]
             was = recipes.flatten(recipes.parse(recipes.read(copy), copy.name, old["overrides"]).resolved)
-            is_now = recipes.flatten(recipes.load(trial.recipe, trial.overrides).resolved)
+            is_now = recipes.flatten(plan.texts.of(trial).resolved)
             changed = [f"{k}: {was.get(k)} -> {is_now.get(k)}" for k in sorted(was | is_now) if was.get(k) != is_now.get(k)]
             if changed:  # else only the digest did: another version fills in more defaults
                 raise UsageError(
@@ -161,7 +164,7 @@ def _standing(run: Path, noted: dict[str, Any]) -> Standing:
     seconds = noted.get("seconds")
     if state == "completed":
         return Standing("completed", seconds=seconds)
-    if state == "running" and _held(run):
+    if state == "running" and held(run):
         return Standing("running")
     if noted.get("state") == "pruned":
         return Standing("pruned", seconds=seconds)
@@ -170,7 +173,7 @@ def _standing(run: Path, noted: dict[str, Any]) -> Standing:
     return Standing("interrupted" if record else "waiting")
 
 
-def _held(run: Path) -> bool:
+def held(run: Path) -> bool:
     """True while a process writes to a run."""
     try:
         with (run / ".lock").open() as file:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
-from riftcli.sweeps.folder import Standing, SweepFolder, standing
-from riftcli.sweeps.pool import Tell, give_up, last_error, start_trial, to_do
+from riftcli.errors import ExitCode
+from riftcli.sweeps.folder import Standing, SweepFolder, held, standing
+from riftcli.sweeps.pool import TRIES, Tell, give_up, last_error, start_trial, to_do
 from riftcli.sweeps.trial import Trial
 
 GRACE = 90.0  # seconds that a trial has to save in; SLURM's own default between signal and kill is 30, submitit asks for 90
@@ -26,15 +27,19 @@ class TrialJob:
         overrides: list[str],
         log: Path,
         device: str,
-        environment: Mapping[str, str] = MappingProxyType({}),
+        again: bool = False,
     ) -> None:
-        self.run, self.recipe, self.overrides, self.log, self.device = run, recipe, overrides, log, device
-        self.environment = dict(environment)
+        self.run, self.recipe, self.overrides, self.log, self.device, self.again = run, recipe, overrides, log, device, again
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Run to the end; returns the exit code."""
-        self._process = start_trial(self.run, self.recipe, self.overrides, self.log, self.device, environment=self.environment)
+        deadline = time.monotonic() + GRACE
+        while held(self.run) and time.monotonic() < deadline:  # what a lost node or a killed sweep left is still saving
+            time.sleep(0.2)
+        where = (self.run, self.recipe, self.overrides, self.log, self.device)
+        self._process = start_trial(*where, self.again, self.environment)
         while self._process.poll() is None:  # wait() would hold a lock that `checkpoint`, a signal handler, needs
             time.sleep(0.2)
         return self._process.returncode
@@ -52,7 +57,7 @@ class TrialJob:
         from submitit.helpers import DelayedSubmission
 
         self.stop()
-        return DelayedSubmission(TrialJob(self.run, self.recipe, self.overrides, self.log, self.device, self.environment))
+        return DelayedSubmission(TrialJob(self.run, self.recipe, self.overrides, self.log, self.device))
 
 
 class Scheduler(Protocol):
@@ -84,18 +89,27 @@ def run_jobs(
     stops: Callable[[Trial], bool],
     poll: float,
 ) -> None:
-    """Submit what is not done, and wait for it. Ctrl-C leaves the jobs to the scheduler; the same command later goes on."""
+    """Submit what is not done, and wait for it. One that something killed is submitted once more, and resumes. After Ctrl-C the
+    same command goes on: SLURM's jobs stay in the queue meanwhile, Ray's save and end.
+    """
     waiting: dict[str, tuple[Trial, Any]] = {}
     for trial in trials:
         name = folder.job_of(trial)
         known = scheduler.found(name) if name is not None and standing(folder.path, trial.name).state != "completed" else None
         if known is not None:
             waiting[trial.name] = trial, known
-    for trial in [trial for trial in trials if trial.name not in waiting and to_do(folder, trial, retry_failed)]:
-        run, log = folder.run_of(trial).resolve(), folder.log_of(trial).resolve()
-        job, name = scheduler.submit(TrialJob(run, folder.recipe_of(trial.recipe).resolve(), trial.overrides, log, device))
+    tries: dict[str, int] = {}
+
+    def submit(trial: Trial) -> None:
+        run, log, recipe = folder.run_of(trial), folder.log_of(trial), folder.recipe_of(trial.recipe)
+        again = retry_failed and trial.name not in tries
+        tries[trial.name] = tries.get(trial.name, 0) + 1
+        job, name = scheduler.submit(TrialJob(run.resolve(), recipe.resolve(), trial.overrides, log.resolve(), device, again))
         folder.note(trial, Standing("running", job=name))
         waiting[trial.name] = trial, job
+
+    for trial in [trial for trial in trials if trial.name not in waiting and to_do(folder, trial, retry_failed)]:
+        submit(trial)
     given_up: set[str] = set()
     while waiting:
         for name, (trial, job) in list(waiting.items()):
@@ -106,6 +120,8 @@ def run_jobs(
                     found = give_up(folder, trial)
                 folder.note(trial, found)
                 tell(trial, found, len(waiting))
+                if found.state == "interrupted" and tries.get(name, 0) < TRIES:
+                    submit(trial)
             elif name not in given_up and stops(trial):
                 given_up.add(name)
                 scheduler.cancel(job)
@@ -120,7 +136,10 @@ def _outcome(scheduler: Scheduler, folder: SweepFolder, trial: Trial, job: Any) 
     except Exception as error:  # the scheduler's own classes, and whatever a node can do
         if standing(folder.path, trial.name).state == "completed":
             return Standing("completed")
-        return Standing("interrupted", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return Standing("interrupted", f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}")
     if code == 0:
+        shutil.rmtree(folder.run_of(trial) / "last", ignore_errors=True)
         return Standing("completed")
+    if code < 0 or code in (ExitCode.TERMINATED, ExitCode.INTERRUPTED):
+        return Standing("interrupted", f"killed by signal {-code}" if code < 0 else "terminated", code)
     return Standing("failed", last_error(folder.log_of(trial), 0, code), code)

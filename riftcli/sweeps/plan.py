@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riftcli import recipe as recipes
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import Recipe
 from riftcli.sweeps.file import EMPTY, OptunaSection, Part, Range, Scalars, SweepFile, read_sweep_file, take_parameters
 from riftcli.sweeps.points import RETENTION
-from riftcli.sweeps.trial import Template, Trial, group_name
+from riftcli.sweeps.trial import RecipeTexts, Template, Trial, group_name
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     optuna: OptunaSection = field(default_factory=lambda: OptunaSection.model_validate({}))
     arguments: list[str] = field(default_factory=list)  # --set, as given
+    texts: RecipeTexts = field(default_factory=RecipeTexts)
 
     def described(self) -> dict[str, Any]:
         """What sweep.json holds, beside the text: enough to read the folder without this file."""
@@ -90,6 +90,7 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else list(spec.seeds)
     trials: list[Trial] = []
     cells: list[Cell] = []
+    texts = RecipeTexts()
     for (column, of_column), (row, of_row) in itertools.product(columns.items(), rows.items()):
         fill = {**parameters, "row": row, "column": column}
         words = [column] * bool(spec.columns) + [row] * bool(spec.rows)
@@ -100,23 +101,31 @@ def _expand(path: Path, text: str, spec: SweepFile, parameters: Scalars, overrid
         space = _space(*parts)
         for settings in _combinations(*parts):
             if space:
-                cells.append(Cell(template, settings, space, spec.optuna.objectives, partial(_checked, path, select=spec.select)))
+                check = partial(_checked, path, texts, spec.select)
+                cells.append(Cell(template, settings, space, spec.optuna.objectives, check))
             else:
                 trials += template.trials(settings)
-    trials = _checked(path, trials, spec.select)
-    _check_metrics(path, spec.metrics, trials)
-    cells = [_with_objectives(path, cell, spec.select) for cell in cells]
+    trials = _checked(path, texts, spec.select, trials)
+    corners = {cell.name: _corners(path, texts, cell) for cell in cells}
+    _check_metrics(path, spec.metrics, [texts.of(trial) for trial in [*trials, *(own[0] for own in corners.values())]])
+    cells = [_with_objectives(path, cell, texts.of(corners[cell.name][0]), spec.select) for cell in cells]
     trials.sort(key=lambda trial: seeds.index(trial.seed))  # the whole table once, before it is made sharper
     labels = [{name: part.label or name for name, part in parts.items()} for parts in (rows, columns)]
     also = {name: part.also for name, part in rows.items() if part.also}
     how = {key: getattr(spec, key) for key in ("select", "within", "metrics", "baseline", "paper", "slurm", "ray", "optuna")}
-    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, cells=cells, **how)
+    return Plan(path.stem, text, trials, labels[0], labels[1], arguments=arguments, also=also, cells=cells, texts=texts, **how)
 
 
-def _with_objectives(path: Path, cell: Cell, select: str | None) -> Cell:
-    """The cell with what it is after written out; raise UsageError where a corner of its space is no recipe."""
-    trials = _checked(path, [trial for chosen in cell.corners() for trial in cell.template.trials({**cell.settings, **chosen})])
-    recipe = recipes.load(trials[0].recipe, trials[0].overrides)
+def _corners(path: Path, texts: RecipeTexts, cell: Cell) -> list[Trial]:
+    """Trials on the border of a space; raise UsageError where one is no recipe. A point within may still be none."""
+    trials = [trial for chosen in cell.corners() for trial in cell.template.trials({**cell.settings, **chosen})]
+    return _checked(path, texts, None, trials)
+
+
+def _with_objectives(path: Path, cell: Cell, recipe: Recipe, select: str | None) -> Cell:
+    """The cell with what it is after written out. recipe: one of its own; raise UsageError where that does not measure it."""
+    if recipe.data.val is None:
+        raise UsageError(f"sweep {path.name}: search: settings are chosen on validation images: set data.val")
     names = cell.objectives or [select or recipe.eval.best]
     for name in names:
         if name not in recipe.watched:
@@ -153,7 +162,7 @@ def _combinations(*parts: Part) -> Iterator[Scalars]:
         yield {key: value for settings in chosen for key, value in settings.items()}
 
 
-def _checked(path: Path, trials: list[Trial], select: str | None = None) -> list[Trial]:
+def _checked(path: Path, texts: RecipeTexts, select: str | None, trials: list[Trial]) -> list[Trial]:
     """The trials with the digests of their recipes; raise UsageError with each different error of them once."""
     errors: dict[str, str] = {}
     found: dict[str, Trial] = {}
@@ -162,7 +171,7 @@ def _checked(path: Path, trials: list[Trial], select: str | None = None) -> list
             errors.setdefault(f"two trials have the folder {trial.name}: a value stands twice in a list", "")
         found[trial.name] = trial
         try:
-            recipe = recipes.load(trial.recipe, trial.overrides)
+            recipe = texts.of(trial)
         except UsageError as error:
             errors.setdefault(str(error), trial.name)
             continue
@@ -176,12 +185,12 @@ def _checked(path: Path, trials: list[Trial], select: str | None = None) -> list
     return list(found.values())
 
 
-def _check_metrics(path: Path, metrics: list[str], trials: list[Trial]) -> None:
+def _check_metrics(path: Path, metrics: list[str], trials: list[Recipe]) -> None:
     """Raise UsageError for a column of the table that no trial measures. What a retention set is called, only its data knows."""
-    measured = {name for trial in trials for name in recipes.load(trial.recipe, trial.overrides).eval.metrics} if trials else None
+    measured = {name for recipe in trials for name in recipe.eval.metrics}
     for name in metrics:
         kind, space, _ = name.partition(" ")
-        if measured is None or name in measured or name in ("acc or map", "steered cka") or (space and kind in RETENTION):
+        if name in measured or name in ("acc or map", "steered cka") or (space and kind in RETENTION):
             continue
         known = [*sorted(measured), "acc or map", "steered cka", *(f"{kind} SET" for kind in RETENTION)]
         close = did_you_mean(name, known)

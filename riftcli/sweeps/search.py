@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from riftcli.catalog import component
-from riftcli.errors import EnvironmentError
+from riftcli.console import note_line
+from riftcli.errors import EnvironmentError, UsageError
 from riftcli.runs.reader import read_report, read_rows
 from riftcli.sweeps.file import Range
-from riftcli.sweeps.folder import standings
+from riftcli.sweeps.folder import standing, standings
 from riftcli.sweeps.plan import Cell, Plan
 from riftcli.sweeps.trial import Trial
 
@@ -42,8 +44,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.options, self.cells = sweep, plan.optuna, plan.cells
         self._studies: dict[str, Any] = {}
-        self._trials: dict[str, tuple[Cell, Any]] = {}  # group -> its cell and Optuna's trial, while that is open
-        self._reported: dict[str, int] = {}  # group -> evaluations that Optuna knows
+        self._open: dict[str, _Open] = {}  # group -> what Optuna waits for
 
     def known(self) -> list[Trial]:
         """The trials of every setting that was asked for before, also by a process that is gone."""
@@ -67,13 +68,26 @@ class Search:
                 if open_[cell.name] > 0 and asked < count:
                     open_[cell.name] -= 1
                     asked += 1
-                    trial = self._study(cell).ask()
-                    trial.set_user_attr("settings", {key: _drawn(trial, key, span) for key, span in cell.space.items()})
-                    found += self._made(cell, trial)
+                    found += self._draw(cell)
         return list({trial.name: trial for trial in found}.values())
 
+    def _draw(self, cell: Cell) -> list[Trial]:
+        """The trials of a new setting; none where it is no recipe, which is said and counts."""
+        from optuna.trial import TrialState
+
+        trial = self._study(cell).ask()
+        settings = {key: _drawn(trial, key, span) for key, span in cell.space.items()}
+        try:
+            cell.make(settings)
+        except UsageError as error:
+            note_line(f"left out: {str(error).splitlines()[0]}")
+            self._study(cell).tell(trial.number, state=TrialState.FAIL)
+            return []
+        trial.set_user_attr("settings", settings)
+        return self._made(cell, trial)
+
     def tell(self) -> None:
-        """Hand every setting whose runs have ended to Optuna."""
+        """Hand every setting whose runs have ended to Optuna. Those that failed are waited for: they may be tried again."""
         from optuna.trial import TrialState
 
         for cell in self.cells:
@@ -89,44 +103,51 @@ class Search:
                     study.tell(asked.number, values, None if values is not None else TrialState.FAIL)
                 elif "pruned" in states:
                     study.tell(asked.number, state=TrialState.PRUNED)
-                elif "failed" in states:
-                    study.tell(asked.number, state=TrialState.FAIL)
 
     def stops(self, trial: Trial) -> bool:
         """True where the pruner gives a setting up, by the evaluations of its first seed so far."""
-        if self.options.pruner == "none" or trial.group not in self._trials:
+        one = self._open.get(trial.group)
+        if one is None or self.options.pruner == "none":
             return False
-        cell, asked = self._trials[trial.group]
-        first = cell.make(asked.user_attrs["settings"])[0]
+        size = one.log.stat().st_size if one.log.is_file() else 0
+        if one.given_up or size == one.seen:
+            return one.given_up
         try:
-            rows = [row for row in read_rows(self.sweep / "trials" / first.name) if row["kind"] == "eval" and row["step"] > 0]
+            rows = [row for row in read_rows(one.log.parent) if row["kind"] == "eval" and row["step"] > 0]
         except ValueError:  # its last line is being written
             return False
-        for row in rows[self._reported.get(trial.group, 0) :]:
-            if row.get(cell.objectives[0]) is not None:
-                asked.report(row[cell.objectives[0]], row["epoch"])
-        self._reported[trial.group] = len(rows)
-        return bool(rows) and asked.should_prune()
+        one.seen = size
+        for row in rows[one.reported :]:
+            if row.get(one.objective) is not None:
+                one.asked.report(row[one.objective], row["epoch"])
+        if len(rows) > one.reported:  # a pruner that works in rungs answers once for each
+            one.given_up = bool(one.asked.should_prune())
+        one.reported = len(rows)
+        return one.given_up
 
     def _made(self, cell: Cell, asked: Any) -> list[Trial]:
         """The runs of a setting; while Optuna waits for it, they can be given up."""
-        from optuna.trial import Trial as Open
-        from optuna.trial import TrialState
+        import optuna
 
         trials = cell.make(asked.user_attrs["settings"])
-        if isinstance(asked, Open):
-            self._trials[trials[0].group] = cell, asked
-        elif asked.state == TrialState.RUNNING:
-            self._trials[trials[0].group] = cell, Open(self._study(cell), asked._trial_id)
+        known = 0
+        if isinstance(asked, optuna.trial.FrozenTrial):
+            if asked.state != optuna.trial.TrialState.RUNNING:
+                return trials
+            known = len(asked.intermediate_values)
+            asked = optuna.trial.Trial(self._study(cell), asked._trial_id)
+        log = self.sweep / "trials" / trials[0].name / "metrics.jsonl"
+        given_up = standing(self.sweep, trials[0].name).state == "pruned"
+        self._open[trials[0].group] = _Open(asked, log, cell.objectives[0], known, given_up)
         return trials
 
     def _study(self, cell: Cell) -> Any:
         """Opened once; a cell whose space or objectives have changed gets a new one, and its runs stay in the table."""
         if cell.name not in self._studies:
-            self._studies[cell.name] = self._open(cell)
+            self._studies[cell.name] = self._create(cell)
         return self._studies[cell.name]
 
-    def _open(self, cell: Cell) -> Any:
+    def _create(self, cell: Cell) -> Any:
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
@@ -134,6 +155,7 @@ class Search:
         options = self.options
         text = json.dumps([{k: v.model_dump() for k, v in cell.space.items()}, cell.objectives], sort_keys=True)
         up = [component("metric", name)().higher_is_better for name in cell.objectives]
+        mend_journal(self.sweep / JOURNAL)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(self.sweep / JOURNAL))),
             pruner=getattr(optuna.pruners, PRUNERS[options.pruner])(),
@@ -143,7 +165,8 @@ class Search:
         )
         # Cells must not draw the same settings, and a search that goes on not what it drew first.
         seed = (options.seed + crc32(cell.name.encode()) + len(study.trials)) % 2**32
-        study.sampler = getattr(optuna.samplers, SAMPLERS[options.sampler])(seed=seed)
+        more = {"scramble": True} if options.sampler == "qmc" else {}
+        study.sampler = getattr(optuna.samplers, SAMPLERS[options.sampler])(seed=seed, **more)
         return study
 
     def _values(self, cell: Cell, names: list[str]) -> list[float] | None:
@@ -153,10 +176,33 @@ class Search:
         return None if any(None in row for row in rows) else [statistics.fmean(row) for row in rows]
 
 
+@dataclass
+class _Open:
+    """A setting that Optuna waits for. asked: its trial; log: metrics.jsonl of the first seed; reported: evaluations that it
+    knows.
+    """
+
+    asked: Any
+    log: Path
+    objective: str
+    reported: int
+    given_up: bool
+    seen: int = -1  # bytes of the log
+
+
+def mend_journal(path: Path) -> None:
+    """Undo what a kill can leave: a lock that nobody holds (the sweep's own lock says so), and half a last line."""
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if path.is_file():
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            path.write_bytes(text[: text.rfind(b"\n") + 1])
+
+
 def _drawn(trial: Any, key: str, span: Range) -> Any:
     """A value as the run gets it: floats with four digits, which name the folder."""
     if span.choices is not None:
         return span.choices[trial.suggest_categorical(key, list(range(len(span.choices))))]
-    if isinstance(span.low, int) and isinstance(span.high, int):
-        return trial.suggest_int(key, span.low, span.high, step=int(span.step or 1), log=span.log)
+    if span.whole:
+        return trial.suggest_int(key, span.low, span.high, step=span.step or 1, log=span.log)
     return float(f"{trial.suggest_float(key, span.low, span.high, step=span.step, log=span.log):.4g}")

@@ -47,9 +47,10 @@ def read_table(sweep: Path) -> SweepTable:
     described = read_sweep(sweep)
     found = standings(sweep, [trial["name"] for trial in described["trials"]])
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    given_up = {trial["group"] for trial in described["trials"] if found[trial["name"]].state == "pruned"}
     select: dict[tuple[str, str], str] = {}
     for trial in described["trials"]:
-        if found[trial["name"]].state == "completed":
+        if found[trial["name"]].state == "completed" and trial["group"] not in given_up:
             run = sweep / "trials" / trial["name"]
             cell = (trial["row"], trial["column"])
             if cell not in select:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riftcli import recipe as recipes
 from riftcli.errors import UsageError, did_you_mean
+from riftcli.recipe import Recipe
 from riftcli.sweeps.file import Scalars
 
 
@@ -31,6 +33,23 @@ class Trial:
     def name(self) -> str:
         """Its folder below trials/."""
         return f"{self.group}/s{self.seed}"
+
+
+class RecipeTexts:
+    """The recipes of a sweep, each read once: one that is edited while the sweep runs does not change it."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[str, str]] = {}
+
+    def source(self, name: str) -> tuple[str, str]:
+        """(text, file name); raise UsageError where there is none."""
+        if name not in self._read:
+            self._read[name] = recipes.source(name)
+        return self._read[name]
+
+    def of(self, trial: Trial) -> Recipe:
+        """The checked recipe of a trial; raise UsageError with every error."""
+        return recipes.parse(*self.source(trial.recipe), trial.overrides)
 
 
 @dataclass(frozen=True)

@@ -139,3 +139,5 @@ def test_ray_refuses_options_that_it_does_not_have():
 
     with pytest.raises(UsageError, match="sweep: ray: unknown option 'cpus'; allowed here: address, num_cpus"):
         Ray({"cpus": 2}, "cpu")
+    with pytest.raises(UsageError, match=r"sweep: ray: num_cpus 1000: this machine has \d+$"):
+        Ray({"num_cpus": 1000}, "cpu")

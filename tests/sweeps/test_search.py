@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from riftcli.errors import EnvironmentError, UsageError
-from riftcli.sweeps.folder import SweepFolder, standing
+from riftcli.sweeps.folder import SweepFolder, read_sweep, standing
 from riftcli.sweeps.plan import read_plan
 from riftcli.sweeps.pool import Pool
-from riftcli.sweeps.search import Search
+from riftcli.sweeps.search import JOURNAL, Search
 
 optuna = pytest.importorskip("optuna")
 
@@ -85,7 +85,7 @@ def test_a_search_goes_on_where_another_process_left_it(search_of, tmp_path):
     assert [[trial.value for trial in trials] for trials in values.values()] == [[0.7, 0.6, 0.6], [0.6, 0.6, 0.6]]
 
 
-def test_a_setting_is_worth_its_mean_over_seeds_and_nothing_where_one_failed(search_of, tmp_path):
+def test_a_setting_is_worth_its_mean_over_seeds_and_one_that_failed_is_waited_for(search_of, tmp_path):
     _, search = search_of(FILE + "seeds: 2\n", trials=1, objectives=["acc", "cka"])
     full, rift = search.ask(2)[:2], search.ask(2)
     assert rift == []
@@ -98,23 +98,81 @@ def test_a_setting_is_worth_its_mean_over_seeds_and_nothing_where_one_failed(sea
     search.tell()
     (one,), (two,) = (study.trials for study in search._studies.values())
     assert one.values == pytest.approx([0.5, 0.5])
-    assert two.state == optuna.trial.TrialState.FAIL
+    assert two.state == optuna.trial.TrialState.RUNNING, "it may be tried again"
+    ended(tmp_path / "out", trials[3], [0.7])
+    search.tell()
+    assert next(reversed(search._studies.values())).trials[0].values == pytest.approx([0.8, 0.2])
     assert full[0].group == trials[0].group
 
 
-def test_the_pruner_gives_up_what_lags_behind_the_others(search_of, tmp_path):
-    text = "recipe: demo_full\nsearch: {optim.lr: {low: 1e-5, high: 1e-3}}\n"
-    _, search = search_of(text, trials=7, pruner="median")
-    good = search.ask(5)
-    for trial in good:
-        ended(tmp_path / "out", trial, [0.5, 0.9])
-        assert not search.stops(trial)
-    search.tell()
-    bad, fine = search.ask(2)
-    ended(tmp_path / "out", bad, [0.2], status="running")
-    ended(tmp_path / "out", fine, [0.6], status="running")
-    assert search.stops(bad)
-    assert not search.stops(fine)
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_the_pruner_gives_up_what_lags_behind_the_others_with_all_its_seeds(search_of, tmp_path, pruner):
+    text = "recipe: demo_full\nsearch: {optim.lr: {low: 1e-5, high: 1e-3}}\nseeds: 2\n"
+    _, search = search_of(text, trials=8, pruner=pruner)
+    for count in (1, 5):  # a pruner in rungs begins when one is complete
+        for trial in search.ask(count):
+            ended(tmp_path / "out", trial, [0.5, 0.9])
+            assert not search.stops(trial)
+        search.tell()
+    bad, bad_too, fine, _ = search.ask(2)
+    for trial, accs in ((bad, [0.2, 0.2]), (fine, [0.6, 0.95])):
+        ended(tmp_path / "out", trial, accs, status="running")
+    assert [search.stops(trial) for trial in (bad, bad, bad_too, fine)] == [True, True, True, False]
+    (tmp_path / "out" / "status.json").write_text(json.dumps({bad.name: {"state": "pruned"}}))
+    ended(tmp_path / "out", bad, [0.2], status="interrupted")
+    _, again = search_of(text, trials=8, pruner=pruner)
+    again.known()
+    assert again.stops(bad_too), "also for a process that has not seen it lag"
+    again.tell()
+    states = [trial.state.name for trial in next(iter(again._studies.values())).trials]
+    assert states == ["COMPLETE"] * 6 + ["PRUNED", "RUNNING"]
+
+
+def test_a_point_that_is_no_recipe_is_said_and_left_out(search_of, capsys):
+    lists = "regularizer.q: {choices: [learn, fixed]}, regularizer.rotation: {choices: [cayley, oft]}"
+    text = f"recipe: demo_rift_paper\nsearch: {{{lists}}}\n"
+    _, search = search_of(text, trials=12)
+    asked = search.ask(12)
+    tried = {(trial.settings["regularizer.q"], trial.settings["regularizer.rotation"]) for trial in asked}
+    assert tried == {("learn", "cayley"), ("learn", "oft"), ("fixed", "cayley")}
+    assert "left out: sweep study.yaml: trial q=fixed-rotation=oft/s0: " in capsys.readouterr().err
+    assert search.ask(1) == []
+    assert {trial.name for trial in search_of(text, trials=12)[1].known()} == {trial.name for trial in asked}
+
+
+def test_what_a_kill_leaves_of_the_journal_is_mended(search_of, tmp_path):
+    _, search = search_of(trials=3)
+    first = search.ask(2)
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')
+    Path(f"{journal}.lock").symlink_to("nowhere")
+    _, again = search_of(trials=3)
+    assert {trial.name for trial in again.known()} == {trial.name for trial in first}
+    assert len(again.ask(100)) == 4
+
+
+def test_a_recipe_that_is_edited_meanwhile_changes_nothing_and_another_space_goes_on(tmp_path, tiny_recipe, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_recipe["train"]["epochs"] = 1
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    text = "recipe: tiny.yaml\nsearch: {optim.lr: {low: 1e-4, high: HIGH}}\noptuna: {trials: 1, sampler: random}\n"
+    Path("study.yaml").write_text(text.replace("HIGH", "1e-3"))
+    plan = read_plan(Path("study.yaml"), [])
+    folder = SweepFolder(Path("out"))
+    folder.begin(plan)
+    search = Search(folder.path, plan)
+    Path("tiny.yaml").write_text("model: {name: [}")
+    asked = search.ask(1)
+    folder.begin(plan.plus(asked))
+    assert "local-dir" in folder.recipe_of(asked[0].recipe).read_text()
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    Path("study.yaml").write_text(text.replace("HIGH", "1e-2"))
+    wider = read_plan(Path("study.yaml"), [])
+    other = Search(folder.path, wider)
+    assert other.known() == []
+    folder.begin(wider.plus(other.ask(1)))
+    assert len(read_sweep(folder.path)["trials"]) == 2, "the runs of the narrower space stay in the table"
+    folder.close()
 
 
 def test_the_pool_ends_what_is_given_up_and_does_not_begin_its_other_seeds(tmp_path, tiny_recipe, monkeypatch):
@@ -178,6 +236,8 @@ def test_a_searched_sweep_ends_in_a_table_and_can_be_made_longer(rift, tiny_reci
         ),
         ("grid: {optim.lr: [1.0]}\nsearch: {optim.lr: {low: 0.1, high: 1.0}}", "search.optim.lr: stands in a list of the same"),
         ("search: {optim.lr: {low: -1.0, high: 1.0}}", "optim.lr: expected a number > 0, got -1.0"),
+        ("set: {data.val: null}\nsearch: {optim.lr: {low: 0.1, high: 1.0}}", "search: settings are chosen on validation images"),
+        ("metrics: [nonsense]\nsearch: {optim.lr: {low: 0.1, high: 1.0}}", "metrics: 'nonsense': not measured by any trial"),
         ("search: {optim.lrr: {low: 0.1, high: 1.0}}", "optim.lrr: unknown key (did you mean 'lr'?)"),
         ("search: {optim.lr: {low: 0.1, high: 1.0}}\noptuna: {objectives: [f1x]}", "optuna.objectives 'f1x': not measured"),
         ("optuna: {objectives: [acc, cka], pruner: median}", "optuna.pruner: with several objectives nothing can be given up"),

@@ -30,7 +30,8 @@ class Rift:
       Eq. 9, from which it derives Eq. 12; zero implies CKA 1, which equal covariances do not). Default: covariances, with q
       procrustes features.
     normalize: relative (divide by ||Sigma_0||_F^2, comparing features by ||F_0||^2, so that a total collapse costs `strength`)
-      | raw (the paper's formula to the letter; its scale goes with the fourth power of the features').
+      | raw (the paper's formula to the letter; its scale goes with the fourth power of the features', comparing
+      features with the second).
     estimator: plugin (the batch covariance against that of the whole training split without augmentation, as in the paper;
       its noise floor is about (r + 1) / (n - 1) relative, r the effective rank of Sigma_0) | debiased (unbiased at any batch
       size from 4) | paired (Sigma_0 from the pretrained features of the same samples: a second, frozen forward, or a cache)
