@@ -27,9 +27,9 @@ MEMBERS = {
     "ema spectral": {"q": "spectral", "estimator": "ema"},
     "procrustes": {"q": "procrustes"},
     "procrustes alpha": {"q": "procrustes", "alpha": "closed"},
-    "features": {"compare": "features", "q": "fixed"},
+    "features": {"compare": "features", "q": "fixed", "mean": False},
     "features alpha": {"compare": "features", "q": "fixed", "alpha": "closed"},
-    "features mean": {"compare": "features", "q": "fixed", "mean": True},
+    "features mean": {"compare": "features", "q": "fixed"},
     "oft": {"rotation": "oft", "block_size": 4},
     "boft": {"rotation": "boft", "block_size": 2},
     "lambda": {"rotation": "lambda_orthogonal"},
@@ -233,11 +233,11 @@ def test_comparing_features_is_the_difference_vector_with_the_mean_of_the_batch(
 
 
 def test_comparing_features_with_their_mean_is_feature_distillation():
-    bound = build({"compare": "features", "q": "fixed", "mean": True})
+    bound = build({"compare": "features", "q": "fixed"})
     other = FeatureDistill().build(RegularizerContext(D, CPU, lambda: None))
     x, x0 = features(20, 2), features(20, 3) - 1
     torch.testing.assert_close(bound.loss(x, x0), other.loss(x, x0))
-    raw = {"compare": "features", "q": "fixed", "mean": True, "normalize": "raw"}
+    raw = {"compare": "features", "q": "fixed", "normalize": "raw"}
     assert float(build(raw).loss(x, x0)) == pytest.approx(float((x - x0).square().sum() / 19), rel=1e-6)
 
 
@@ -290,4 +290,10 @@ def test_blocks_that_do_not_fit_the_features_are_refused():
 def test_the_estimator_is_written_out():
     assert Rift().estimator == "plugin"
     assert (Rift(q="procrustes").compare, Rift(q="procrustes").estimator) == ("features", "paired")
+    assert [Rift().mean, Rift(q="fixed").mean, Rift(q="procrustes").mean, Rift(compare="features", q="fixed").mean] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert (Rift().compare, Rift(compare="features", q="fixed").estimator) == ("covariances", "paired")

@@ -37,9 +37,8 @@ class Rift:
       size from 4) | paired (Sigma_0 from the pretrained features of the same samples: a second, frozen forward, or a cache)
       | ema (a running covariance: linear in the samples, so exact in one pass over micro-batches and per rank). Default:
       plugin, comparing features paired.
-    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too; of features: every feature moves by
-      the same vector, or not at all) | spectral (the best Q for covariances, in closed form: only the spectrum is kept)
-      | procrustes (the best Q for features, in closed form).
+    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too) | spectral (the best Q for covariances,
+      in closed form: only the spectrum is kept) | procrustes (the best Q for features, in closed form).
     rotation: of a learned q: cayley (every rotation) | oft (one block-diagonal factor) | boft (butterfly factors)
       | lambda_orthogonal (any matrix, pulled back beyond a threshold).
     block_size: of oft and boft. factors: of boft; null takes as many as the feature dimension allows.
@@ -47,8 +46,8 @@ class Rift:
     q_lr_scale: learning rate of Q relative to optim.lr. The faster Q follows, the less the term holds.
     alpha: scale of the target (RepSim paper Eq. 9, 11): fixed (1) | learn (a positive scalar) | closed (least squares; then
       nothing holds the variance).
-    mean: also + ||mean - alpha Q^T mean_0||^2 (RepSim paper Tab. 5), relative: divided by tr Sigma_0. Of features with q fixed:
-      they are not centred then, which is feature distillation.
+    mean: also + ||mean - alpha Q^T mean_0||^2 (RepSim paper Tab. 5), relative: divided by tr Sigma_0. Of features with q fixed
+      it is the default: ||F - F_0||^2, feature distillation; without it they are centred, and may all move by one vector.
     ema_decay: of the running covariance; it averages over about (1 + d) / (1 - d) batches.
     on: task (the task's batches) | reference (the images of the recipe's `reference`).
     """
@@ -64,7 +63,7 @@ class Rift:
     factors: int | None = None
     soft_threshold: float | None = None
     alpha: Literal["fixed", "learn", "closed"] = "fixed"
-    mean: bool = False
+    mean: bool | None = None
     ema_decay: float = 0.9
     on: Literal["task", "reference"] = "task"
 
@@ -73,6 +72,8 @@ class Rift:
             object.__setattr__(self, "compare", "features" if self.q == "procrustes" else "covariances")
         if self.estimator is None:
             object.__setattr__(self, "estimator", "paired" if self.compare == "features" else "plugin")
+        if self.mean is None:
+            object.__setattr__(self, "mean", self.compare == "features" and (self.q, self.alpha) == ("fixed", "fixed"))
         for name in ("strength", "q_lr_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 or more")
