@@ -37,8 +37,8 @@ class Rift:
       size from 4) | paired (Sigma_0 from the pretrained features of the same samples: a second, frozen forward, or a cache)
       | ema (a running covariance: linear in the samples, so exact in one pass over micro-batches and per rank). Default:
       plugin, comparing features paired.
-    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too) | spectral (the best Q for covariances,
-      in closed form: only the spectrum is kept) | procrustes (the best Q for features, in closed form).
+    q: learn (trained beside the network) | fixed (the identity: eigenvectors are kept too) | spectral (the best Q of
+      covariances, in closed form: only the spectrum is kept) | procrustes (the best Q of features, in closed form).
     rotation: of a learned q: cayley (every rotation) | oft (one block-diagonal factor) | boft (butterfly factors)
       | lambda_orthogonal (any matrix, pulled back beyond a threshold).
     block_size: of oft and boft. factors: of boft; null takes as many as the feature dimension allows.
