@@ -141,11 +141,12 @@ class StrengthControl(Protocol):
     def due(self, step: int) -> bool:
         """True when it wants a measurement after `step` (counted from 1)."""
 
-    def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
+    def update(self, progress: float, rate: float, measured: tuple[float, ...]) -> dict[str, float]:
         """Choose the next strength; returns what to log.
 
-        progress: share of the learning rate, summed over steps, that is spent. measured: (norm of the task's gradient for the
-        features, norm of the term's at its present strength) or (debiased CKA to the pretrained model on validation images,).
+        progress: share of the learning rate, summed over steps, that is spent; rate: its present value relative to the peak.
+        measured: (norm of the task's gradient for the features, norm of the term's at its present strength) or (debiased CKA to
+        the pretrained model on validation images,).
         """
 
     def outcome(self, similarity: float | None) -> dict[str, Any]:

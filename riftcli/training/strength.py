@@ -46,7 +46,7 @@ class Steering:
             return None
         measured = result.gradient_norms if self.rule.wants == "gradients" else (self.similarity(),)
         assert measured is not None
-        row = self.control.update(self.rate_spent / self._whole_rate, measured)
+        row = self.control.update(self.rate_spent / self._whole_rate, rate, measured)
         self._apply()
         return row
 

@@ -23,9 +23,9 @@ def test_the_ratio_is_of_sums_over_the_first_steps():
     control = GradientRatio(ratio=0.5, steps=3).begin(100)
     assert [control.due(step) for step in (1, 3, 4)] == [True, True, False]
     for task, term in ((2.0, 0.0), (3.0, 1.0)):
-        control.update(0.0, (task, term))
+        control.update(0.0, 1.0, (task, term))
         assert control.strength == 1.0
-    control.update(0.0, (4.0, 2.0))
+    control.update(0.0, 1.0, (4.0, 2.0))
     assert control.strength == pytest.approx(0.5 * 9 / 3)
     assert control.outcome(None) == {"rule": {"ratio": 0.5}, "strength": control.strength, "note": None}
     other = GradientRatio(ratio=0.5, steps=3).begin(100)
@@ -54,36 +54,41 @@ def test_the_controller_follows_its_documented_rule():
     rule = TargetSimilarity(keep=0.8)
     control = rule.begin(400)
     assert (control.every_steps, control.strength) == (10, 1.0)
-    assert [control.wanted(s) for s in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([1.0, 0.9, 0.8, 0.8])
-    row = control.update(0.15, (0.88,))
-    error = (0.9 - 0.88) / 0.2
+    assert [control.wanted(s, 0.0) for s in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([1.0, 0.9, 0.8, 0.8])
+    assert control.wanted(0.5, 1.0) == pytest.approx(1 - 0.2 * 1.5)
+    row = control.update(0.15, 0.8, (0.84,))
+    error = (0.86 - 0.84) / 0.2
     assert control.strength == pytest.approx(math.exp(2 * error + 40 * error * 10 / 400))
-    assert row == {"strength": control.strength, "cka_debiased": 0.88, "wanted": pytest.approx(0.9)}
+    assert row == {"strength": control.strength, "cka_debiased": 0.84, "wanted": pytest.approx(0.86)}
     before = control.strength
-    control.update(0.16, (0.5,))
+    control.update(0.16, 0.8, (0.5,))
     assert control.strength == pytest.approx(4 * before), "one update changes it by a factor of 4 at most"
     for k in range(50):
-        control.update(0.2 + k / 100, (0.1,))
+        control.update(0.2 + k / 100, 0.5, (0.1,))
     assert control.strength == 10
     for k in range(50):
-        control.update(0.2 + k / 100, (1.0,))
+        control.update(0.2 + k / 100, 0.5, (1.0,))
     assert control.strength == pytest.approx(1e-3)
 
 
-def test_it_settles_on_a_process_that_answers_slowly():
-    """A first-order process in log strength: similarity drifts to 1 / (1 + 1 / strength) at the pace of the learning rate."""
-    for keep in (0.6, 0.8, 0.95):
-        control = TargetSimilarity(keep=keep).begin(400)
-        similarity, spent = 1.0, 0.0
-        for step in range(1, 401):
-            rate = 0.5 * (1 + math.cos(math.pi * step / 400)) / 200
-            spent += rate
-            goal = 1 / (1 + 0.3 / control.strength)
-            similarity += 15 * rate * (goal - similarity)
-            if control.due(step):
-                control.update(min(1.0, spent), (similarity,))
-        assert abs(similarity - keep) < 0.01
-        assert control.outcome(similarity)["reached"]
+@pytest.mark.parametrize("scatter", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("keep", [0.7, 0.8, 0.95])
+def test_it_settles_on_a_process_that_answers_slowly(keep, scatter):
+    """A first-order process in log strength: similarity drifts to 1 / (1 + 0.3 / strength) at the pace of the learning rate,
+    and large steps scatter around that, by a share of the distance that goes with the rate.
+    """
+    control = TargetSimilarity(keep=keep).begin(400)
+    similarity, spent = 1.0, 0.0
+    for step in range(1, 401):
+        rate = 0.5 * (1 + math.cos(math.pi * step / 400))
+        spent += rate / 200
+        goal = 1 / (1 + 0.3 / control.strength)
+        similarity += 15 * rate / 200 * (goal - similarity)
+        measured = 1 - (1 - similarity) * (1 + scatter * rate)
+        if control.due(step):
+            control.update(min(1.0, spent), rate, (measured,))
+    assert abs(measured - keep) < 0.02
+    assert control.outcome(measured)["reached"]
 
 
 def test_what_stood_in_the_way_is_said():

@@ -47,7 +47,7 @@ class RatioControl:
         """The first steps only."""
         return step <= self.steps
 
-    def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
+    def update(self, progress: float, rate: float, measured: tuple[float, ...]) -> dict[str, float]:
         """Add a step's norms; the last one fixes the strength."""
         task, term = measured
         self.seen, self.task, self.term = self.seen + 1, self.task + task, self.term + term

@@ -19,11 +19,13 @@ class TargetSimilarity:
     are measured each time. start: the first strength. least, most: its limits; beyond 10 the term's gradient drowns the task's
     and, with Adam and clipping, only adds noise: more strength then keeps less (docs/results.md).
 
-    The rule: the wanted CKA falls from 1 to `keep` in proportion to the learning rate spent, and is there when `settle` of it
-    is; the error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength by gain * (change of e) + gain_sum *
-    e * (steps since, as a share of all), a proportional-integral controller. Similarity answers in proportion to the learning
-    rate, so a sum over steps presses the harder the less it answers: late in training, when it rises by itself. At a limit
-    nothing is summed up.
+    The rule: the wanted distance from 1 grows in proportion to the learning rate spent, until `settle` of it is; it is then
+    (1 - keep) * (1 + lift * r), r the present rate relative to the peak, and so 1 - keep at the end: what steps of size r scatter
+    comes back as the rate falls (by a third to a half of the distance, measured from the middle to the end of runs with a
+    regularizer that holds: docs/results.md). The error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength
+    by gain * (change of e) + gain_sum * e * (steps since, as a share of all), a proportional-integral controller. Similarity
+    answers in proportion to the learning rate, so a sum over steps presses the harder the less it answers. At a limit nothing is
+    summed up.
     """
 
     keep: float
@@ -34,6 +36,7 @@ class TargetSimilarity:
     least: float = 0.001
     most: float = 10.0
     settle: float = 0.3
+    lift: float = 0.5
     gain: float = 2.0
     gain_sum: float = 40.0
     wants: ClassVar[Literal["similarity"]] = "similarity"
@@ -52,6 +55,8 @@ class TargetSimilarity:
             raise ValueError("least: must be above 0 and at most start")
         if self.most < self.start:
             raise ValueError("most: must be at least start")
+        if self.lift < 0:
+            raise ValueError("lift: must be 0 or more")
         if not 0 < self.settle <= 1:
             raise ValueError("settle: must be above 0 and at most 1")
 
@@ -79,14 +84,14 @@ class SimilarityControl:
         """Every few steps."""
         return step % self.every_steps == 0
 
-    def wanted(self, progress: float) -> float:
-        """CKA on the way: 1 at the start, `keep` from `settle` on."""
-        return 1 - (1 - self.rule.keep) * min(1.0, progress / self.rule.settle)
+    def wanted(self, progress: float, rate: float) -> float:
+        """CKA on the way: 1 at the start, `keep` at the end."""
+        return 1 - (1 - self.rule.keep) * min(1.0, progress / self.rule.settle) * (1 + self.rule.lift * rate)
 
-    def update(self, progress: float, measured: tuple[float, ...]) -> dict[str, float]:
-        """One step of the controller. progress: the learning rate spent, as a share of the whole."""
+    def update(self, progress: float, rate: float, measured: tuple[float, ...]) -> dict[str, float]:
+        """One step of the controller. progress: the learning rate spent, as a share of the whole; rate: its present value."""
         rule, similarity = self.rule, measured[0]
-        wanted = self.wanted(progress)
+        wanted = self.wanted(progress, rate)
         error = (wanted - similarity) / (1 - rule.keep)
         change = rule.gain * (error - self.error) + rule.gain_sum * error * self.share
         change = min(STEEPEST, max(-STEEPEST, change))
