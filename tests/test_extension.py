@@ -95,7 +95,7 @@ class Rising:
     def due(self, step):
         return True
 
-    def update(self, progress, measured):
+    def update(self, progress, rate, measured):
         self.strength = 0.1 + (self.end - 0.1) * progress
         return {"strength": self.strength}
 

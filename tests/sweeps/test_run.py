@@ -163,7 +163,7 @@ def test_dry_run_counts_and_writes_nothing(tiny_recipe, tmp_path, rift):
     assert "6 runs, 0.00 hours of one device (of the rows that are known), 0.0 GB; nothing was written" in out
     code, out, _ = rift("sweep", "rift_table1", "--dry-run", "--set", "data_root=/nowhere")
     assert code == 0
-    assert out.splitlines()[-1] == "540 runs; nothing was written"
+    assert out.splitlines()[-1] == "555 runs; nothing was written"
     assert sorted(tmp_path.rglob("*")) == before
 
 
