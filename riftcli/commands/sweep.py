@@ -108,12 +108,11 @@ def _print_estimate(plan: Any, device: str) -> None:
             print(f"{row.row}: {row.runs} runs; hours and disk are not known: {row.why}")
         else:
             print(f"{row.row}: {row.runs} runs, {row.steps} steps, {row.hours:.2f} h, {(row.disk_bytes or 0.0) / 1e9:.1f} GB")
+    runs = sum(row.runs for row in found)
     hours, disk = sum(row.hours or 0.0 for row in found), sum(row.disk_bytes or 0.0 for row in found)
     if all(row.why for row in found):
-        print(f"{sum(row.runs for row in found)} runs; nothing was written")
+        print(f"{runs} runs; nothing was written")
         return
     rest = " (of the rows that are known)" if any(row.why for row in found) else ""
-    print(
-        f"{sum(row.runs for row in found)} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written"
-    )
+    print(f"{runs} runs, {hours:.2f} hours of one device{rest}, {disk / 1e9:.1f} GB; nothing was written")
     print(f"hours are of training steps alone, measured on {device} with made-up images; reading and evaluation come on top")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from typing import Any
 
@@ -77,7 +78,8 @@ class Checker:
                 loc.append(part)
             path = (*prefix, *loc)
             if problem["type"] == "extra_forbidden":
-                self.fail(path, f"unknown key{did_you_mean(str(loc[-1]), keys_of(model))}", keys_of(model))
+                known = keys_of(_model_below(model, loc[:-1]))
+                self.fail(path, f"unknown key{did_you_mean(str(loc[-1]), known)}", known)
             elif problem["type"] == "missing":
                 self.fail(path, "missing; it has no default")
             else:
@@ -108,6 +110,20 @@ class Checker:
                 here = here[part] if isinstance(here, dict) else here
             return "--set"
         return "recipe" if path in self.lines else "default"
+
+
+def _model_below(model: type[BaseModel], path: list[str | int]) -> type[BaseModel]:
+    """The model of a section within a section (`optuna`, `rows.NAME`); itself for an empty path."""
+    hint: Any = model
+    for part in path:
+        kind, inner = typing.get_origin(hint), typing.get_args(hint)
+        if kind in (dict, list):
+            hint = inner[-1]
+        else:
+            hint = next(f.annotation for name, f in hint.model_fields.items() if (f.alias or name) == part)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):  # `Part | None`
+            hint = typing.get_args(hint)[0]
+    return hint
 
 
 def fields_model(cls: type) -> type[BaseModel]:

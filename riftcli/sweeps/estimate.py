@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from riftcli import recipe as recipes
 from riftcli.data.batches import steps_per_epoch
 from riftcli.data.splits import load_splits
 from riftcli.errors import DataError
@@ -37,7 +36,7 @@ def estimate(plan: Plan, device: str) -> list[Estimate]:
             trials += cell.make(cell.corners()[0]) * (plan.optuna.trials if cell.template.row == row else 0)
         steps, seconds, disk, why = 0, 0.0, 0.0, None
         for trial in trials:
-            recipe = recipes.load(trial.recipe, trial.overrides)
+            recipe = plan.texts.of(trial)
             size = _size(recipe, counted)
             if isinstance(size, str):
                 why = size

@@ -43,6 +43,7 @@ class Search:
             raise EnvironmentError("`search` needs Optuna: pip install 'riftcli[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep, self.options, self.cells = sweep, plan.optuna, plan.cells
+        _mend_journal(sweep / JOURNAL)
         self._studies: dict[str, Any] = {}
         self._open: dict[str, _Open] = {}  # group -> what Optuna waits for
 
@@ -155,7 +156,6 @@ class Search:
         options = self.options
         text = json.dumps([{k: v.model_dump() for k, v in cell.space.items()}, cell.objectives], sort_keys=True)
         up = [component("metric", name)().higher_is_better for name in cell.objectives]
-        mend_journal(self.sweep / JOURNAL)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(self.sweep / JOURNAL))),
             pruner=getattr(optuna.pruners, PRUNERS[options.pruner])(),
@@ -190,7 +190,7 @@ class _Open:
     seen: int = -1  # bytes of the log
 
 
-def mend_journal(path: Path) -> None:
+def _mend_journal(path: Path) -> None:
     """Undo what a kill can leave: a lock that nobody holds (the sweep's own lock says so), and half a last line."""
     Path(f"{path}.lock").unlink(missing_ok=True)
     if path.is_file():

@@ -36,10 +36,11 @@ class Trial:
 
 
 class RecipeTexts:
-    """The recipes of a sweep, each read once: one that is edited while the sweep runs does not change it."""
+    """The recipes of a sweep, each read and checked once: one that is edited while the sweep runs does not change it."""
 
     def __init__(self) -> None:
         self._read: dict[str, tuple[str, str]] = {}
+        self._checked: dict[tuple[str, ...], Recipe] = {}
 
     def source(self, name: str) -> tuple[str, str]:
         """(text, file name); raise UsageError where there is none."""
@@ -49,7 +50,10 @@ class RecipeTexts:
 
     def of(self, trial: Trial) -> Recipe:
         """The checked recipe of a trial; raise UsageError with every error."""
-        return recipes.parse(*self.source(trial.recipe), trial.overrides)
+        key = (trial.recipe, *trial.overrides)
+        if key not in self._checked:
+            self._checked[key] = recipes.parse(*self.source(trial.recipe), trial.overrides)
+        return self._checked[key]
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,12 @@ def test_a_searched_sweep_ends_in_a_table_and_can_be_made_longer(rift, tiny_reci
         ("search: {optim.lr: {low: 0.1, high: 1.0}}\noptuna: {objectives: [f1x]}", "optuna.objectives 'f1x': not measured"),
         ("optuna: {objectives: [acc, cka], pruner: median}", "optuna.pruner: with several objectives nothing can be given up"),
         ("optuna: {sampler: best}", "optuna.sampler: "),
+        ("optuna: {trial: 3}", "optuna.trial: unknown key (did you mean 'trials'?)\n  allowed here: trials, sampler, pruner,"),
+        ("search: {optim.lr: {low: 0.1, hihg: 1.0}}", "search.optim.lr.hihg: unknown key (did you mean 'high'?)"),
+        (
+            "rows: {full: {sett: {}}}",
+            "rows.full.sett: unknown key (did you mean 'set'?)\n  allowed here: recipe, label, set, grid,",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_search_is_said_before_anything_runs(tmp_path, text, message):

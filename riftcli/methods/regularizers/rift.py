@@ -92,7 +92,9 @@ class Rift:
         if self.q == "procrustes" and not features:
             raise ValueError("compare: q procrustes is the best rotation of features; leave compare out, or use q spectral")
         if features and self.q not in ("fixed", "procrustes"):
-            raise ValueError(f"q: features are compared with q procrustes or fixed, not {self.q}")
+            raise ValueError(
+                f"q: features are compared with q procrustes or fixed, not {self.q}; that goes with compare covariances"
+            )
         if features and self.estimator != "paired":
             raise ValueError("estimator: features are compared on the same samples; leave it out or use paired")
         if self.q == "spectral" and self.estimator == "debiased":
