@@ -21,8 +21,8 @@ class TargetSimilarity:
 
     The rule: the wanted distance from 1 grows in proportion to the learning rate spent, until `settle` of it is; it is then
     (1 - keep) * (1 + lift * r), r the present rate relative to the peak, and so 1 - keep at the end: what steps of size r scatter
-    comes back as the rate falls (by a third to a half of the distance, measured from the middle to the end of runs with a
-    regularizer that holds: docs/results.md). The error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength
+    comes back as the rate falls (in the middle of runs with a regularizer that holds the distance was 1.1 to 1.65 times that at
+    the end: docs/results.md). The error e = (wanted - measured) / (1 - keep) moves the logarithm of the strength
     by gain * (change of e) + gain_sum * e * (steps since, as a share of all), a proportional-integral controller. Similarity
     answers in proportion to the learning rate, so a sum over steps presses the harder the less it answers. At a limit nothing is
     summed up.
