@@ -35,6 +35,7 @@ class Preprocessing:
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
             crop_pct=crop_pct or float(config["crop_pct"]),
+            crop_mode="squash" if config.get("crop_mode") == "squash" else "center",
         )
 
     @property
@@ -49,13 +50,19 @@ class Preprocessing:
         return (images.float() - mean) / std
 
 
+def _whole_image(preprocessing: Preprocessing) -> list[Any]:
+    """Resize the shorter side and crop the centre; or both sides at once where a model was trained on squashed images."""
+    interpolation, size = InterpolationMode(preprocessing.interpolation), preprocessing.size
+    if preprocessing.crop_mode == "squash":
+        return [v2.Resize((size, size), interpolation)]
+    return [v2.Resize(math.floor(size / preprocessing.crop_pct), interpolation), v2.CenterCrop(size)]
+
+
 class EvalTransform:
-    """Resize the shorter side and crop the centre, on the decoded image, as timm does; PIL -> uint8 (3, H, W)."""
+    """Resize and crop the decoded image, as timm does; PIL -> uint8 (3, H, W)."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        interpolation = InterpolationMode(preprocessing.interpolation)
-        resize = v2.Resize(math.floor(preprocessing.size / preprocessing.crop_pct), interpolation)
-        self._steps = v2.Compose([resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor()])
+        self._steps = v2.Compose([*_whole_image(preprocessing), v2.PILToTensor()])
 
     def __call__(self, image: Image.Image, seed: int = 0) -> torch.Tensor:  # noqa: D102
         return self._steps(image)
@@ -71,7 +78,7 @@ class TrainTransform:
         if crop_min_area < 1:
             steps.append(v2.RandomResizedCrop(size, scale=(crop_min_area, 1.0), interpolation=interpolation))
         else:
-            steps += [v2.Resize(math.floor(size / preprocessing.crop_pct), interpolation), v2.CenterCrop(size)]
+            steps += _whole_image(preprocessing)
         if flip > 0:
             steps.append(v2.RandomHorizontalFlip(flip))
         if color_jitter > 0:

@@ -15,7 +15,8 @@ from riftcli.errors import ModelError, UsageError, did_you_mean
 from riftcli.evaluation.metrics_json import model_part
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
-from riftcli.models.weights import load_saved, read_config
+from riftcli.models.open_clip_folder import CONFIG
+from riftcli.models.weights import folder_name, load_saved, read_config, saved_weights
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import read_run
@@ -152,8 +153,8 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
         stored = folder / "recipe.resolved.yaml"
         if stored.is_file():
             recipe = recipes.parse(recipes.read(stored), stored.name, list(overrides))
-            weights = folder / "model" / "model.safetensors"
-            if not weights.is_file():
+            weights = saved_weights(folder / "model")
+            if weights is None:
                 state = read_run(folder).get("status", "unknown")
                 raise UsageError(f"--run {run}: no weights were kept (status: {state}); finish it with --resume {folder}")
             place = folder.resolve()
@@ -165,12 +166,13 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
         raise UsageError(f"--run {run}: a folder of {len(members)} runs, and this looks at one; name it, e.g. {members[0]}")
     if not run.exists():
         raise UsageError(f"{run}: no such folder{_nearest_folder(run)}")
-    if not (run / "config.json").is_file():
+    if not (run / CONFIG).is_file() and not (run / "config.json").is_file():
         raise UsageError(f"--run {run}: neither a run folder nor a model folder (no recipe.resolved.yaml, no config.json)")
-    if not (run / "model.safetensors").is_file():
+    weights = saved_weights(run)
+    if weights is None:
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
-    recipe, has_data = _recipe_of_model(f"local-dir:{run}", "model folder", overrides)
-    return Candidate(run.name, run.name, recipe, run, run / "model.safetensors", has_data=has_data)
+    recipe, has_data = _recipe_of_model(folder_name(run), "model folder", overrides)
+    return Candidate(run.name, run.name, recipe, run, weights, has_data=has_data)
 
 
 def _nearest_folder(path: Path) -> str:

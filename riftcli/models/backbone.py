@@ -1,4 +1,4 @@
-"""A timm backbone: built, loaded, wrapped. Never a silent fall back to random weights."""
+"""A backbone by timm or open_clip: built, loaded, wrapped. Never a silent fall back to random weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, did_you_mean
 
 
+OPEN_CLIP = "open_clip:"  # what names of models with two towers start with
+
+
 @dataclass(frozen=True)
 class Backbone:
     """Which model to build: plain values, as a recipe gives them (see recipe.ModelSection)."""
@@ -30,7 +33,11 @@ class Backbone:
     args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, num_classes: int = 0) -> nn.Module:
-        """The timm model; raise ModelError (what, why, remedy) rather than return something else."""
+        """The timm model, with a text tower where open_clip made it; raise ModelError rather than return something else."""
+        if self.name.startswith(OPEN_CLIP):
+            from riftcli.models.open_clip_models import build
+
+            return build(self, num_classes)
         import timm
 
         name, kwargs = self._timm_name(), self._timm_args()

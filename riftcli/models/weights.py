@@ -17,13 +17,15 @@ from riftcli import catalog
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError
 from riftcli.models.backbone import Backbone
+from riftcli.models.image_text import text_tower
+from riftcli.models.open_clip_folder import CONFIG, HEAD, NOTE, READABLE, WHOLE, save_open_clip
 
 
 def save_folder(
     folder: Path, vit: Any, classes: list[str], preprocessing: Preprocessing, extra: dict[str, Any] | None = None
 ) -> None:
     """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
-    the same logits, class names, image size and transform.
+    the same logits, class names, image size and transform; a model with a text tower in open_clip's form instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pool = getattr(vit, "global_pool", None)
@@ -43,6 +45,10 @@ def save_folder(
         },
         **(extra or {}),
     }
+    if text_tower(vit) is not None:
+        whole = vit.state_dict() if "adapter" in config.get("rift", {}) else None
+        save_open_clip(folder, vit, config, preprocessing, write_tensors, whole)
+        return
     # Both files under other names first: a kill in between leaves the old pair or the new one.
     write_tensors(folder / "model.safetensors.tmp", vit.state_dict())
     (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
@@ -62,7 +68,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder; raise ModelError."""
+    """config.json of a model folder, or what stands for it beside two towers; raise ModelError."""
+    if (folder / CONFIG).is_file():
+        note = folder / NOTE
+        return json.loads(note.read_text()) if note.is_file() else {"label_names": [], "num_classes": 0}
     try:
         return json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
@@ -82,12 +91,44 @@ def load_saved(path: str | os.PathLike[str]) -> nn.Module:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = read_config(folder)
     spec = config.get("rift", {}).get("adapter")
+    if (folder / CONFIG).is_file():
+        return _load_two_towers(folder, config, spec).eval()
     if spec is None:
-        return Backbone(f"local-dir:{folder}").build(config["num_classes"]).eval()
-    vit = Backbone(f"local-dir:{folder}", pretrained=False).build(config["num_classes"])
+        return Backbone(folder_name(folder)).build(config["num_classes"]).eval()
+    vit = Backbone(folder_name(folder), pretrained=False).build(config["num_classes"])
     catalog.adapt(vit, spec)
     vit.load_state_dict(load_file(folder / "model.safetensors"))
     return vit.eval()
+
+
+def _load_two_towers(folder: Path, config: dict[str, Any], adapter: dict[str, Any] | None) -> Any:
+    from safetensors.torch import load_file
+
+    vit: Any = Backbone(folder_name(folder), pretrained=adapter is None).build(config["num_classes"])
+    if adapter is not None:
+        catalog.adapt(vit, adapter)
+        vit.load_state_dict(load_file(folder / WHOLE))
+    elif config["num_classes"]:
+        vit.get_classifier().load_state_dict(load_file(folder / HEAD))
+    return vit
+
+
+def folder_name(folder: Path) -> str:
+    """What a recipe would call a folder of weights."""
+    return f"open_clip:local-dir:{folder}" if (folder / CONFIG).is_file() else f"local-dir:{folder}"
+
+
+def saved_weights(folder: Path) -> Path | None:
+    """The file of weights in a model folder, whoever wrote it; None where there is none."""
+    names = READABLE if (folder / CONFIG).is_file() else ("model.safetensors",)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def saved_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a saved model by the names of the network in memory."""
+    from safetensors.torch import load_file
+
+    return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_file(folder / "model.safetensors")
 
 
 def sha256(path: Path) -> str:
@@ -97,6 +138,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """Logits, and behind them the embedding of a text where there is a tower for it; one row."""
+    logits, tower = model(images).flatten(), text_tower(model)
+    return logits if tower is None else torch.cat([logits, tower(tower.format.tokenize(["a drawing"])).flatten()])
 
 
 TOLERANCE = 1e-4  # of logits, against the largest of them
@@ -111,8 +158,7 @@ def check_saved(folder: Path, vit: nn.Module, input_size: tuple[int, int, int]) 
     """
     images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-        expected: Any = copy.deepcopy(vit).cpu().eval()(images)
-        got: Any = load_saved(folder)(images)
+        expected, got = (_outputs(model, images) for model in (copy.deepcopy(vit).cpu().eval(), load_saved(folder)))
     error = float((got - expected).abs().max())
     if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StorageError(

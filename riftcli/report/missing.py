@@ -8,7 +8,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.models.weights import saved_weights
 from riftcli.runs.reader import read_json, read_report
+
+ATTENTION = re.compile(r"(visual\.\w+\.)?(res)?blocks\.\d+\.attn\.")  # by timm's names, or open_clip's
 
 COMMANDS = {
     "calibration": "rift eval --run {run}",
@@ -21,8 +24,10 @@ COMMANDS = {
 def missing_parts(run: Path) -> list[str]:
     """Parts of a page that nobody measured on the test split of this run; no attention of networks that have none."""
     name = eval_name(read_report(run))
-    with safe_open(run / "model" / "model.safetensors", "pt") as weights:
-        attends = any(re.match(r"blocks\.\d+\.attn\.", key) for key in weights.keys())  # noqa: SIM118 - the file is no mapping
+    weights = saved_weights(run / "model")
+    assert weights is not None
+    with safe_open(weights, "pt") as tensors:
+        attends = any(ATTENTION.match(key) for key in tensors.keys())  # noqa: SIM118 - the file is no mapping
 
     def has(path: Path, *keys: str) -> bool:
         return path.is_file() and all(read_json(path).get(key) for key in keys)

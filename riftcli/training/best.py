@@ -9,7 +9,7 @@ from riftcli import dist
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.surgery import merge
-from riftcli.models.weights import check_saved, read_config, save_folder
+from riftcli.models.weights import check_saved, read_config, save_folder, saved_state
 from riftcli.training.state import TrainState
 
 
@@ -36,13 +36,11 @@ def load_kept(state: TrainState) -> int | None:
 
     Training is over: nothing that was frozen or inserted is needed any more.
     """
-    from safetensors.torch import load_file
-
     vit, epoch = state.setup.network.vit, None
     if state.setup.recipe.adapter.saved == "merged":
         merge(vit)
     if state.folder:
-        vit.load_state_dict(load_file(state.folder.path / "model" / "model.safetensors"))
+        vit.load_state_dict(saved_state(state.folder.path / "model"))
         epoch = read_config(state.folder.path / "model")["rift"]["epoch"]
     dist.broadcast_tensors(list(vit.state_dict().values()))
     return epoch

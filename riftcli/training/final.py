@@ -8,6 +8,7 @@ from riftcli.data.classes import class_counts
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
 from riftcli.evaluation.scores import write_tables
+from riftcli.models.weights import saved_weights
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Setup
@@ -22,7 +23,7 @@ def final_report(state: TrainState) -> dict[str, Any]:
     epoch = load_kept(state)
     test = setup.data.splits.test
     seen = setup.predict(test, "test")
-    weights = state.folder.path / "model" / "model.safetensors" if state.folder else None
+    weights = saved_weights(state.folder.path / "model") if state.folder else None
     images, seconds = progress.step * recipe.train.batch_size, progress.train_seconds
     report = split_report(
         "finetune",

@@ -13,6 +13,7 @@ from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
 from riftcli.errors import RiftError
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.models.weights import saved_weights
 from riftcli.recipe import Recipe
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
@@ -87,7 +88,7 @@ def _finetune(
 
     run_loop(state)
 
-    if folder and not (folder.path / "model" / "model.safetensors").is_file():
+    if folder and saved_weights(folder.path / "model") is None:
         keep_model(state, state.progress.step // setup.batches.steps_per_epoch)  # no evaluation was usable: the last weights
     report = final_report(state)
     if folder:

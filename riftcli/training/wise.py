@@ -14,7 +14,7 @@ from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation.metrics_json import model_part, split_report, timing_part
 from riftcli.evaluation.scores import score
-from riftcli.models.weights import check_saved, save_folder
+from riftcli.models.weights import check_saved, save_folder, saved_state, saved_weights
 from riftcli.runs import folder as runs
 from riftcli.training.setup import Setup, set_up
 
@@ -55,14 +55,12 @@ def wise_run(run: Path, alphas: list[float], head: str, device: str = "auto") ->
     head: linear_probe (the pretrained end has a head fitted to its features) | finetuned (the same head at both ends).
     Writes RUN/wise/: model/, metrics.json, alphas.csv. Selection never sees the test split.
     """
-    from safetensors.torch import load_file
-
     clock, console = Stopwatch(), Console(quiet=not dist.is_main())
     setup = set_up(_recipe(run), dist.init(device), console)
     vit, best = setup.network.vit, setup.recipe.eval.best
     if setup.data.splits.val is None:
         raise UsageError(f"{run}: alpha is chosen on a validation split, and the recipe has none (data.val)")
-    after = {name: value.to(setup.device) for name, value in load_file(run / "model" / "model.safetensors").items()}
+    after = {name: value.to(setup.device) for name, value in saved_state(run / "model").items()}
     before = {name: value.clone() for name, value in vit.state_dict().items()}
     if head == "finetuned":
         prefix = vit.pretrained_cfg.get("classifier") or "head"
@@ -133,7 +131,7 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
         test,
         seen,
         recipe.eval.metrics,
-        model=model_part(network.vit, method, folder / "model" / "model.safetensors", None),
+        model=model_part(network.vit, method, saved_weights(folder / "model"), None),
         data_name=recipe.data.name,
         overlap=setup.data.splits.overlap,
         skipped=setup.data.skipped,

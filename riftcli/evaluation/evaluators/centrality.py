@@ -12,7 +12,7 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.models.backbone import Backbone
-from riftcli.models.weights import read_config
+from riftcli.models.weights import folder_name, read_config, saved_state
 from riftcli.recipe.naming import method_names
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import ResultTable, Row
@@ -23,15 +23,13 @@ State = dict[str, torch.Tensor]
 
 def backbone_state(candidate: Candidate) -> State:
     """The saved floating-point weights of the backbone, without head and inserted layers, on the CPU in fp64."""
-    from safetensors.torch import load_file
-
     assert candidate.weights is not None
     config = read_config(candidate.weights.parent)
     head = config.get("pretrained_cfg", {}).get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
-    tensors = load_file(candidate.weights)
+    tensors = saved_state(candidate.weights.parent)
     if config.get("rift", {}).get("adapter"):  # prompts and bottlenecks start at random: no two runs share them
-        plain = Backbone(f"local-dir:{candidate.weights.parent}", pretrained=False).build().state_dict()
+        plain = Backbone(folder_name(candidate.weights.parent), pretrained=False).build().state_dict()
         tensors = {name: tensor for name, tensor in tensors.items() if name in plain}
     return {
         name: tensor.double()

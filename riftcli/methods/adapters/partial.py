@@ -36,6 +36,7 @@ class Partial:
             raise UsageError(f"adapter.blocks {self.blocks}: the model has only {len(found)} blocks")
         surgery.freeze_backbone(vit)
         model: Any = vit
-        for module in (*found[-self.blocks :], model.norm, getattr(model, "fc_norm", None)):
+        ends = (getattr(model, name, None) for name in ("norm", "fc_norm", "projection"))
+        for module in (*found[-self.blocks :], *ends):
             if module is not None:
                 module.requires_grad_(True)
