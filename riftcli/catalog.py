@@ -12,6 +12,8 @@ CATALOG: dict[str, dict[str, str]] = {
     "objective": {
         "cross_entropy": "riftcli.methods.objectives.cross_entropy:CrossEntropy",
         "bce": "riftcli.methods.objectives.bce:BinaryCrossEntropy",
+        "contrastive": "riftcli.methods.objectives.contrastive:Contrastive",
+        "prompt_cross_entropy": "riftcli.methods.objectives.prompt_cross_entropy:PromptCrossEntropy",
     },
     "adapter": {
         "full": "riftcli.methods.adapters.full:Full",
@@ -35,6 +37,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "cosine_gram": "riftcli.methods.regularizers.cosine_gram:CosineGram",
         "difference_vector": "riftcli.methods.regularizers.difference_vector:DifferenceVector",
         "ldifs": "riftcli.methods.regularizers.ldifs:Ldifs",
+        "replay": "riftcli.methods.regularizers.replay:Replay",
+        "snd": "riftcli.methods.regularizers.snd:Snd",
+        "dive": "riftcli.methods.regularizers.dive:Dive",
+        "cosine": "riftcli.methods.regularizers.cosine:Cosine",
+        "trajectory_distill": "riftcli.methods.regularizers.trajectory_distill:TrajectoryDistill",
     },
     "strength": {
         "ratio": "riftcli.methods.strengths.gradient_ratio:GradientRatio",

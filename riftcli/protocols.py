@@ -22,10 +22,24 @@ class Output(NamedTuple):
     features: torch.Tensor  # (n, D), the last vector before the head
     logits: torch.Tensor  # (n, C)
     layers: torch.Tensor | None = None  # (n, L * D), features of several depths side by side, where they are asked for
+    texts: torch.Tensor | None = None  # (t, E) unit-length embeddings of the texts that came along
+    scale: torch.Tensor | None = None  # () what similarities of images and texts are multiplied by
+
+
+class Pairs(NamedTuple):
+    """Images and the text of each, embedded at unit length; what contrastive terms look at."""
+
+    images: torch.Tensor  # (n, E)
+    texts: torch.Tensor  # (n, E)
+    scale: torch.Tensor  # () exp(logit_scale)
 
 
 class Objective(Protocol):
-    """A task loss, additive over samples: the loop divides by the total weight of the whole global batch."""
+    """A task loss, additive over samples: the loop divides by the total weight of the whole global batch.
+
+    One that reads texts says which, as `texts`: "sample" (one of each sample's class) or "class" (one of every class, and the
+    logits are the similarities to them).
+    """
 
     task: Task
 
@@ -43,6 +57,18 @@ class ObjectiveFn(Protocol):
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         """Weight of each sample in the mean; (n,)."""
+
+
+class PairObjectiveFn(Protocol):
+    """A bound objective of images and their texts that is not additive: every pair meets every other of the global batch."""
+
+    class_weights: torch.Tensor | None
+
+    def pair_loss(self, pairs: Pairs, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of the whole batch; targets (n,) are the classes; -> ()."""
+
+    def weights(self, targets: torch.Tensor) -> torch.Tensor:
+        """(n,) ones."""
 
 
 class Adapter(Protocol):
@@ -70,7 +96,7 @@ class Regularizer(Protocol):
 
     Fields with a meaning of their own, where a regularizer has them: `strength` (a rule may steer it), `on` (task: it looks at
     the task's batches; reference: at those of the recipe's `reference`), `layers` (it compares so many depths, not the last
-    features alone).
+    features alone), `texts` = "sample" (it looks at images and their texts: its penalty is a PairPenalty).
     """
 
     def build(self, context: RegularizerContext) -> FeaturePenalty | WeightPenalty | None:
@@ -96,6 +122,29 @@ class FeaturePenalty(Protocol):
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that train beside the network and never ship with it (Q)."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that resume needs."""
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of state_dict."""
+
+
+class PairPenalty(Protocol):
+    """A FeaturePenalty whose `features` and `pretrained` are Pairs. pairs = True says so; the rest is the same."""
+
+    pairs: bool
+    needs_pretrained: bool
+    lr_scale: float
+
+    def loss(self, features: Pairs, pretrained: Pairs | None) -> torch.Tensor:
+        """The term to add, strength included; -> ()."""
+
+    def diagnostics(self, features: Pairs, pretrained: Pairs | None) -> dict[str, float]:
+        """Named numbers for the log."""
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters that train beside the network."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that resume needs."""

@@ -23,6 +23,7 @@ QUIET = 0.05
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H, W), targets, positions in the split (n,)
+TextBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # the same, and the number of each sample's text (n,)
 
 
 class ImageDataset(Dataset):
@@ -52,6 +53,23 @@ class ImageDataset(Dataset):
             return self.transform(self.split.read(i), seed), self.targets[i], place
         except DataError as error:
             raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
+
+
+class ImageTextDataset(ImageDataset):
+    """Images, each with one of its texts: item i is (image, target, i, number of the text).
+
+    first (N,), count (N,): sample i has the texts first[i] .. first[i] + count[i] - 1; which of them it comes with is drawn anew
+    in every epoch, from the sample's own seed.
+    """
+
+    def __init__(self, *args: Any, first: torch.Tensor, count: torch.Tensor, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.first, self.count = first, count
+
+    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:  # type: ignore[override]
+        again, i = divmod(code, len(self.split))
+        seed = sample_seed(self.seed, self.epoch, f"{self.split.ids[i]}#text{again}")
+        return *super().__getitem__(code), int(self.first[i]) + seed % int(self.count[i])
 
 
 class TensorTable(Dataset):

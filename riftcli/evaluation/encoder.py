@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from riftcli.evaluation import features
 from riftcli.evaluation.candidates import LoadedModel
 from riftcli.evaluation.feature_cache import FeatureCache
 from riftcli.evaluation.features import FeatureTable, View
+from riftcli.models.image_text import TextTower, encode_texts
 from riftcli.recipe import Recipe
 from riftcli.recipe.sections import InputSection
 
@@ -52,15 +55,37 @@ class Encoder:
 
         if self.cache is None:
             return compute()
-        path, found = None, None
+        path = None
         if dist.is_main():
             keys = {"bit_depth", "draft", "cache", "cache_short_side"}
             how = {**reading.model_dump(include=keys), "batch_size": self.batch_size, "device": self.device.type}
             if view is not None:
                 how |= {"augment": view.settings, "seed": view.seed, "view": view.number}
             path = self.cache.path(model, getattr(model.vit, "global_pool", None), split, preprocessing, how)
-            found = self.cache.read(path, len(split))
-        found = dist.broadcast_object(found)
+        return self._kept(path, len(split), compute)
+
+    def texts(self, tower: TextTower, lines: Sequence[str], what: str) -> torch.Tensor:
+        """Unit-length embeddings (n, E) of texts, on the CPU; collective, same on every rank."""
+
+        def compute() -> FeatureTable:
+            rows = []
+            with self.console.progress(f"encoding {what}", len(lines)) as bar:
+                for start in range(0, len(lines), self.batch_size):
+                    some = lines[start : start + self.batch_size]
+                    rows.append(encode_texts(tower, some, self.device).cpu())
+                    bar.advance(len(some))
+            table = torch.cat(rows)
+            return FeatureTable(table, table[:, :0])
+
+        if self.cache is None:
+            return compute().features
+        path = self.cache.path_of_texts(tower, lines, self.device.type) if dist.is_main() else None
+        return self._kept(path, len(lines), compute).features
+
+    def _kept(self, path: Path | None, count: int, compute: Callable[[], FeatureTable]) -> FeatureTable:
+        """The table of the cache, else computed and put there; path: on the rank that reads and writes."""
+        assert self.cache is not None
+        found = dist.broadcast_object(None if path is None else self.cache.read(path, count))
         if found is not None:
             return found
         table = compute()

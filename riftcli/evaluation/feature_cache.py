@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,24 @@ class FeatureCache:
 
     def path(self, model: nn.Module, pooling: Any, split: Split, preprocessing: Preprocessing, reading: dict[str, Any]) -> Path:
         """Where the table of these samples through this model belongs. `reading`: how files become pixels and batches."""
-        key = {
-            "version": VERSION,
-            "weights": weights_digest(model),
-            "model": repr(model),
-            "torch": torch.__version__,
-            "pooling": pooling,
-            "samples": samples_digest(split),
-            "transform": asdict(preprocessing),
-            "reading": reading,
-        }
+        return self._path(
+            {
+                "weights": weights_digest(model),
+                "model": repr(model),
+                "pooling": pooling,
+                "samples": samples_digest(split),
+                "transform": asdict(preprocessing),
+                "reading": reading,
+            }
+        )
+
+    def path_of_texts(self, tower: nn.Module, lines: Sequence[str], device: str) -> Path:
+        """Where the embeddings of these texts belong."""
+        lengths = hashlib.sha256("\0".join(lines).encode()).hexdigest()
+        return self._path({"weights": weights_digest(tower), "model": repr(tower), "texts": lengths, "device": device})
+
+    def _path(self, what: dict[str, Any]) -> Path:
+        key = {"version": VERSION, "torch": torch.__version__, **what}
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{name[:40]}.safetensors"
 

@@ -15,7 +15,6 @@ from torch import nn
 from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, did_you_mean
 
-
 OPEN_CLIP = "open_clip:"  # what names of models with two towers start with
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from riftcli.errors import UsageError
+from riftcli.models.image_text import text_tower
 from riftcli.protocols import Output
 
 
@@ -25,19 +26,29 @@ class Classifier(nn.Module):
         self.frozen_backbone = frozen_backbone
         self.depths = depths
 
-    def forward(self, images: torch.Tensor) -> Output:
-        """(n, 3, H, W) -> features (n, D) before the head, logits (n, C)."""
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor | None = None) -> Output:
+        """(n, 3, H, W) -> features (n, D) before the head, logits (n, C). tokens (t, length): embedded by the text tower too."""
+        texts = scale = layers = None
+        if tokens is not None:
+            texts, scale = self.vit.text_tower(tokens), self.vit.text_tower.scale
         if self.depths:
-            layers = depth_features(self.vit, images, self.depths)
-            return Output(layers[-1], self.vit.get_classifier()(layers[-1]), torch.cat(layers, 1))
-        features = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
-        return Output(features, self.vit.get_classifier()(features))
+            found = depth_features(self.vit, images, self.depths)
+            features, layers = found[-1], torch.cat(found, 1)
+        else:
+            features = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
+        return Output(features, self.vit.get_classifier()(features), layers, texts, scale)
 
     def train(self, mode: bool = True) -> Classifier:
-        """Dropout and drop path stay off in a backbone that does not train: its head would learn on noisy features."""
+        """Dropout and drop path stay off in a backbone that does not train: its head would learn on noisy features.
+
+        In a text tower they are always off: contrastive pretraining has none, and its embeddings are compared with themselves.
+        """
         super().train(mode)
         if mode and self.frozen_backbone:
             self.vit.eval()
+        tower = text_tower(self.vit)
+        if tower is not None:
+            tower.eval()
         return self
 
 

@@ -115,16 +115,18 @@ def text_tower(vit: Any) -> TextTower | None:
     return getattr(vit, "text_tower", None)
 
 
-def train_towers(vit: Any, towers: Towers, reads_text: bool) -> None:
+def train_towers(vit: Any, towers: Towers, reads_texts: bool, reads_scale: bool) -> None:
     """Freeze the text tower unless it is to train and something reads it; after an adapter's own surgery.
 
-    The logit scale trains wherever texts are read.
+    reads_scale: whether a loss depends on the logit scale, which then trains.
     """
     text = text_tower(vit)
     if text is None:
         return
-    text.requires_grad_(reads_text and towers != "image")
-    text.clip.logit_scale.requires_grad_(reads_text)
+    text.requires_grad_(reads_texts and towers != "image")
+    text.clip.logit_scale.requires_grad_(reads_scale)
+    if getattr(text.clip, "logit_bias", None) is not None:
+        text.clip.logit_bias.requires_grad_(False)  # of sigmoid pretraining; no loss here has one
     if towers == "text":
         for name, parameter in vit.named_parameters():
             if not name.startswith(("text_tower.", "class_head.")):
@@ -153,6 +155,23 @@ def encode_texts(text: TextTower, texts: Sequence[str], device: torch.device, ba
         parts = [text(text.format.tokenize(texts[i : i + batch]).to(device)).float() for i in range(0, len(texts), batch)]
     text.train(training)
     return torch.cat(parts)
+
+
+class ZeroShotHead:
+    """The classifier as the text tower makes it: renewed when that tower has moved. texts: the prompts of each class."""
+
+    def __init__(self, vit: Any, texts: Sequence[Sequence[str]]) -> None:
+        self.vit, self.texts = vit, texts
+        self._seen: tuple[int, ...] | None = None
+
+    def refresh(self) -> None:
+        """Encode the prompts again unless no weight of the text tower was written since."""
+        tower = text_tower(self.vit)
+        assert tower is not None
+        versions = tuple(parameter._version for parameter in tower.parameters())
+        if versions != self._seen:
+            set_zero_shot_head(self.vit, self.texts)
+            self._seen = versions
 
 
 @torch.no_grad()

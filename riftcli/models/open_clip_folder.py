@@ -58,7 +58,8 @@ def to_timm(visual: Any, model_cfg: dict[str, Any], spec: Any) -> Any:
     own = model_cfg["vision_cfg"]
     if not isinstance(visual, VisionTransformer):
         raise ModelError(
-            f"model.name {spec.name}: its image tower is a {type(visual).__name__}; vision transformers and timm's networks are read"
+            f"model.name {spec.name}: its image tower is a {type(visual).__name__}; vision transformers and timm's networks are "
+            "read"
         )
     odd = [key for key in _WITHOUT_FORM if own.get(key)]
     if odd or visual.attn_pool is not None or (visual.pool_type == "avg" and visual.final_ln_after_pool):
@@ -91,7 +92,16 @@ def to_timm(visual: Any, model_cfg: dict[str, Any], spec: Any) -> Any:
 
 
 # forms of open_clip's blocks that no model with published weights and a timm form has
-_WITHOUT_FORM = ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "act_kwargs")
+_WITHOUT_FORM = (
+    "block_type",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+    "act_kwargs",
+)
 
 
 def timm_name(name: str) -> str:

@@ -129,8 +129,8 @@ def _weights(spec: Any, name: str, source: Path | None) -> str | None:
     if wanted != bool(open_clip.get_model_config(short).get("quick_gelu", False)):
         other = f"{short}-quickgelu" if wanted else short.removesuffix("-quickgelu")
         raise ModelError(
-            f"model.name {spec.name}: these weights were trained with {'Quick' * wanted}GELU and this model has another activation, "
-            f"so its embeddings would be wrong; use {PREFIX}{other}/{tag}"
+            f"model.name {spec.name}: these weights were trained with {'Quick' * wanted}GELU and this model has another "
+            f"activation, so its embeddings would be wrong; use {PREFIX}{other}/{tag}"
         )
     return tag
 

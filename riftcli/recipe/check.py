@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from riftcli.recipe.resolved import flatten, resolved_values
 from riftcli.recipe.rules import broken_rules
 from riftcli.recipe.sections import (
     COMPONENTS,
+    EVAL_SETS,
     REFERENCE_KEYS,
     RULES,
     SECTIONS,
+    SET_KEYS,
     SPLIT_KEYS,
     TOP_LEVEL,
     DataSection,
+    EvalSet,
+    PromptsSection,
     Recipe,
     ReferenceSection,
     SplitRules,
@@ -34,7 +39,16 @@ def check_recipe(checker: Checker, text: str) -> Recipe:
     for key in checker.raw:
         if key not in TOP_LEVEL:
             checker.fail((key,), f"unknown key{did_you_mean(str(key), TOP_LEVEL)}", TOP_LEVEL)
-    parts: dict[str, Any] = {k: checker.section((k,), m, checker.raw.get(k)) for k, m in SECTIONS.items()}
+    parts: dict[str, Any] = {}
+    for key, model in SECTIONS.items():
+        raw = checker.raw.get(key)
+        if key == "eval" and isinstance(raw, dict):
+            parts |= {name: _eval_sets(checker, name, raw.get(name)) for name in EVAL_SETS}
+            raw = {k: v for k, v in raw.items() if k not in EVAL_SETS}
+        parts[key] = checker.section((key,), model, raw)
+    parts = dict.fromkeys(EVAL_SETS, ()) | parts
+    prompts = checker.raw.get("prompts")
+    parts["prompts"] = None if prompts is None else checker.section(("prompts",), PromptsSection, prompts)
     for kind, default in COMPONENTS.items():
         raw = checker.raw.get(kind)
         raw = {"name": default} if raw is None else raw
@@ -165,3 +179,45 @@ def _reference(checker: Checker, raw: Any) -> ReferenceSection | None:
         checker.fail(("reference", "batch_size"), f"expected a whole number of 2 or more, or null, got {show(size)}")
         return None
     return None if source is None or split is None else ReferenceSection(raw["format"], source, split, size)
+
+
+def _eval_sets(checker: Checker, key: str, raw: Any) -> tuple[EvalSet, ...]:
+    """The sets below eval.zero_shot, eval.shifted or eval.captions."""
+    if raw is None:
+        return ()
+    if not isinstance(raw, list):
+        checker.fail(("eval", key), f"expected a list of data sources, got {show(raw)}")
+        return ()
+    found = [_eval_set(checker, ("eval", key, i), one) for i, one in enumerate(raw)]
+    return tuple(one for one in found if one is not None)
+
+
+def _eval_set(checker: Checker, prefix: Key, raw: Any) -> EvalSet | None:
+    if not isinstance(raw, dict):
+        checker.fail(prefix, f"expected a data source, e.g. {{format: image_folder, root: ...}}, got {show(raw)}")
+        return None
+    # a source's own `name` (torchvision's) comes before the name for tables
+    fields = [field.name for field in dataclasses.fields(_source_class(raw))]
+    own = {k: v for k, v in raw.items() if k in fields or k not in SET_KEYS or k == "format"}
+    source = _component(checker, prefix, "data", own, key="format")
+    given = {k: v for k, v in raw.items() if k in SET_KEYS and k not in fields}
+    named = given.get("split", "test")
+    if isinstance(named, dict) and named.get("from") is None:
+        named = {**named, "from": "test"}
+    split = _split(checker, (*prefix, "split"), named)
+    prompts = given.get("prompts")
+    prompts = None if prompts is None else checker.section((*prefix, "prompts"), PromptsSection, prompts)
+    metric, title = given.get("metric", "acc"), given.get("name")
+    if metric not in catalog.CATALOG["metric"]:
+        close = did_you_mean(str(metric), catalog.names("metric"))
+        checker.fail((*prefix, "metric"), f"unknown metric {show(metric)}{close}", catalog.names("metric"))
+    if title is not None and not isinstance(title, str):
+        checker.fail((*prefix, "name"), f"expected a text, got {show(title)}")
+    if source is None or split is None:
+        return None
+    return EvalSet(raw["format"], source, split, metric, prompts, title)
+
+
+def _source_class(raw: dict[str, Any]) -> Any:
+    known = raw.get("format") if isinstance(raw.get("format"), str) and raw["format"] in catalog.CATALOG["data"] else "digits"
+    return catalog.component("data", str(known))

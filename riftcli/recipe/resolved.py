@@ -7,9 +7,11 @@ from typing import Any
 
 from riftcli.recipe.sections import (
     COMPONENTS,
+    EVAL_SETS,
     SECTIONS,
     TOP_LEVEL,
     DataSection,
+    EvalSet,
     ReferenceSection,
     SplitSpec,
 )
@@ -31,6 +33,15 @@ def _resolved_reference(reference: ReferenceSection) -> dict[str, Any]:
     return {"format": reference.format, **fields, "split": _spec(reference.split), "batch_size": reference.batch_size}
 
 
+def _resolved_set(one: EvalSet) -> dict[str, Any]:
+    prompts = None if one.prompts is None else one.prompts.model_dump()
+    values = {"split": _spec(one.split), "metric": one.metric, "prompts": prompts}
+    fields = dataclasses.asdict(one.source)
+    if one.title is not None:
+        values["name"] = one.title
+    return {"format": one.format, **fields, **values}
+
+
 def _resolved_data(data: DataSection) -> dict[str, Any]:
     fields = dataclasses.asdict(data.source)
     splits = {"train": _spec(data.train), "val": _spec(data.val), "test": _spec(data.test)}
@@ -43,6 +54,10 @@ def resolved_values(parts: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any
     for key in TOP_LEVEL:
         if key in SECTIONS:
             out[key] = parts[key].model_dump(by_alias=True)
+            if key == "eval":
+                out[key] |= {name: [_resolved_set(one) for one in parts[name]] for name in EVAL_SETS if parts[name]}
+        elif key == "prompts":
+            out[key] = None if parts[key] is None else parts[key].model_dump()
         elif key in COMPONENTS:
             name = (raw.get(key) or {}).get("name", COMPONENTS[key])
             out[key] = {"name": name, **dataclasses.asdict(parts[key])}

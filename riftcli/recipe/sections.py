@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from riftcli import catalog
 
@@ -26,12 +26,17 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The backbone."""
 
-    name: str = Field(description="any timm name; local-dir:PATH, hf-hub:NAME and asset:NAME (shipped with riftcli) too")
+    name: str = Field(
+        description="any timm name; local-dir:PATH, hf-hub:NAME and asset:NAME (shipped with riftcli) too; with the extra `clip` "
+        "open_clip:NAME/TAG and open_clip:local-dir:PATH, whose text tower comes along"
+    )
     pretrained: bool = Field(True, description="false is training from scratch")
     weights: str | None = Field(None, description="a .safetensors file or a folder with one, for offline machines")
     image_size: int | None = Field(None, gt=0, description="pixels, height = width; null takes the model's own")
     feature: Literal["pooled", "cls", "avg"] = Field(
-        "pooled", description="the (N, D) vector before the head: the model's own, the class token, or the patch mean"
+        "pooled",
+        description="the (N, D) vector before the head: the model's own (of open_clip models the embedding, of unit length), the "
+        "class token, or the patch mean",
     )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="share of the resized image that the centre crop keeps; null takes the model's own"
@@ -91,6 +96,28 @@ class AugmentSection(Section):
         return self.flip == 0 and self.crop_min_area == 1 and self.color_jitter == 0
 
 
+class PromptsSection(Section):
+    """Classes in words, for models with a text tower."""
+
+    templates: str | list[str] = Field(
+        "openai80",
+        description="a shipped set (openai80, openai7, caltech101, fmow, ...), or templates with {} for the class name",
+    )
+    class_names: str | list[str] | dict[str, str] | None = Field(
+        None,
+        description="words for the classes: a list in their order, a mapping, a file with a name a line, or a shipped set; null "
+        "takes the data's own, and ImageNet's names for wnids",
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _have_places(cls, value: str | list[str]) -> str | list[str]:
+        from riftcli.recipe.prompts import check_templates
+
+        check_templates(value)
+        return value
+
+
 class OptimSection(Section):
     """The optimizer, by timm's factory."""
 
@@ -124,8 +151,9 @@ class TrainSection(Section):
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
     grad_checkpointing: bool = Field(False, description="recompute the blocks in backward: less memory, a third more time")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
-    head_init: Literal["linear_probe", "zeros", "normal"] = Field(
-        "linear_probe", description="linear_probe: fit the head on the pretrained features first"
+    head_init: Literal["linear_probe", "zeros", "normal", "zero_shot"] = Field(
+        "linear_probe",
+        description="linear_probe: fit the head on the pretrained features first; zero_shot: the text tower's, of `prompts`",
     )
     seed: int = Field(0, ge=0, le=MAX_SEED)
     sampler: Literal["shuffle", "balanced"] = Field(
@@ -152,6 +180,7 @@ class EvalSection(Section):
     knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
     trajectory: bool = Field(False, description="at every evaluation also ECE, and kNN and CKA on the retention sets")
     cache: str | None = Field(None, description="folder that keeps features, found again by content; null computes them anew")
+    group: str | None = Field(None, description="column of the data for the metric worst_group, e.g. region")
 
 
 TRAJECTORY = ("acc", "cka", "ece")  # what a trajectory follows, beside the retention sets
@@ -227,6 +256,26 @@ class ReferenceSection:
         return source_name(self.source, self.format)
 
 
+@dataclass(frozen=True)
+class EvalSet:
+    """A set of images that a run is measured on beside its own test split: other classes, or the same under other conditions.
+
+    metric: of the catalog; prompts: of this set, None takes those of the recipe; title: for tables, None takes the source's name.
+    """
+
+    format: str
+    source: Any  # data.split.DataSource
+    split: SplitSpec
+    metric: str = "acc"
+    prompts: PromptsSection | None = None
+    title: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.title or source_name(self.source, self.format)
+
+
 def source_name(source: Any, kind: str) -> str:
     """Its own name, else that of its folder, else its format's."""
     root = getattr(source, "root", None)
@@ -252,6 +301,10 @@ class Recipe:
     eval: EvalSection
     retention: tuple[DataSection, ...]
     reference: ReferenceSection | None
+    prompts: PromptsSection | None
+    zero_shot: tuple[EvalSet, ...]  # below `eval`: unseen classes, told by their names alone
+    shifted: tuple[EvalSet, ...]  # classes of the task, from another distribution
+    captions: tuple[EvalSet, ...]  # images with captions
     resolved: dict[str, Any]  # every value, as plain data; writing and reading it gives the same recipe
     sources: dict[str, str]  # dotted key -> "default" | "recipe" | "--set"
     text: str  # the file as it was
@@ -267,6 +320,17 @@ class Recipe:
         return {**names, "strength": strength, "pretrained": self.model.pretrained}
 
     @property
+    def wording(self) -> PromptsSection:
+        """How classes are put into words."""
+        return self.prompts or PromptsSection.model_validate({})
+
+    @property
+    def reads_texts(self) -> bool:
+        """True when training looks at texts: then there is something for a text tower to learn."""
+        parts = (self.objective, self.regularizer)
+        return self.adapter.trains_backbone and any(getattr(part, "texts", None) for part in parts)
+
+    @property
     def watched(self) -> list[str]:
         """Metrics of the validation split at every evaluation: those of the report, and those of a trajectory."""
         steered = ["cka_debiased"] if self.strength is not None and self.strength.wants == "similarity" else []
@@ -276,7 +340,9 @@ class Recipe:
     def needs_pretrained(self) -> bool:
         """True when the frozen pretrained model is needed for a metric."""
         metrics: list[Any] = [catalog.component("metric", name) for name in self.watched]
-        return bool(self.retention) or any(metric.needs_pretrained for metric in metrics)
+        return bool(self.retention or self.zero_shot or self.shifted or self.captions) or any(
+            metric.needs_pretrained for metric in metrics
+        )
 
     def component_name(self, kind: str) -> str:
         """The catalog name of the objective, adapter or regularizer."""
@@ -313,7 +379,10 @@ TOP_LEVEL = [
     "eval",
     "retention",
     "reference",
+    "prompts",
 ]
 RULES = ["allow_overlap", "allow_missing_classes"]
 SPLIT_KEYS = ["format", "train", "val", "test", *RULES]
 REFERENCE_KEYS = ["format", "split", "batch_size"]
+EVAL_SETS = ["zero_shot", "shifted", "captions"]  # keys of `eval` that hold data sources
+SET_KEYS = ["format", "split", "metric", "prompts", "name"]

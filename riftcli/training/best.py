@@ -18,6 +18,8 @@ def keep_model(state: TrainState, epoch: int) -> None:
     if state.folder is None:
         return
     network, recipe = state.setup.network, state.setup.recipe
+    if network.head is not None:
+        network.head.refresh()
     kind, spec = recipe.adapter.saved, recipe.resolved["adapter"]
     folder = state.folder.path / "model"
     extra: dict[str, Any] = {"epoch": epoch, "task": recipe.objective.task}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
@@ -10,7 +11,8 @@ from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits, check_overlap, fingerprint, load_retention, load_split, load_splits
 from riftcli.data.transforms import Preprocessing
-from riftcli.recipe.sections import AugmentSection, Recipe
+from riftcli.errors import DataError
+from riftcli.recipe.sections import EVAL_SETS, AugmentSection, EvalSet, Recipe
 from riftcli.training.streams import TrainBatches
 
 
@@ -22,6 +24,7 @@ class RunData:
     retention: list[tuple[Split, Split | None]]  # (query, bank or None for leave-one-out)
     skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
     reference: Split | None = None
+    beside: dict[str, list[Split]] = field(default_factory=dict)  # key of `eval` -> its sets: zero_shot, shifted, captions
     batches: TrainBatches | None = None  # once the network's preprocessing is known
     reference_batches: TrainBatches | None = None
 
@@ -37,7 +40,7 @@ class RunData:
         return {name: fingerprint(split) for name, split in named.items()}
 
     def evaluated(self) -> dict[str, Split]:
-        """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, ..."""
+        """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, zero_shot/0, ..."""
         found = {"test": self.splits.test}
         if self.splits.val is not None:
             found["val"] = self.splits.val
@@ -45,6 +48,8 @@ class RunData:
             found[f"retention/{i}"] = query
             if bank is not None:
                 found[f"retention/{i}/bank"] = bank
+        for key, sets in self.beside.items():
+            found |= {f"{key}/{i}": split for i, split in enumerate(sets)}
         return found
 
 
@@ -55,7 +60,8 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
         dist.barrier()  # a source that downloads does so once, on rank 0
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
     retention = [load_retention(other.source, other.train, other.test, other.rules) for other in recipe.retention]
-    reference, beside_overlap = load_reference(recipe, splits, retention)
+    sets = {key: [load_set(recipe, key, one, splits) for one in getattr(recipe, key)] for key in EVAL_SETS}
+    reference, beside_overlap = load_reference(recipe, splits, retention, sets)
     splits = replace(splits, overlap={**splits.overlap, **beside_overlap})
     if dist.is_main():
         dist.barrier()
@@ -75,22 +81,51 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     for i, (query, bank) in enumerate(retention):
         name = f"retention/{i}"
         beside.append((sifted(name, query), None if bank is None else sifted(f"{name}/bank", bank)))
-    return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference))
+    watched = {key: [sifted(f"{key}/{i}", one) for i, one in enumerate(own)] for key, own in sets.items() if own}
+    return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference), watched)
+
+
+def load_set(recipe: Recipe, key: str, one: EvalSet, splits: Splits) -> Split:
+    """A set below `eval`; raise DataError where it cannot be measured as that.
+
+    Shifted sets have classes of the task, all or some; zero-shot sets one label per image; caption sets captions.
+    """
+    split, where = load_split(one.source, one.split), f"eval.{key} {one.name}, split '{one.split.name}'"
+    if key == "captions":
+        if split.captions is None:
+            raise DataError(f"{where}: images without captions; use format captions")
+        return split
+    if split.task != "multiclass":
+        raise DataError(f"{where}: needs one label per image, and this data is {split.task}")
+    if key == "shifted":
+        unknown = [name for name in split.classes if name not in splits.train.classes]
+        if unknown:
+            raise DataError(
+                f"{where}: {len(unknown)} of its {len(split.classes)} classes are not of the task (e.g. '{unknown[0]}'); shifted "
+                "sets have the task's classes, all or some; others belong below eval.zero_shot"
+            )
+        if one.source == recipe.data.source:
+            check_overlap({"train": splits.train, "shifted": split}, recipe.data.rules.allow_overlap)
+    return split
 
 
 def load_reference(
-    recipe: Recipe, splits: Splits, retention: list[tuple[Split, Split | None]]
+    recipe: Recipe, splits: Splits, retention: list[tuple[Split, Split | None]], sets: dict[str, list[Split]]
 ) -> tuple[Split | None, dict[str, int]]:
     """(the images beside the task's, how many of them the run is evaluated on where `data.allow_overlap` admits that).
 
-    Raises DataError for images of the validation, test or retention splits: what is kept would be measured on what was held.
+    Raises DataError for images of the validation, test or retention splits, or of a set below `eval`: what is kept would be
+    measured on what was held.
     """
     wanted = recipe.reference
     if wanted is None:
         return None, {}
     split = load_split(wanted.source, wanted.split)
     named = replace(split, name=f"reference {split.name}")
-    held = [(name, own, recipe.data) for name, own in splits.named().items() if name != "train"]
+    held: list[tuple[str, Split, Any]] = [(name, own, recipe.data) for name, own in splits.named().items() if name != "train"]
+    for key, own_sets in sets.items():
+        pairs = zip(own_sets, getattr(recipe, key), strict=True)
+        held += [(f"{key}/{i}", own, section) for i, (own, section) in enumerate(pairs)]
     for i, (query, bank) in enumerate(retention):
         held += [(f"retention/{i}", own, recipe.retention[i]) for own in (query, bank) if own is not None]
     shared: dict[str, int] = {}
@@ -123,4 +158,5 @@ def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, con
         splits=replace(splits, train=read(splits.train, recipe.augment), val=val, test=read(splits.test)),
         retention=[(read(query), None if bank is None else read(bank)) for query, bank in data.retention],
         reference=None if data.reference is None else read(data.reference, recipe.augment),
+        beside={key: [read(split) for split in sets] for key, sets in data.beside.items()},
     )

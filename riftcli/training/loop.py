@@ -101,6 +101,10 @@ def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> N
     setup.step.optimizer.step()
     if setup.projection:
         setup.projection.after_step()
+    if setup.step.penalty is not None and hasattr(setup.step.penalty, "after_step"):
+        setup.step.penalty.after_step(progress.step)
+    if getattr(setup.recipe.objective, "clamp_scale", False):
+        setup.network.vit.text_tower.clamp_scale()
     if not state.steering:
         return
     measured = state.steering.after_step(progress.step, factor, result)
@@ -127,7 +131,7 @@ def _step_row(
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
     if setup.pretrained.trace_0 and "trace_ratio" not in row and len(result.features) > 1:
         trace = result.features.var(0).sum()
-        if setup.step.penalty is None:  # every rank has its own share
+        if not isinstance(result.compared, torch.Tensor):  # every rank has its own share
             trace = dist.sum_over_ranks(trace) / dist.world_size()
         ratio = float(trace) / setup.pretrained.trace_0
         row["trace_ratio"] = ratio if math.isfinite(ratio) else None

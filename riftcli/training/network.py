@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,18 +15,24 @@ from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
+from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
 from riftcli.training.pretrained import Pretrained
+from riftcli.training.texts import task_texts
 
 
 @dataclass(frozen=True)
 class Network:
-    """vit: the timm model, changed in place by head and adapter; classifier: the same with one forward for both outputs."""
+    """vit: the timm model, changed in place by head and adapter; classifier: the same with one forward for both outputs.
+
+    head: where the classifier is made of texts for as long as the run goes.
+    """
 
     vit: Any
     classifier: Classifier
     preprocessing: Preprocessing
+    head: ZeroShotHead | None = None
 
 
 def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Network:
@@ -49,21 +55,31 @@ def start_head(
     recipe: Recipe,
     network: Network,
     targets: torch.Tensor,
-    num_classes: int,
+    classes: list[str],
     objective: ObjectiveFn,
     pretrained: Pretrained,
     resuming: bool,
     console: Console,
-) -> None:
-    """A head for these classes with the start values that `train.head_init` asks for; a resumed run has its own."""
+) -> Network:
+    """A head for these classes with the start values that `train.head_init` asks for; a resumed run has its own.
+
+    Of an objective that reads texts it is made of them, from here to the end: returns the network with that.
+    """
     vit = network.vit
     device = next(vit.parameters()).device
-    reset_head(vit, num_classes, recipe.train.seed)
+    reset_head(vit, len(classes), recipe.train.seed)
     vit.to(device)
+    if getattr(recipe.objective, "texts", None) or recipe.train.head_init == "zero_shot":  # whatever it starts as, it is replaced
+        _check_text_tower(recipe, vit)
+        head = ZeroShotHead(vit, task_texts(recipe, classes))
+        head.refresh()
+        console.line(f"head: zero-shot, the text tower's for {len(classes)} classes with {len(head.texts[0])} prompts each")
+        return replace(network, head=head if getattr(recipe.objective, "texts", None) else None)
     if recipe.train.head_init == "zeros":
         zero_head(vit)
     elif recipe.train.head_init == "linear_probe" and not resuming:
         _fit_head(vit, pretrained.train_features(), targets, objective, console)
+    return network
 
 
 def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:
@@ -78,15 +94,37 @@ def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective
     dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
 
 
-def apply_adapter(recipe: Recipe, network: Network) -> None:
-    """Surgery and freezing; inserted weights are the same on every rank."""
+def _check_text_tower(recipe: Recipe, vit: Any) -> None:
+    if text_tower(vit) is None:
+        raise UsageError(
+            f"train.head_init zero_shot: model.name {recipe.model.name} has no text tower to make a head of; use a model with "
+            "two, e.g. open_clip:ViT-B-16/laion400m_e32, or head_init linear_probe"
+        )
+
+
+def apply_adapter(recipe: Recipe, network: Network, reads_texts: bool = False, penalty: Any = None) -> None:
+    """Surgery and freezing; inserted weights are the same on every rank. reads_texts: whether a step looks at any."""
     vit = network.vit
     device = next(vit.parameters()).device
     recipe.adapter.prepare(vit)
+    _freeze_towers(recipe, vit, reads_texts, penalty)
     vit.to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # inserted factors start at random, and from the same bits
     if recipe.train.grad_checkpointing:
         vit.set_grad_checkpointing(True)
+
+
+def _freeze_towers(recipe: Recipe, vit: Any, reads_texts: bool, penalty: Any) -> None:
+    """A text tower trains where something reads texts and the adapter does not say otherwise; a head made of texts never does."""
+    towers: Any = getattr(recipe.adapter, "towers", "image") or "both"
+    if text_tower(vit) is None:
+        if towers != "both" and getattr(recipe.adapter, "towers", None) == "text":
+            raise UsageError(f"adapter.towers text: model.name {recipe.model.name} has no text tower")
+        return
+    parts = [recipe.objective, *([] if penalty is None else [recipe.regularizer])]
+    train_towers(vit, towers, reads_texts, any(getattr(part, "trains_scale", False) for part in parts))
+    if getattr(recipe.objective, "texts", None):
+        vit.get_classifier().requires_grad_(False)
 
 
 def trained_module(network: Network, cached: bool) -> nn.Module:

@@ -13,7 +13,10 @@ from riftcli.data.transforms import Preprocessing, TrainTransform
 from riftcli.evaluation.features import View
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, Depths, frozen_copy
+from riftcli.models.image_text import TextTower, text_tower
+from riftcli.protocols import Pairs
 from riftcli.recipe import Recipe
+from riftcli.training.texts import Texts
 
 
 class Encode(Protocol):
@@ -63,6 +66,35 @@ class Pretrained:
         if "task" in self._tables:
             self.trace_0 = float(self._tables["task"].var(0).sum())
 
+    def of_pairs(
+        self,
+        recipe: Recipe,
+        stream: str,
+        texts: Texts,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        bf16: bool,
+        encode_texts: Callable[[TextTower, Texts], torch.Tensor],
+    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Pairs]:
+        """(positions and numbers of texts (n, 2), images, tokens) -> pretrained embeddings of what a step sees.
+
+        Looked up where images repeat exactly, as `of_batches` does; the texts then too: every one is encoded once, by
+        `encode_texts`.
+        """
+        tower = text_tower(self._vit)
+        assert tower is not None
+        scale = tower.scale.detach().clone()
+        if recipe.augment.off or recipe.augment.views:
+            images_of = self.of_batches(recipe, stream, 0, preprocessing, device, bf16)
+            table = encode_texts(tower, texts).to(device)
+            return lambda index, images, tokens: Pairs(images_of(index[:, 0], images), table[index[:, 1].to(device)], scale)
+        teacher = Classifier(frozen_copy(self._vit))
+
+        def forward(index: torch.Tensor, images: torch.Tensor, tokens: torch.Tensor) -> Pairs:
+            return embedded(teacher, preprocessing.normalise(images), tokens, bf16)
+
+        return forward
+
     def of_batches(
         self, recipe: Recipe, stream: str, depths: int, preprocessing: Preprocessing, device: torch.device, bf16: bool
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -92,3 +124,11 @@ class Pretrained:
                 return teacher(preprocessing.normalise(images)).features.float()
 
         return forward
+
+
+def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16: bool) -> Pairs:
+    """Images and texts through a network that does not train here."""
+    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        output = model(images, tokens)
+    assert output.texts is not None and output.scale is not None
+    return Pairs(output.features.float(), output.texts.float(), output.scale.float())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import View
 from riftcli.evaluation.scores import predictions
-from riftcli.protocols import FeaturePenalty, ObjectiveFn, Predictions, RegularizerContext, WeightPenalty
+from riftcli.protocols import ObjectiveFn, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
 from riftcli.training.data import RunData, list_data, read_pixels
@@ -29,10 +29,10 @@ from riftcli.training.network import Network, apply_adapter, build_network, star
 from riftcli.training.optim import build_optimizer, lr_factor
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.projection import SelectiveProjection
+from riftcli.training.regularization import Regularization, bind_regularizer
 from riftcli.training.step import Step
 from riftcli.training.streams import TrainBatches, count_batches, reference_batches, train_batches
-
-OfBatch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # positions, images -> pretrained features (n_local, D)
+from riftcli.training.texts import Texts, build_texts, class_draws
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Setup:
     pretrained: Pretrained
     step: Step
     projection: SelectiveProjection | None = None
+    class_texts: Texts | None = None  # of an objective that reads a text of every class
 
     @property
     def batches(self) -> TrainBatches:
@@ -67,9 +68,14 @@ class Setup:
     def beside(self, step: int) -> Iterator[dict[str, Batch]]:
         """What a step sees beside the task's batch, from a step of the run on: stream -> this rank's share."""
         other = self.data.reference_batches
-        if other is None:
-            return itertools.repeat({})
-        return ({"reference": batch} for batch in other.endless(step))
+        batches: Iterator[Any] = itertools.repeat(None) if other is None else other.endless(step)
+        for number, batch in enumerate(batches, step):
+            streams = {} if batch is None else {"reference": batch}
+            if self.class_texts is not None:
+                nothing, count = torch.empty(0), len(self.data.splits.train.classes)
+                drawn = class_draws(self.class_texts, count, self.recipe.train.seed, number)
+                streams["classes"] = (nothing, nothing, nothing, drawn)
+            yield streams
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, precision, seed: the `env` of every report."""
@@ -78,6 +84,8 @@ class Setup:
     def predict(self, split: Split, pretrained: str | None = None) -> Predictions:
         """A split through the network as it is now; `pretrained` names the pretrained features to compare with."""
         dist.broadcast_tensors(list(self.network.vit.buffers()))  # batch norm statistics differ by rank; rank 0's are saved
+        if self.network.head is not None:
+            self.network.head.refresh()
         recipe = self.recipe
         encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, Console(quiet=True))
         table = encoder.table(self.network.classifier, self.network.preprocessing, split, recipe.input, split.name)
@@ -104,21 +112,40 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
     pretrained = _pretrained(recipe, data, network, device, console)
-    penalty, of_batch = _regularizer(recipe, network, pretrained, device, precision == "bf16", console)
+    encoder = Encoder.of_recipe(recipe, device, console)
+    texts = build_texts(recipe, network.vit, data.splits.train, data.reference, console)
+    regularization = bind_regularizer(
+        recipe,
+        network,
+        pretrained,
+        texts,
+        device,
+        precision == "bf16",
+        lambda tower, own: encoder.texts(tower, own.lines, "texts with the pretrained model"),
+        console,
+    )
+    if not regularization.pairs:
+        texts.pop("reference", None)
 
     objective = recipe.objective.build(targets, len(classes))
     print_imbalance(recipe, classes, objective.class_weights, console)
-    start_head(recipe, network, targets, len(classes), objective, pretrained, resuming, console)
+    network = start_head(recipe, network, targets, classes, objective, pretrained, resuming, console)
     pretrained.note_trace()
-    apply_adapter(recipe, network)
+    apply_adapter(recipe, network, reads_texts=bool(texts), penalty=regularization.on_features)
 
     cached = not recipe.adapter.trains_backbone and recipe.augment.off
-    step = _step(recipe, network, objective, penalty, of_batch, cached, device, precision, micro, console)
+    step = _step(recipe, network, objective, regularization, texts, cached, device, precision, micro, console)
     features = pretrained.train_features if cached else None
-    data = replace(data, batches=train_batches(recipe, data.splits.train, network.preprocessing, features))
+    own = train_batches(recipe, data.splits.train, network.preprocessing, features, texts.get("task"))
+    data = replace(data, batches=own)
     if data.reference is not None and step.penalty is not None:  # a strength of 0 looks at nothing
-        data = replace(data, reference_batches=reference_batches(recipe, data.reference, network.preprocessing))
-    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console))
+        beside = reference_batches(recipe, data.reference, network.preprocessing, texts.get("reference"))
+        data = replace(data, reference_batches=beside)
+    attach = getattr(step.penalty, "attach", None)
+    if attach is not None:  # it keeps an average of the weights that train
+        attach(network.vit, own.steps_per_epoch * recipe.train.epochs)
+    drawn = texts.get("classes")
+    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console), drawn)
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks
@@ -149,28 +176,6 @@ def _pretrained(recipe: Recipe, data: RunData, network: Network, device: torch.d
     return pretrained
 
 
-def _regularizer(
-    recipe: Recipe, network: Network, pretrained: Pretrained, device: torch.device, bf16: bool, console: Console
-) -> tuple[FeaturePenalty | WeightPenalty | None, OfBatch | None]:
-    """(the bound regularizer, pretrained features of a batch where it needs them); before surgery, while the weights are."""
-    if not recipe.adapter.trains_backbone:
-        if recipe.component_name("regularizer") != "none":
-            console.warn("the regularizer has no effect: this adapter freezes the backbone, so its features cannot move")
-        return None, None
-    stream, dim = _stream(recipe), network.vit.num_features
-    penalty = recipe.regularizer.build(RegularizerContext(dim, device, lambda: pretrained.features(stream)))
-    if penalty is None:  # strength 0 is plain finetuning, of the last features too
-        network.classifier.depths = 0
-    if penalty is None or isinstance(penalty, WeightPenalty) or not penalty.needs_pretrained:
-        return penalty, None
-    return penalty, pretrained.of_batches(recipe, stream, network.classifier.depths, network.preprocessing, device, bf16)
-
-
-def _stream(recipe: Recipe) -> str:
-    """Which batches the regularizer looks at."""
-    return getattr(recipe.regularizer, "on", "task")
-
-
 def _projection(recipe: Recipe, network: Network, console: Console) -> SelectiveProjection | None:
     """After surgery: where the weights start is where they are pulled back to."""
     strength = recipe.optim.selective_projection
@@ -185,8 +190,8 @@ def _step(
     recipe: Recipe,
     network: Network,
     objective: ObjectiveFn,
-    penalty: FeaturePenalty | WeightPenalty | None,
-    of_batch: OfBatch | None,
+    regularization: Regularization,
+    texts: dict[str, Texts],
     cached: bool,
     device: torch.device,
     precision: str,
@@ -194,8 +199,7 @@ def _step(
     console: Console,
 ) -> Step:
     """The step with its optimizer."""
-    on_weights = penalty if isinstance(penalty, WeightPenalty) else None
-    on_features = None if isinstance(penalty, WeightPenalty) else penalty
+    penalty, on_weights = regularization.on_features, regularization.on_weights
     if on_weights is not None:
         on_weights.attach(network.vit)
         if recipe.optim.weight_decay:
@@ -203,8 +207,8 @@ def _step(
     module = trained_module(network, cached)
     optimizer = build_optimizer(
         network.vit,
-        on_features.parameters() if on_features else [],
-        extra_lr_scale=on_features.lr_scale if on_features else 1.0,
+        penalty.parameters() if penalty else [],
+        extra_lr_scale=penalty.lr_scale if penalty else 1.0,
         no_weight_decay=recipe.adapter.no_weight_decay,
         **recipe.optim.model_dump(exclude={"clip_grad", "selective_projection"}),
     )
@@ -212,13 +216,14 @@ def _step(
         module=module,
         objective=objective,
         optimizer=optimizer,
-        penalty=on_features,
+        penalty=penalty,
         weight_penalty=on_weights,
         prepare=(lambda features: features) if cached else network.preprocessing.normalise,
-        pretrained=of_batch,
+        pretrained=regularization.of_batch,
         device=device,
         bf16=precision == "bf16",
         micro_batch_size=micro,
-        stream=_stream(recipe),
+        stream=regularization.stream,
         by_layers=bool(network.classifier.depths),
+        tokens={name: own.tokens for name, own in texts.items()},
     )

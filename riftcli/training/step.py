@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from riftcli import dist
-from riftcli.data.loader import Batch
-from riftcli.protocols import FeaturePenalty, ObjectiveFn, Output, WeightPenalty
+from riftcli.data.loader import Batch, TextBatch
+from riftcli.protocols import FeaturePenalty, ObjectiveFn, Output, PairObjectiveFn, PairPenalty, Pairs, WeightPenalty
+from riftcli.training.rows import detached, divided, gathered, gradients, joined, leaves, tensors
+
+Tokens = Callable[[torch.Tensor], torch.Tensor]  # numbers of texts (n,) -> tokens (n, length)
+OfBatch = Callable[..., Any]  # positions, images, for pairs tokens too -> what the penalty compares with
 
 
 @dataclass
@@ -21,9 +25,10 @@ class StepResult:
 
     task_loss: torch.Tensor  # () mean over the global batch
     penalty_loss: torch.Tensor  # ()
-    features: torch.Tensor  # (n, D), detached: what the penalty saw of the global batch; without one, this rank's share
-    pretrained: torch.Tensor | None  # (n, D)
-    gradient_norms: tuple[float, float] | None = None  # of task and penalty for the features, where they are measured
+    features: torch.Tensor  # (n, D), detached: what a penalty of features saw of the global batch; else this rank's share
+    compared: torch.Tensor | Pairs | None  # what the penalty saw of the global batch, detached
+    pretrained: torch.Tensor | Pairs | None  # the same of the pretrained model
+    gradient_norms: tuple[float, float] | None = None  # of task and penalty for what the penalty sees, where they are measured
 
 
 @dataclass
@@ -31,29 +36,42 @@ class Step:
     """Forward, objective, regularizer, backward. `module` is the (DDP-wrapped) classifier.
 
     prepare: this rank's raw inputs -> what the module takes (normalised images; features as they are).
-    pretrained: positions in the split, inputs -> frozen pretrained features (n_local, D); only for penalties that need it.
+    pretrained: positions in the split, inputs, tokens -> what the penalty compares with; only for penalties that need it.
     stream: the batches that the penalty looks at. Those of another stream than the task's go through the network in the same
     forward pass, behind the task's. by_layers: the penalty compares several depths, not the last features.
+    tokens: stream -> its texts by number, for streams whose texts are read; `classes` are those of an objective that looks at a
+    text of every class.
     """
 
     module: nn.Module
-    objective: ObjectiveFn
+    objective: ObjectiveFn | PairObjectiveFn
     prepare: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device
     micro_batch_size: int
     optimizer: torch.optim.Optimizer | None = None
-    penalty: FeaturePenalty | None = None
+    penalty: FeaturePenalty | PairPenalty | None = None
     weight_penalty: WeightPenalty | None = None
-    pretrained: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    pretrained: OfBatch | None = None
     bf16: bool = False
     stream: str = "task"
     by_layers: bool = False
     measure_gradients: bool = False
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
     @property
-    def regularizer(self) -> FeaturePenalty | WeightPenalty | None:
+    def regularizer(self) -> FeaturePenalty | PairPenalty | WeightPenalty | None:
         """The bound regularizer, of whichever kind."""
         return self.penalty if self.penalty is not None else self.weight_penalty
+
+    @property
+    def pairs_up(self) -> bool:
+        """True for an objective of pairs: then the task's loss is not additive over samples."""
+        return hasattr(self.objective, "pair_loss")
+
+    @property
+    def additive(self) -> bool:
+        """True for a penalty that is a mean over samples."""
+        return getattr(self.penalty, "additive", False)
 
     def penalty_parameters(self) -> list[nn.Parameter]:
         """What trains beside the network."""
@@ -63,110 +81,158 @@ class Step:
         """What the regularizer has to say about a step."""
         if self.weight_penalty is not None:
             return self.weight_penalty.diagnostics()
-        return self.penalty.diagnostics(result.features, result.pretrained) if self.penalty is not None else {}
+        penalty: Any = self.penalty
+        return penalty.diagnostics(result.compared, result.pretrained) if penalty is not None else {}
 
-    def __call__(self, streams: Mapping[str, Batch]) -> StepResult:
+    def __call__(self, streams: Mapping[str, Batch | TextBatch]) -> StepResult:
         """Accumulate gradients of the whole global batch. streams: name of a data stream -> this rank's share of its batch;
         `task` is the one that the objective is computed on.
         """
-        inputs, targets, _ = streams["task"]
-        inputs = inputs.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
+        inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in streams["task"][:2])
         # Each rank's DDP gradient is divided by world_size, hence the factor: sum(losses) / sum(weights) over all ranks.
         scale = dist.world_size() / dist.sum_over_ranks(self.objective.weights(targets).sum())
         parts = len(inputs) // self.micro_batch_size
+        texts = {name: self._tokens(name, streams) for name in self.tokens}
         beside = None
         if self.penalty is not None and self.stream != "task":
             beside = streams[self.stream][0].to(self.device, non_blocking=True)
-        local = self._pretrained_features(streams, inputs if beside is None else beside, parts)
-        others = [None] * parts if beside is None else beside.chunk(parts)
-        chunks = [_Chunk(*triple) for triple in zip(inputs.chunk(parts), targets.chunk(parts), others, strict=True)]
-        two_passes = parts > 1 and self.penalty is not None and not getattr(self.penalty, "additive", False)
+        own = texts.get(self.stream) if getattr(self.penalty, "pairs", False) else None
+        local = self._pretrained_rows(streams, inputs if beside is None else beside, own, parts)
+        chunks = _chunks(parts, inputs, targets, beside, texts, own if beside is not None else None)
+        two_passes = parts > 1 and (self.pairs_up or (self.penalty is not None and not self.additive))
         result = (self._in_two_passes if two_passes else self._in_one_pass)(chunks, scale, local)
         if self.weight_penalty is not None:
             result.penalty_loss = self.weight_penalty.add_gradient()
         observe = getattr(self.penalty, "observe", None)
         if observe is not None:
-            observe(result.features, result.pretrained)
+            observe(result.compared, result.pretrained)
         return result
 
-    def _pretrained_features(self, streams: Mapping[str, Batch], inputs: torch.Tensor, parts: int) -> torch.Tensor | None:
-        """Of what the penalty looks at; this rank's (n_local, D), or None where it needs none."""
+    def _tokens(self, stream: str, streams: Mapping[str, Any]) -> torch.Tensor:
+        """The texts that came with a batch; (n, length), or one per class."""
+        return self.tokens[stream](streams[stream][3]).to(self.device, non_blocking=True)
+
+    def _pretrained_rows(
+        self, streams: Mapping[str, Any], inputs: torch.Tensor, tokens: torch.Tensor | None, parts: int
+    ) -> torch.Tensor | Pairs | None:
+        """Of what the penalty looks at; this rank's rows, or None where it needs none."""
         if self.penalty is None or not self.penalty.needs_pretrained:
             return None
         assert self.pretrained is not None
-        index = streams[self.stream][2]
-        pairs = zip(index.chunk(parts), inputs.chunk(parts), strict=True)
-        return torch.cat([self.pretrained(i, x) for i, x in pairs])  # cat makes an ordinary tensor of inference ones
+        batch = streams[self.stream]
+        index = batch[2] if tokens is None else torch.stack([batch[2], batch[3]], 1)  # where the text is looked up too
+        lines = [None] * parts if tokens is None else tokens.chunk(parts)
+        triples = zip(index.chunk(parts), inputs.chunk(parts), lines, strict=True)
+        found = [self.pretrained(i, x) if t is None else self.pretrained(i, x, t) for i, x, t in triples]
+        return joined(found)  # joining makes an ordinary tensor of inference ones
 
     def _forward(self, chunk: _Chunk) -> _Seen:
-        """Both streams in one pass."""
+        """Both streams and their texts in one pass."""
         inputs = chunk.inputs if chunk.beside is None else torch.cat([chunk.inputs, chunk.beside])
+        lines = [tokens for tokens in (chunk.tokens, chunk.tokens_beside) if tokens is not None]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output: Output = self.module(self.prepare(inputs))
+            images = self.prepare(inputs)
+            output: Output = self.module(images, torch.cat(lines)) if lines else self.module(images)
         rows = output.features
         if self.by_layers:
             assert output.layers is not None
             rows = output.layers
-        n = len(chunk.inputs)
-        compared = (rows if chunk.beside is None else rows[n:]).float()
-        return _Seen(output.features, output.logits[:n], compared)
+        n, features, logits = len(chunk.inputs), output.features, output.logits[: len(chunk.inputs)]
+        texts = None if output.texts is None else output.texts.float()
+        pairs = None
+        if chunk.tokens is not None:
+            assert texts is not None and output.scale is not None
+            count = len(chunk.tokens)
+            if self.pairs_up:
+                pairs = Pairs(features[:n].float(), texts[:count], output.scale)
+            else:
+                logits = output.scale * features[:n].float() @ texts[:count].T
+        watched = (rows if chunk.beside is None else rows[n:]).float()
+        compared: torch.Tensor | Pairs = watched
+        if getattr(self.penalty, "pairs", False):
+            assert texts is not None and output.scale is not None
+            compared = Pairs(watched, texts[-len(watched) :], output.scale)
+        return _Seen(features, logits, compared, pairs)
 
-    def _in_one_pass(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | None) -> StepResult:
+    def _task_loss(self, seen: _Seen, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Of a micro-batch, or of the whole batch where pairs meet."""
+        objective: Any = self.objective
+        if seen.pairs is None:
+            return objective.losses(seen.logits, targets).sum() * scale
+        return objective.pair_loss(gathered(seen.pairs), _all_targets(targets))
+
+    def _in_one_pass(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
         """The whole batch, or micro-batches whose losses simply add up: of the task, and of a penalty that is a mean."""
-        additive = getattr(self.penalty, "additive", False)
+        penalty: Any = self.penalty
         parts = len(chunks)
-        whole = local if additive or local is None else dist.gather_rows(local)
-        pretrained = [None] * parts if whole is None else whole.chunk(parts)
-        task, added, kept, norms = scale.new_zeros(()), scale.new_zeros(()), [], []
+        whole = local if self.additive or local is None else gathered(local)
+        pretrained = [None] * parts if whole is None else divided(whole, parts)
+        task, added, kept, shares, norms = scale.new_zeros(()), scale.new_zeros(()), [], [], []
         for i, (chunk, pretrained_rows) in enumerate(zip(chunks, pretrained, strict=True)):
             with self._no_sync(last=i == parts - 1):
                 seen = self._forward(chunk)
-                loss = self.objective.losses(seen.logits, chunk.targets).sum() * scale
+                loss = self._task_loss(seen, chunk.targets, scale)
                 task = task + loss.detach()
-                rows = seen.compared
-                if self.penalty is not None:
-                    rows = rows if additive else dist.gather_rows(rows)
-                    term = self.penalty.loss(rows, pretrained_rows) / parts
+                if penalty is not None:
+                    rows = seen.compared if self.additive else gathered(seen.compared)
+                    term = penalty.loss(rows, pretrained_rows) / parts
                     added = added + term.detach()
                     if self.measure_gradients:
-                        norms.append((_gradient(loss, seen.features), _gradient(term, seen.compared)))
+                        norms.append((_gradients(loss, _task_rows(seen)), _gradients(term, tensors(seen.compared))))
                     loss = loss + term
+                    kept.append(detached(rows))
                 loss.backward()
-            kept.append(rows.detach())
-        features = torch.cat(kept)
-        if additive:
+            shares.append(seen.features.detach().float())
+        if penalty is None:
+            return StepResult(task, added, torch.cat(shares), None, None)
+        compared = joined(kept)
+        if self.additive:
             added = dist.sum_over_ranks(added) / dist.world_size()
-            features, whole = dist.gather_rows(features), None if local is None else dist.gather_rows(local)
-        return StepResult(task, added, features, whole, _norms(norms))
+            compared, whole = gathered(compared), None if local is None else gathered(local)
+        return StepResult(task, added, _features(compared, shares), compared, whole, _norms(norms))
 
-    def _in_two_passes(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | None) -> StepResult:
-        """Micro-batches. A penalty is not additive over them, so it takes two passes (GradCache): all features without a
-        graph, the penalty's gradient with respect to them, then forward again with that gradient as a linear term.
-        The random state is replayed, so that drop path hits the same samples in both passes.
+    def _in_two_passes(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
+        """Micro-batches. Pairs, and a penalty that is no mean, are not additive over them, so it takes two passes (GradCache):
+        all rows without a graph, the gradient of such terms with respect to them, then forward again with that gradient as a
+        linear term. The random state is replayed, so that drop path hits the same samples in both passes.
         """
-        assert self.penalty is not None
-        pretrained = None if local is None else dist.gather_rows(local)
+        penalty: Any = self.penalty
+        objective: Any = self.objective
+        pretrained = None if local is None else gathered(local)
         state = _random_state(self.device)
         with torch.no_grad():
-            leaf = torch.cat([self._forward(chunk).compared for chunk in chunks])
+            seen_all = [self._forward(chunk) for chunk in chunks]
         _set_random_state(self.device, state)
-        leaf.requires_grad_()
-        features = dist.gather_rows(leaf)
-        added = self.penalty.loss(features, pretrained)
-        added.backward()
-        assert leaf.grad is not None
-        pulls = leaf.grad.chunk(len(chunks))
-        task, norms = scale.new_zeros(()), []
+        total, task, added = scale.new_zeros(()), scale.new_zeros(()), scale.new_zeros(())
+        pairs = leaves(joined([seen.pairs for seen in seen_all if seen.pairs is not None])) if self.pairs_up else None
+        if pairs is not None:
+            targets = _all_targets(torch.cat([chunk.targets for chunk in chunks]))
+            total = task = objective.pair_loss(gathered(pairs), targets)
+        compared = leaves(joined([seen.compared for seen in seen_all])) if penalty is not None else None
+        features = None
+        if compared is not None:
+            features = gathered(compared)
+            added = penalty.loss(features, pretrained)
+            total = total + added
+        total.backward()
+        task, norms, parts = task.detach(), [], len(chunks)
+        pulls = [None if rows is None else divided(gradients(rows), parts) for rows in (pairs, compared)]
         for i, chunk in enumerate(chunks):
-            with self._no_sync(last=i == len(chunks) - 1):
+            with self._no_sync(last=i == parts - 1):
                 seen = self._forward(chunk)
-                loss = self.objective.losses(seen.logits, chunk.targets).sum() * scale
-                task = task + loss.detach()
-                if self.measure_gradients:
-                    norms.append((_gradient(loss, seen.features), pulls[i]))
-                (loss + (seen.compared * pulls[i]).sum()).backward()
-        return StepResult(task, added.detach(), features.detach(), pretrained, _norms(norms))
+                own = [None if pull is None else pull[i] for pull in pulls]
+                loss: Any = _linear(seen.pairs, own[0], last=i == parts - 1)
+                if pairs is None:
+                    loss = self._task_loss(seen, chunk.targets, scale)
+                    task = task + loss.detach()
+                if self.measure_gradients and own[1] is not None:
+                    norms.append((_gradients(loss, _task_rows(seen)), tensors(own[1])))
+                (loss + _linear(seen.compared, own[1], last=i == parts - 1)).backward()
+        shares = [seen.features.float() for seen in seen_all]
+        if features is None:
+            return StepResult(task, added, torch.cat(shares), None, None)
+        features = detached(features)
+        return StepResult(task, added.detach(), _features(features, shares), features, pretrained, _norms(norms))
 
     def _no_sync(self, last: bool) -> Any:
         """Ranks exchange gradients in the last backward pass of a step only."""
@@ -181,6 +247,8 @@ class _Chunk:
     inputs: torch.Tensor
     targets: torch.Tensor
     beside: torch.Tensor | None
+    tokens: torch.Tensor | None
+    tokens_beside: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -189,22 +257,69 @@ class _Seen:
 
     features: torch.Tensor  # (n, D) of both streams, as the network gave them
     logits: torch.Tensor  # (n_task, C)
-    compared: torch.Tensor  # (n, D) or (n, L * D) fp32: what the penalty looks at
+    compared: torch.Tensor | Pairs  # (n, D) or (n, L * D) fp32: what the penalty looks at
+    pairs: Pairs | None  # of the task, for an objective of pairs
 
 
-def _gradient(loss: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _chunks(
+    parts: int,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    beside: torch.Tensor | None,
+    texts: Mapping[str, torch.Tensor],
+    texts_beside: torch.Tensor | None,
+) -> list[_Chunk]:
+    """A batch cut into micro-batches; texts of classes come along with every one."""
+    nothing: list[Any] = [None] * parts
+    lines = texts["task"].chunk(parts) if "task" in texts else [texts.get("classes")] * parts
+    others = nothing if beside is None else beside.chunk(parts)
+    behind = nothing if texts_beside is None else texts_beside.chunk(parts)
+    return [_Chunk(*one) for one in zip(inputs.chunk(parts), targets.chunk(parts), others, lines, behind, strict=True)]
+
+
+def _all_targets(targets: torch.Tensor) -> torch.Tensor:
+    """Of every rank, in rank order."""
+    return dist.gather_rows(targets) if dist.world_size() > 1 else targets
+
+
+def _linear(rows: torch.Tensor | Pairs | None, pull: torch.Tensor | Pairs | None, last: bool) -> torch.Tensor | float:
+    """sum(rows * gradient): its gradient is that of the loss. Of the scale once a step, in the last micro-batch."""
+    if rows is None or pull is None:
+        return 0.0
+    total = sum((row * own).sum() for row, own in zip(tensors(rows), tensors(pull), strict=True))
+    if isinstance(rows, Pairs) and isinstance(pull, Pairs):
+        total = total + rows.scale * pull.scale * last
+    return total
+
+
+def _features(compared: torch.Tensor | Pairs, shares: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What the variance is watched on: features of the global batch, or of pairs this rank's images."""
+    return torch.cat(list(shares)) if isinstance(compared, Pairs) else compared
+
+
+def _task_rows(seen: _Seen) -> list[torch.Tensor]:
+    """What the task's loss is a function of."""
+    return [seen.features] if seen.pairs is None else [seen.features, seen.pairs.texts]
+
+
+def _gradients(loss: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
     """d loss / d rows, leaving the graph for the backward pass that follows."""
-    return torch.autograd.grad(loss, rows, retain_graph=True)[0].detach().float()
+    found = torch.autograd.grad(loss, rows, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(row) if own is None else own.detach().float() for row, own in zip(rows, found, strict=True)]
 
 
-def _norms(gradients: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float] | None:
+def _norms(both: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> tuple[float, float] | None:
     """Norms of the global gradients for the features: of the task's, and of the penalty's."""
-    if not gradients:
+    if not both:
         return None
-    squares = torch.stack([torch.stack([task.square().sum(), term.square().sum()]) for task, term in gradients]).sum(0)
+    squares = torch.stack([torch.stack([_squares(task), _squares(term)]) for task, term in both]).sum(0)
     # every rank's gradients are world_size times too large, until DDP takes the mean
     task, term = (dist.sum_over_ranks(squares).sqrt() / dist.world_size()).tolist()
     return task, term
+
+
+def _squares(gradients_of: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([one.square().sum() for one in gradients_of]).sum()
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:

@@ -10,10 +10,11 @@ import torch
 
 from riftcli import dist
 from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed, steps_per_epoch
-from riftcli.data.loader import Batch, ImageDataset, TensorTable, train_loader
+from riftcli.data.loader import Batch, ImageDataset, ImageTextDataset, TensorTable, train_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.recipe import Recipe
+from riftcli.training.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -59,31 +60,44 @@ def count_batches(recipe: Recipe, samples: int, dataset: Any = None, sampling: t
 
 
 def train_batches(
-    recipe: Recipe, train: Split, preprocessing: Preprocessing, features: Callable[[], torch.Tensor] | None
+    recipe: Recipe,
+    train: Split,
+    preprocessing: Preprocessing,
+    features: Callable[[], torch.Tensor] | None,
+    texts: Texts | None = None,
 ) -> TrainBatches:
-    """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves."""
+    """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves; texts: that come along."""
     targets = torch.from_numpy(train.targets)
     sampling = balancing_weights(targets) if recipe.train.sampler == "balanced" else None
 
     def dataset(epoch: int) -> Any:
         if features is not None:
             return TensorTable(features(), targets)
-        return ImageDataset(train, _transform(recipe, preprocessing), recipe.train.seed, epoch, recipe.augment.views)
+        return _dataset(recipe, train, _transform(recipe, preprocessing), epoch, texts)
 
     return count_batches(recipe, len(train), dataset, sampling)
 
 
-def reference_batches(recipe: Recipe, split: Split, preprocessing: Preprocessing | None = None) -> TrainBatches:
+def reference_batches(
+    recipe: Recipe, split: Split, preprocessing: Preprocessing | None = None, texts: Texts | None = None
+) -> TrainBatches:
     """Of the second stream: an order and augmentations of its own. Without preprocessing, only to be counted."""
     assert recipe.reference is not None
     seed = sample_seed(recipe.train.seed, 0, "reference")
     transform: Any = None if preprocessing is None else _transform(recipe, preprocessing)
 
     def dataset(epoch: int) -> Any:
-        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
+        return _dataset(recipe, split, transform, epoch, texts)
 
     size = recipe.reference.batch_size or recipe.train.batch_size
     return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")
+
+
+def _dataset(recipe: Recipe, split: Split, transform: Any, epoch: int, texts: Texts | None) -> ImageDataset:
+    if texts is None:
+        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
+    drawn = {"first": texts.first, "count": texts.count}
+    return ImageTextDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views, **drawn)
 
 
 def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from riftcli.methods.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, resolve
+from riftcli.methods.objectives.class_weights import ClassWeights, check_weights
+from riftcli.methods.objectives.softmax import SoftmaxLoss
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:
@@ -31,25 +32,6 @@ class CrossEntropy:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError("label_smoothing: must be in [0, 1)")
 
-    def build(self, targets: torch.Tensor, num_classes: int) -> _CrossEntropy:
+    def build(self, targets: torch.Tensor, num_classes: int) -> SoftmaxLoss:
         """Count the training targets (N,) and fix the weights."""
-        counts = targets.bincount(minlength=num_classes).float()
-        return _CrossEntropy(resolve(self.class_weights, counts, self.beta), self.label_smoothing)
-
-
-class _CrossEntropy:
-    def __init__(self, weight: torch.Tensor | None, smoothing: float) -> None:
-        self.class_weights, self.smoothing = weight, smoothing
-
-    def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        import torch.nn.functional as F
-
-        weight = None if self.class_weights is None else self.class_weights.to(at_least_fp32(logits))
-        return F.cross_entropy(at_least_fp32(logits), targets, weight, reduction="none", label_smoothing=self.smoothing)
-
-    def weights(self, targets: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if self.class_weights is None:
-            return torch.ones(targets.shape[0], device=targets.device)
-        return self.class_weights.to(targets.device)[targets]
+        return SoftmaxLoss.counted(targets, num_classes, self.class_weights, self.beta, self.label_smoothing)
