@@ -9,6 +9,9 @@ import torch
 from riftcli import catalog
 from riftcli.protocols import RegularizerContext
 
+READS_TEXTS = [name for name in catalog.names("regularizer") if getattr(catalog.component("regularizer", name), "texts", None)]
+OF_IMAGES = [name for name in catalog.names("regularizer") if name not in READS_TEXTS]
+
 FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "debiased": ("rift", {"estimator": "debiased"}),
     "paired": ("rift", {"estimator": "paired"}),

@@ -131,4 +131,5 @@ def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16
     with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         output = model(images, tokens)
     assert output.texts is not None and output.scale is not None
-    return Pairs(output.features.float(), output.texts.float(), output.scale.float())
+    rows = (output.features, output.texts, output.scale)
+    return Pairs(*(row if row.dtype == torch.float64 else row.float() for row in rows))

@@ -138,16 +138,16 @@ class Step:
             assert output.layers is not None
             rows = output.layers
         n, features, logits = len(chunk.inputs), output.features, output.logits[: len(chunk.inputs)]
-        texts = None if output.texts is None else output.texts.float()
+        texts = None if output.texts is None else _wide(output.texts)
         pairs = None
         if chunk.tokens is not None:
             assert texts is not None and output.scale is not None
             count = len(chunk.tokens)
             if self.pairs_up:
-                pairs = Pairs(features[:n].float(), texts[:count], output.scale)
+                pairs = Pairs(_wide(features[:n]), texts[:count], output.scale)
             else:
-                logits = output.scale * features[:n].float() @ texts[:count].T
-        watched = (rows if chunk.beside is None else rows[n:]).float()
+                logits = output.scale * _wide(features[:n]) @ texts[:count].T
+        watched = _wide(rows if chunk.beside is None else rows[n:])
         compared: torch.Tensor | Pairs = watched
         if getattr(self.penalty, "pairs", False):
             assert texts is not None and output.scale is not None
@@ -259,6 +259,11 @@ class _Seen:
     logits: torch.Tensor  # (n_task, C)
     compared: torch.Tensor | Pairs  # (n, D) or (n, L * D) fp32: what the penalty looks at
     pairs: Pairs | None  # of the task, for an objective of pairs
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Losses see fp32, whatever the network runs in; fp64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _chunks(

@@ -7,6 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from family import OF_IMAGES
+
 from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.models.backbone import Backbone
@@ -16,7 +18,7 @@ from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
 
 ENTRIES = [(kind, name) for kind, table in catalog.CATALOG.items() for name in table]
-ADAPTERS, REGULARIZERS = catalog.names("adapter"), catalog.names("regularizer")
+ADAPTERS, REGULARIZERS = catalog.names("adapter"), OF_IMAGES
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
@@ -35,7 +37,7 @@ def test_an_unknown_name_suggests():
         catalog.component("regularizer", "riftt")
     assert str(caught.value) == (
         "unknown regularizer 'riftt' (did you mean 'rift'?); choose one of: none, rift, rsc, l2sp, feature_distill, cosine_gram, "
-        "difference_vector, ldifs"
+        "difference_vector, ldifs, replay, snd, dive, cosine, trajectory_distill"
     )
 
 

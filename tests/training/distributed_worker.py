@@ -29,8 +29,9 @@ from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from family import FAMILY  # noqa: E402
+from family import FAMILY, OF_IMAGES  # noqa: E402
 from family import bound as family_bound  # noqa: E402
+from pairs import CASES, pair_gradients  # noqa: E402
 
 ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 BATCH = 12
@@ -120,7 +121,7 @@ def product() -> dict[str, torch.Tensor]:
     share = BATCH // dist.world_size()
     own = slice(dist.rank() * share, (dist.rank() + 1) * share)
     for adapter in catalog.names("adapter"):
-        for regularizer in catalog.names("regularizer"):
+        for regularizer in OF_IMAGES:
             torch.manual_seed(0)
             vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
             reset_head(vit, 4, seed=0)
@@ -184,6 +185,9 @@ def main(out: str) -> None:
             for micro_batches in (1, 2):
                 found |= family(name, micro_batches)
         found |= product()
+        for name in CASES:
+            for micro_batches in (1, 2):
+                found |= pair_gradients(name, micro_batches)
         if dist.world_size() > 1:  # what a plain all_gather in the graph would give: no sum over ranks in the backward
             real = dist._GatherRows.backward
             dist._GatherRows.backward = staticmethod(

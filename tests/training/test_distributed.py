@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_copies import picture
-from family import FAMILY
+from family import FAMILY, OF_IMAGES
+from pairs import CASES
 from safetensors.torch import load_file
 
 from riftcli import catalog
@@ -59,7 +60,18 @@ def test_every_member_of_the_family_on_two_ranks(found, name, micro_batches):
         torch.testing.assert_close(found[2][key], found[1][key], rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
-@pytest.mark.parametrize("regularizer", catalog.names("regularizer"))
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_pairs_of_images_and_texts_on_two_ranks(found, name, micro_batches):
+    """Both towers and the scale, to 1e-5 of the largest gradient: every pair meets those of the other rank."""
+    keys = [key for key in found[1] if key.startswith(f"pairs/{name}/{micro_batches}/")]
+    assert len(keys) > 30
+    for key in keys:
+        bound = 1e-5 * max(1.0, float(found[1][key].abs().max()))
+        torch.testing.assert_close(found[2][key], found[1][key], rtol=1e-5, atol=bound, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("regularizer", OF_IMAGES)
 @pytest.mark.parametrize("adapter", catalog.names("adapter"))
 def test_every_adapter_with_every_regularizer_on_two_ranks(found, adapter, regularizer):
     one, two = found[1], found[2]
