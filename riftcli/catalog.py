@@ -64,6 +64,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "acc": "riftcli.evaluation.metrics.classification:Accuracy",
         "bacc": "riftcli.evaluation.metrics.classification:BalancedAccuracy",
         "f1": "riftcli.evaluation.metrics.classification:MacroF1",
+        "worst_group": "riftcli.evaluation.metrics.classification:WorstGroup",
         "auroc": "riftcli.evaluation.metrics.classification:Auroc",
         "map": "riftcli.evaluation.metrics.classification:MeanAveragePrecision",
         "kappa": "riftcli.evaluation.metrics.classification:Kappa",
@@ -94,6 +95,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "attention": "riftcli.evaluation.evaluators.attention:Attention",
         "centrality": "riftcli.evaluation.evaluators.centrality:Centrality",
         "correlate": "riftcli.evaluation.evaluators.correlation:Correlation",
+        "zeroshot": "riftcli.evaluation.evaluators.zeroshot:ZeroShot",
+        "captions": "riftcli.evaluation.evaluators.captions:CaptionRetrieval",
     },
 }
 

@@ -218,6 +218,7 @@ class Predictions:
     classes: list[str]
     task: Task
     pretrained: torch.Tensor | None = None  # (N, D) fp32 features of the pretrained model
+    groups: list[str] | None = None  # of each sample, where a recipe names a column as eval.group
 
 
 class Metric(Protocol):

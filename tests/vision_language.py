@@ -40,3 +40,58 @@ def opened(folder: Path):
 
     clip = open_clip.create_model(f"local-dir:{folder}").eval()
     return clip, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def write_captions(root: Path) -> Path:
+    """root/images and {reference,test}.csv: small pictures, some with two captions."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    (root / "images").mkdir(parents=True)
+    words = ["red", "green", "blue", "large", "small", "round", "square"]
+    for split, count in (("reference", 24), ("test", 9)):
+        lines = ["image,caption"]
+        for i in range(count):
+            name = f"{split}{i:02d}.png"
+            pixels = np.full((24, 24, 3), rng.integers(0, 255, 3), dtype="uint8")
+            pixels[4 : 8 + i % 12, 6:18] = rng.integers(0, 255, 3)
+            Image.fromarray(pixels).save(root / "images" / name)
+            for _ in range(1 + i % 2):
+                lines.append(f"{name},a {words[rng.integers(7)]} {words[rng.integers(7)]} thing {i}")
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def two_tower_recipe(model: Path, captions: Path) -> dict:
+    """FLYP on digits in a few seconds, with a shifted set, a zero-shot set and captions."""
+    digits = {"format": "digits"}
+    pairs = {"format": "captions", "root": str(captions), "images": "images"}
+    labels = {"reference": "reference.csv", "test": "test.csv"}
+    return {
+        "model": {"name": f"open_clip:local-dir:{model}"},
+        "data": {
+            **digits,
+            "train": {"from": "train", "limit": 64},
+            "val": {"fraction": 0.25, "from": "train"},
+            "test": {"from": "test", "limit": 30},
+        },
+        "prompts": {"templates": ["a photo of a {}.", "{}"]},
+        "objective": {"name": "contrastive"},
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 2, "batch_size": 16, "workers": 0},
+        "eval": {
+            "metrics": ["acc", "cka", "ece"],
+            "batch_size": 16,
+            "zero_shot": [{"format": "demo_fashion", "split": {"from": "test", "limit": 20}, "prompts": {"templates": ["a {}"]}}],
+            "shifted": [{**digits, "split": {"from": "test", "limit": 20, "seed": 1}, "name": "other digits"}],
+            "captions": [{**pairs, "labels": labels, "split": "test"}],
+        },
+    }
+
+
+def with_reference(recipe: dict, captions: Path, **regularizer) -> dict:
+    """The same with a reference set and a regularizer that looks at it."""
+    labels = {"reference": "reference.csv", "test": "test.csv"}
+    reference = {"format": "captions", "root": str(captions), "images": "images", "labels": labels, "split": "reference"}
+    return {**recipe, "reference": {**reference, "batch_size": 8}, "regularizer": regularizer}

@@ -27,11 +27,12 @@ def compare(
     from riftcli.report import compare as tables
     from riftcli.report import formats
     from riftcli.report.figures import trade_off_svg
-    from riftcli.report.records import record
+    from riftcli.report.records import record, start_records
     from riftcli.runs.provenance import now
 
     check_out(out)
     records = [record(candidate) for candidate in open_runs(runs, [])]
+    records = [*start_records(records), *records]
     table = tables.compare(records, [m.strip() for m in metrics.split(",") if m.strip()], baseline, by_method)
     names = list(table.rows)
     lines = []
@@ -44,7 +45,7 @@ def compare(
     tested = any(cell.p is not None for row in table.rows.values() for cell in row.values())
     against = f"; changes against {table.baseline}" if table.baseline else ""
     against += ", p of the paired t test" if tested else ""
-    print_grid(f"{len(records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
+    print_grid(f"{sum(not r.is_start for r in records)} runs, mean +- std over seeds, * is best{against}", ["", *names], lines)
     if out is not None:
         for path in formats.write(out, table):
             note_line(f"table: {path}")

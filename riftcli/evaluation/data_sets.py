@@ -12,7 +12,7 @@ from riftcli.data.splits import load_split, load_splits
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.recipe import DataSection
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.sections import InputSection, PromptsSection
 
 FOLDER = "imagefolder:"
 
@@ -24,6 +24,7 @@ class EvalData:
     data: DataSection
     input: InputSection
     name: str  # for tables and folders
+    prompts: PromptsSection | None = None  # its classes in words
 
     @classmethod
     def of_run(cls, candidate: Candidate) -> EvalData:
@@ -33,7 +34,8 @@ class EvalData:
             raise UsageError(
                 f"{place}: a model folder without its run; say what to evaluate on, e.g. --set data.format=image_folder"
             )
-        return cls(candidate.recipe.data, candidate.recipe.input, candidate.recipe.data.name)
+        recipe = candidate.recipe
+        return cls(recipe.data, recipe.input, recipe.data.name, recipe.prompts)
 
 
 def distinct_sets(sets: Sequence[EvalData]) -> list[EvalData]:
@@ -59,7 +61,7 @@ def open_data(spec: str, overrides: list[str]) -> EvalData:
         else:
             name = spec
         recipe = recipes.load(name, chosen)
-    return EvalData(recipe.data, recipe.input, recipe.data.name)
+    return EvalData(recipe.data, recipe.input, recipe.data.name, recipe.prompts)
 
 
 def list_split(source: EvalData, name: str) -> Split:

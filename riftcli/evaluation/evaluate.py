@@ -102,7 +102,8 @@ def _matched(source: EvalData, name: str, loaded: LoadedModel, encoder: Encoder)
 
 
 def _predicted(loaded: LoadedModel, split: Split, recipe: Recipe, encoder: Encoder) -> Predictions:
-    return predictions(split, encoder.encode(loaded, split, recipe.input, f"{split.name} with the finetuned model"), None)
+    table = encoder.encode(loaded, split, recipe.input, f"{split.name} with the finetuned model")
+    return predictions(split, table, None, recipe.eval.group)
 
 
 def _pretrained_features(candidate: Candidate, run: Path, split: Split, encoder: Encoder) -> Any:

@@ -18,10 +18,11 @@ from riftcli.protocols import Predictions
 from riftcli.runs.result_table import Row, write_csv
 
 
-def predictions(split: Split, table: FeatureTable, pretrained: torch.Tensor | None) -> Predictions:
-    """What metrics are computed from."""
+def predictions(split: Split, table: FeatureTable, pretrained: torch.Tensor | None, group: str | None = None) -> Predictions:
+    """What metrics are computed from. group: the column that worst_group looks at."""
     targets = torch.from_numpy(split.targets)
-    return Predictions(table.logits, targets, table.features, split.classes, split.task, pretrained)
+    groups = split.groups.get(group) if group else None
+    return Predictions(table.logits, targets, table.features, split.classes, split.task, pretrained, groups)
 
 
 def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from riftcli.recipe import Recipe, flatten
 
 TELLING = ("model.", "adapter.", "regularizer.")  # settings that make another method, beside its names
 SILENT = ("model.weights", "model.pretrained", "adapter.name", "regularizer.name")
+PLAIN = ("cross_entropy", "bce")  # objectives that go without saying
 SHOWN = ("regularizer.strength",)  # by method_name itself
 
 
@@ -16,8 +17,12 @@ def method_name(method: dict[str, Any]) -> str:
     """What was done, short: `full`, `lora + rift`, `full + rift 0.5`."""
     if not method.get("pretrained", True):
         return "scratch"
-    added = method["regularizer"]
-    return method["adapter"] if added == "none" else f"{method['adapter']} + {added}{_strength(method['strength'])}"
+    added, parts = method["regularizer"], [method["adapter"]]
+    if method.get("objective") not in (None, *PLAIN):
+        parts.append(method["objective"])
+    if added != "none":
+        parts.append(f"{added}{_strength(method['strength'])}")
+    return " + ".join(parts)
 
 
 def _strength(value: Any) -> str:

@@ -8,14 +8,14 @@ from typing import Any
 from riftcli import catalog
 from riftcli.errors import did_you_mean
 from riftcli.recipe.overrides import Key
-from riftcli.recipe.sections import COMPONENTS
+from riftcli.recipe.sections import COMPONENTS, EVAL_SETS
 
 Broken = tuple[Key, str] | tuple[Key, str, list[str]]  # (key, what is wrong, and what would be allowed)
 
 
 def broken_rules(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
     """Every rule that does not hold. parts: the checked sections, None for one with errors of its own; raw: the file's data."""
-    for rules in (_metrics, _training, _views, _components):
+    for rules in (_metrics, _training, _views, _components, _texts):
         yield from rules(parts)
     yield from _regularizer(parts, raw)
     yield from _reference(parts, raw)
@@ -31,6 +31,9 @@ def _metrics(parts: dict[str, Any]) -> Iterator[Broken]:
             yield ("eval", "metrics", i), f"unknown metric '{metric}'{close}", catalog.names("metric")
     if evaluation.best not in evaluation.metrics:
         yield ("eval", "best"), f"'{evaluation.best}' must be one of eval.metrics", evaluation.metrics
+    used = [*evaluation.metrics, *(one.metric for key in EVAL_SETS for one in parts[key])]
+    if "worst_group" in used and evaluation.group is None:
+        yield ("eval", "group"), "worst_group needs it: name a column of the data, e.g. region"
     for key in ("patience", "trajectory"):
         if getattr(evaluation, key) and parts["data"] and parts["data"].val is None:
             yield ("eval", key), "needs a validation split: set data.val"
@@ -61,6 +64,31 @@ def _components(parts: dict[str, Any]) -> Iterator[Broken]:
         check = getattr(parts[kind], "check", None)
         if check is not None:
             yield from check(parts)
+
+
+def _texts(parts: dict[str, Any]) -> Iterator[Broken]:
+    """What reads texts needs a model that does."""
+    model, train = parts["model"], parts["train"]
+    if not model:
+        return
+    two_towers = model.name.startswith("open_clip:")
+    example = "e.g. model.name open_clip:ViT-B-16/laion400m_e32"
+    for kind in ("objective", "regularizer"):
+        if getattr(parts[kind], "texts", None) and not two_towers:
+            yield (kind, "name"), f"reads texts, and {model.name} has no text tower; use a model with two, {example}"
+    if not two_towers:
+        if train and train.head_init == "zero_shot":
+            yield ("train", "head_init"), f"zero_shot is made by a text tower, and {model.name} has none; {example}"
+        for key in ("zero_shot", "captions"):
+            if parts[key]:
+                yield ("eval", key), f"needs a text tower, and {model.name} has none; {example}"
+        if getattr(parts["adapter"], "towers", None) not in (None, "both", "image"):
+            yield ("adapter", "towers"), f"{model.name} has an image tower alone"
+    elif model.feature != "pooled" and any(getattr(parts[kind], "texts", None) for kind in ("objective", "regularizer")):
+        yield ("model", "feature"), "texts are compared with the model's own embedding; use pooled"
+    on_task = getattr(parts["regularizer"], "texts", None) and parts["regularizer"].on == "task"
+    if on_task and getattr(parts["objective"], "texts", None) != "sample":
+        yield ("regularizer", "on"), "'task' looks at the texts of the task's batch, which only objective.name contrastive reads"
 
 
 def _regularizer(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:

@@ -50,6 +50,7 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
     sets = list(dict.fromkeys(record.data for record in records))
     by_method = by_method or len(sets) > 1
     methods = method_names([record.recipe for record in records])
+    methods = [record.label if record.is_start else method for record, method in zip(records, methods, strict=True)]
     names = {id(record): name if by_method else record.group for record, name in zip(records, methods, strict=True)}
     measured = list(dict.fromkeys(name for record in records for name in record.values))
     for metric in metrics:
@@ -82,9 +83,11 @@ def compare(records: Sequence[Record], metrics: Sequence[str], baseline: str | N
 
 
 def _default_columns(records: Sequence[Record], measured: Sequence[str]) -> list[str]:
-    """What all runs have, the headline first."""
-    common = [name for name in measured if all(name in record.values for record in records)]
-    return [*[name for name in SHOWN if name in common], *[name for name in common if name not in SHOWN]]
+    """What all runs have, the headline first, then the means over sets; what a pretrained model has is no condition."""
+    runs = [record for record in records if not record.is_start]
+    common = [name for name in measured if all(name in record.values for record in runs)]
+    first = [*SHOWN[:2], *(name for name in common if name.endswith(" mean")), *SHOWN[2:]]
+    return [*[name for name in first if name in common], *[name for name in common if name not in first]]
 
 
 def _with_means(columns: list[str], means: Any, better: Any, wanted: Sequence[str], sets: Sequence[str]) -> Any:

@@ -17,7 +17,7 @@ from riftcli.report.figures import Figure
 from riftcli.report.formats import text_of
 from riftcli.report.missing import COMMANDS, missing_parts
 from riftcli.report.plots.reliability import read_reliability
-from riftcli.report.records import Record, record
+from riftcli.report.records import Record, record, start_records
 from riftcli.report.style import STYLE
 from riftcli.runs.folder import read_run
 from riftcli.runs.provenance import now
@@ -62,7 +62,7 @@ MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None = None) -> None:
     """Write one page on finished runs, from what their folders hold; says what was not measured and how to."""
     records = [record(candidate) for candidate in candidates]
-    table = compare(records, [], baseline, by_method=False)
+    table = compare([*start_records(records), *records], [], baseline, by_method=False)
     groups = figures.groups_of(records)
     palette = figures.colours(list(groups))
     sections = [(name, parts) for name, parts in _sections(records, groups, table, palette) if parts]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from riftcli import catalog
 from riftcli.errors import UsageError
-from riftcli.evaluation.candidates import Candidate
+from riftcli.evaluation.candidates import Candidate, short_name
 from riftcli.recipe import Recipe
 from riftcli.runs.reader import read_json, read_report
 
@@ -25,6 +26,7 @@ class Record:
     folder: Path
     values: dict[str, float]
     better: dict[str, bool] = field(default_factory=dict)
+    is_start: bool = False  # the pretrained model of a run, not the run
 
     @property
     def repeat(self) -> tuple[Any, ...]:
@@ -54,6 +56,7 @@ def record(candidate: Candidate) -> Record:
         note(f"knn {name}", entry["knn_after"], True)
         note(f"probe {name}", entry.get("probe_after"), True)
         note(f"cka {name}", entry["cka"], True)
+    _note_transfer(report, note, "after")
     here = (report["data"]["name"], report["data"]["split"])
     for name in catalog.names("evaluator"):
         evaluator: Any = catalog.component("evaluator", name)
@@ -77,6 +80,48 @@ def record(candidate: Candidate) -> Record:
         {name: value for name, value in values.items() if value is not None},
         better,
     )
+
+
+SET_KINDS = {"shifted": "shifted", "zero_shot": "zero-shot"}  # key of a report -> what its columns are called
+
+
+def _note_transfer(report: dict[str, Any], note: Any, when: str) -> None:
+    """Columns of the sets beside the test split, before or after finetuning: the means first."""
+    for key, title in SET_KINDS.items():
+        if key in report:
+            note(f"{title} mean", report[key]["mean"][when], True)
+            for name, entry in report[key]["sets"].items():
+                note(f"{title} {name}", entry[when], entry["higher_is_better"])
+    for name, entry in report.get("captions", {}).items():
+        for way in ("image_to_text_r1", "text_to_image_r1"):
+            note(f"{way} {name}", entry[when][way], True)
+        if when == "after":
+            note(f"rsa {name}", entry["rsa"], True)
+
+
+def start_records(records: Sequence[Record]) -> list[Record]:
+    """What the pretrained models of runs with a text tower score as they come, one per model and data set: a row above theirs."""
+    found: dict[tuple[str, str], Record] = {}
+    for own in records:
+        report = read_report(own.folder)
+        name = f"pretrained {short_name(own.recipe.model.name)}"
+        if "zero_shot_start" not in report or (name, own.data) in found:
+            continue
+        values: dict[str, float] = {}
+        better: dict[str, bool] = {}
+
+        def note(column: str, value: float | None, more: bool | None = None, values: Any = values, better: Any = better) -> None:
+            if value is not None:
+                values[column] = float(value)
+                if more is not None:
+                    better[column] = more
+
+        for column, entry in report["zero_shot_start"].items():
+            note(column, entry["value"], entry["higher_is_better"])
+        note("acc or map", values.get("acc"), True)
+        _note_transfer(report, note, "before")
+        found[name, own.data] = Record(name, name, own.recipe, own.data, own.seed, own.folder, values, better, is_start=True)
+    return list(found.values())
 
 
 def _measured(run: Path, command: str, report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Setup
 from riftcli.training.state import TrainState
+from riftcli.training.transfer import measure_transfer
 
 
 def final_report(state: TrainState) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def final_report(state: TrainState) -> dict[str, Any]:
         if report["strength"]["note"]:
             state.console.warn(report["strength"]["note"])
     report["retention"] = measure_retention(setup)
+    report |= measure_transfer(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
     if state.folder:
         write_tables(state.folder.path / "eval" / eval_name(report), test, seen)

@@ -33,6 +33,7 @@ from riftcli.training.regularization import Regularization, bind_regularizer
 from riftcli.training.step import Step
 from riftcli.training.streams import TrainBatches, count_batches, reference_batches, train_batches
 from riftcli.training.texts import Texts, build_texts, class_draws
+from riftcli.training.transfer import Start, note_start
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Setup:
     step: Step
     projection: SelectiveProjection | None = None
     class_texts: Texts | None = None  # of an objective that reads a text of every class
+    start: Start | None = None  # what the text tower said before training
+
+    @property
+    def console(self) -> Console:
+        """For what is measured by the way."""
+        return Console(quiet=True)
 
     @property
     def batches(self) -> TrainBatches:
@@ -87,9 +94,9 @@ class Setup:
         if self.network.head is not None:
             self.network.head.refresh()
         recipe = self.recipe
-        encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, Console(quiet=True))
+        encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, self.console)
         table = encoder.table(self.network.classifier, self.network.preprocessing, split, recipe.input, split.name)
-        return predictions(split, table, self.pretrained.splits.get(pretrained) if pretrained else None)
+        return predictions(split, table, self.pretrained.splits.get(pretrained) if pretrained else None, recipe.eval.group)
 
 
 def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: bool = False) -> Setup:
@@ -113,6 +120,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
 
     pretrained = _pretrained(recipe, data, network, device, console)
     encoder = Encoder.of_recipe(recipe, device, console)
+    start = note_start(recipe, data, network.vit, encoder)
     texts = build_texts(recipe, network.vit, data.splits.train, data.reference, console)
     regularization = bind_regularizer(
         recipe,
@@ -145,7 +153,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     if attach is not None:  # it keeps an average of the weights that train
         attach(network.vit, own.steps_per_epoch * recipe.train.epochs)
     drawn = texts.get("classes")
-    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console), drawn)
+    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console), drawn, start)
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks

@@ -14,9 +14,11 @@ from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation.metrics_json import model_part, split_report, timing_part
 from riftcli.evaluation.scores import score
+from riftcli.models.backbone import OPEN_CLIP
 from riftcli.models.weights import check_saved, save_folder, saved_state, saved_weights
 from riftcli.runs import folder as runs
 from riftcli.training.setup import Setup, set_up
+from riftcli.training.transfer import measure_transfer
 
 State = dict[str, torch.Tensor]
 
@@ -49,20 +51,24 @@ def interpolate(before: State, after: State, alpha: float) -> State:
     }
 
 
-def wise_run(run: Path, alphas: list[float], head: str, device: str = "auto") -> dict[str, Any]:
+def wise_run(run: Path, alphas: list[float], head: str | None, device: str = "auto") -> dict[str, Any]:
     """Score every alpha on the validation split, keep the best by the recipe's metric, and report that one on test.
 
-    head: linear_probe (the pretrained end has a head fitted to its features) | finetuned (the same head at both ends).
+    head: of the pretrained end: linear_probe (fitted to its features) | finetuned (the same at both ends) | zero_shot (the text
+    tower's, as published); None takes zero_shot where there is a text tower. A run that trains on texts has a zero-shot head at
+    every alpha, of the text tower at that alpha.
     Writes RUN/wise/: model/, metrics.json, alphas.csv. Selection never sees the test split.
     """
     clock, console = Stopwatch(), Console(quiet=not dist.is_main())
-    setup = set_up(_recipe(run), dist.init(device), console)
+    recipe = _recipe(run, head)
+    head = recipe.train.head_init if head is None else head
+    setup = set_up(recipe, dist.init(device), console)
     vit, best = setup.network.vit, setup.recipe.eval.best
     if setup.data.splits.val is None:
         raise UsageError(f"{run}: alpha is chosen on a validation split, and the recipe has none (data.val)")
     after = {name: value.to(setup.device) for name, value in saved_state(run / "model").items()}
     before = {name: value.clone() for name, value in vit.state_dict().items()}
-    if head == "finetuned":
+    if head == "finetuned" and setup.network.head is None:
         prefix = vit.pretrained_cfg.get("classifier") or "head"
         before |= {name: value for name, value in after.items() if name.startswith(f"{prefix}.")}
     rows, higher_is_better = _scored(setup, before, after, alphas, console)
@@ -72,6 +78,8 @@ def wise_run(run: Path, alphas: list[float], head: str, device: str = "auto") ->
     sign = 1 if higher_is_better else -1
     chosen = max(usable, key=lambda row: (sign * row[best], -row["alpha"]))["alpha"]  # a tie goes to the pretrained side
     vit.load_state_dict(interpolate(before, after, chosen))
+    if setup.network.head is not None:
+        setup.network.head.refresh()
     return _written(run, setup, chosen, head, rows, clock)
 
 
@@ -91,8 +99,8 @@ def _scored(
     return rows, higher_is_better
 
 
-def _recipe(run: Path) -> recipes.Recipe:
-    """The run's recipe as plain finetuning from a fitted head: what the pretrained end is."""
+def _recipe(run: Path, head: str | None) -> recipes.Recipe:
+    """The run's recipe as plain finetuning from the head of the pretrained end."""
     stored = run / "recipe.resolved.yaml"
     if not stored.is_file():
         raise UsageError(f"{run}: not a run folder (no recipe.resolved.yaml)")
@@ -102,7 +110,11 @@ def _recipe(run: Path) -> recipes.Recipe:
         raise UsageError(f"{run}: {name} inserts layers that the pretrained model lacks, so there is nothing in between")
     if not own.model.pretrained:
         raise UsageError(f"{run}: trained from scratch, so there are no pretrained weights to mix with")
-    plain = ["adapter.name=full", "regularizer.name=none", "reference=null", "train.head_init=linear_probe"]
+    two_towers = own.model.name.startswith(OPEN_CLIP) and own.model.feature == "pooled"
+    if head == "zero_shot" and not two_towers:
+        raise UsageError(f"--head zero_shot: {own.model.name} has no text tower to make a head of; use linear_probe or finetuned")
+    start = "linear_probe" if head == "finetuned" else head or ("zero_shot" if two_towers else "linear_probe")
+    plain = ["adapter.name=full", "regularizer.name=none", "reference=null", f"train.head_init={start}"]
     return recipes.parse(recipes.read(stored), f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 
@@ -138,6 +150,7 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
         timing=timing_part(setup.device, None, seconds=clock.seconds),
         env=setup.environment(),
     )
+    report |= measure_transfer(setup)
     report["wise"] = {"alpha": chosen, "head": head, "selected_by": recipe.eval.best, "validation": rows}
     with (folder / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

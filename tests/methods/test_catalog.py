@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-
 from family import OF_IMAGES
 
 from riftcli import catalog

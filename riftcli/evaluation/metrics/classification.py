@@ -112,6 +112,27 @@ class MacroF1:
 
 
 @dataclass(frozen=True)
+class WorstGroup:
+    """Accuracy of the group of samples that fares worst (FMoW's worst region); `eval.group` names the column."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = False
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Accuracy per group, and the lowest of them."""
+        if predictions.groups is None:
+            return {"value": None, "reason": "no groups: name a column of the data as eval.group"}
+        right = (_decided(predictions) == predictions.targets).double()
+        right = right if right.dim() == 1 else right.mean(1)
+        per_group: dict[str, list[float]] = {}
+        for name, value in zip(predictions.groups, right.tolist(), strict=True):
+            per_group.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in sorted(per_group.items())}
+        worst = min(means, key=lambda name: means[name])
+        return {"value": means[worst], "group": worst, "per_group": means}
+
+
+@dataclass(frozen=True)
 class Auroc:
     """Macro one-vs-rest area under the ROC curve."""
 
