@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from riftcli import dist
+from riftcli import catalog, dist
 from riftcli.console import Stopwatch
 from riftcli.data.classes import match_classes
 from riftcli.data.loader import Batch, eval_loader
@@ -91,14 +91,20 @@ class Sharpness:
 
 
 def _objective(candidate: Candidate, source: EvalData, split: Split) -> ObjectiveFn:
-    """The run's task loss; class weights are those of the training split, and only then it is listed."""
+    """The run's task loss; class weights are those of the training split, and only then it is listed.
+
+    Of a contrastive run it is the cross-entropy of its zero-shot head, which stays as it is: a set has no loss of pairs.
+    """
     recipe, targets = candidate.recipe, split.targets
     if getattr(recipe.objective, "class_weights", "none") not in ("none", None) and candidate.is_run:
         data = recipe.data
         targets = load_splits(data.source, data.train, data.val, data.test, data.rules).train.targets
     if recipe.objective.task != split.task:
         raise UsageError(f"{candidate.label}: trained with a {recipe.objective.task} loss, and {source.name} is {split.task}")
-    return recipe.objective.build(torch.from_numpy(targets), len(split.classes))
+    objective = recipe.objective
+    if getattr(objective, "texts", None) == "sample":
+        objective = catalog.component("objective", "cross_entropy")()
+    return objective.build(torch.from_numpy(targets), len(split.classes))
 
 
 def _evaluator(
