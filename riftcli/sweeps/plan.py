@@ -14,7 +14,7 @@ from typing import Any
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import Recipe
 from riftcli.sweeps.file import EMPTY, OptunaSection, Part, Range, Scalars, SweepFile, read_sweep_file, take_parameters
-from riftcli.sweeps.points import RETENTION
+from riftcli.sweeps.points import GEOMETRY, OF_CAPTIONS, OTHER, RETENTION, TRANSFER
 from riftcli.sweeps.trial import RecipeTexts, Template, Trial, group_name
 
 
@@ -185,14 +185,17 @@ def _checked(path: Path, texts: RecipeTexts, select: str | None, trials: list[Tr
     return list(found.values())
 
 
+OF_SETS = [*RETENTION, *TRANSFER, *GEOMETRY, *OF_CAPTIONS]  # columns that name a set, whose name only its data knows
+
+
 def _check_metrics(path: Path, metrics: list[str], trials: list[Recipe]) -> None:
     """Raise UsageError for a column of the table that no trial measures. What a retention set is called, only its data knows."""
     measured = {name for recipe in trials for name in recipe.eval.metrics}
     for name in metrics:
         kind, space, _ = name.partition(" ")
-        if name in measured or name in ("acc or map", "steered cka") or (space and kind in RETENTION):
+        if name in measured or name in OTHER or (space and kind in OF_SETS):
             continue
-        known = [*sorted(measured), "acc or map", "steered cka", *(f"{kind} SET" for kind in RETENTION)]
+        known = [*sorted(measured), *OTHER, *(f"{kind} SET" for kind in OF_SETS)]
         close = did_you_mean(name, known)
         raise UsageError(
             f"sweep {path.name}: metrics: '{name}': not measured by any trial{close}; allowed here: {', '.join(known)}"

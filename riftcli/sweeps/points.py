@@ -12,6 +12,10 @@ from riftcli.functional.pareto import pareto_front
 from riftcli.runs.series import spread
 
 RETENTION = {"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn", "cka": "cka"}  # as reports call them
+TRANSFER = {"shifted": "shifted", "zero-shot": "zero_shot"}  # sets below `eval`, likewise; `mean` is over all of a kind
+OF_CAPTIONS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+GEOMETRY = ["rsa", "rsa_images", "rsa_texts"]
+OTHER = ["acc or map", "steered cka", "train seconds"]
 KEPT = ("cka", "cka_debiased")  # what a tie is broken by, and what accuracy is traded against
 
 
@@ -82,8 +86,10 @@ def _headline(report: dict[str, Any]) -> str:
 
 def metric_value(report: dict[str, Any], name: str) -> float | None:
     """A metric of the report, or the headline; of a retention set `knn SET`, `probe SET`, `cka SET`, `neighbours SET`, and of
-    `retention` the mean over all of them.
+    `retention` the mean over all of them; `shifted SET`, `zero-shot SET` and their `mean`; of captions `rsa SET` and recalls.
     """
+    if name == "train seconds":
+        return report["timing"].get("train_seconds")
     if name == "acc or map":
         name = _headline(report)
     if name == "steered cka":  # what a strength rule ended at
@@ -91,6 +97,12 @@ def metric_value(report: dict[str, Any], name: str) -> float | None:
     if name in report["metrics"]:
         return report["metrics"][name]["value"]
     kind, _, data = name.partition(" ")
+    if kind in TRANSFER:
+        found = report.get(TRANSFER[kind], {"mean": {}, "sets": {}})
+        return found["mean"].get("after") if data == "mean" else found["sets"].get(data, {}).get("after")
+    if kind in OF_CAPTIONS or kind in GEOMETRY:
+        entry = report.get("captions", {}).get(data, {})
+        return entry.get(kind) if kind in GEOMETRY else entry.get("after", {}).get(kind)
     sets = report.get("retention", {})
     key = RETENTION.get(kind, "")
     if data == "retention":

@@ -83,8 +83,14 @@ class Template:
         return found
 
 
+PLACE = re.compile(r"(?<!\{)\{(an)?\}(?!\})")
+
+
 def filled(value: Any, fill: Scalars, path: Path) -> Any:
-    """Parameters put into texts, at any depth; raise UsageError for a name that is none."""
+    """Parameters put into texts, at any depth; raise UsageError for a name that is none.
+
+    {} and {an} stay: they are the places of a class name in a prompt.
+    """
     if isinstance(value, dict):
         return {key: filled(inner, fill, path) for key, inner in value.items()}
     if isinstance(value, list):
@@ -93,6 +99,7 @@ def filled(value: Any, fill: Scalars, path: Path) -> Any:
         return value
     if value[1:-1] in fill and value == f"{{{value[1:-1]}}}":
         return fill[value[1:-1]]  # alone, a number stays a number, and null is null
+    value = PLACE.sub(r"{\g<0>}", value)
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
         for name in names:

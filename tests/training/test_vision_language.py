@@ -136,7 +136,9 @@ def test_the_head_of_a_contrastive_run_is_the_zero_shot_head_of_the_kept_weights
 
 
 @pytest.mark.parametrize("name", ["dive", "tracer", "prompts"])
-def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(runs, rift, clip_folder, caption_folder, write_recipe, tmp_path, name):
+def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(
+    runs, rift, clip_folder, caption_folder, write_recipe, tmp_path, name
+):
     """With the second stream, its captions, the running mean and the teacher of weights."""
     from riftcli.training import loop, state
 
@@ -181,7 +183,9 @@ def test_wise_starts_at_the_zero_shot_head_bitwise(runs, rift, clip_folder, tmp_
 def test_commands_that_look_at_images_take_two_tower_runs(runs, rift, tmp_path):
     copied = shutil.copytree(runs / "flyp", tmp_path / "flyp")
     digits = tmp_path / "digits.yaml"
-    digits.write_text("model: {name: none}\ndata: {format: digits, test: {from: test, limit: 30}, train: {from: train, limit: 60}}\n")
+    digits.write_text(
+        "model: {name: none}\ndata: {format: digits, test: {from: test, limit: 30}, train: {from: train, limit: 60}}\n"
+    )
     for command in (
         ["eval", "--run", copied],
         ["knn", "--run", copied, "--data", digits, "--k", "3"],
