@@ -1,7 +1,8 @@
 """Fashion-MNIST test images under other conditions: inverted, blurred, as edges. The shifted sets of the study fashion_clip.
 
 python experiments/altered_images.py ROOT OUT [--limit 500]
-    ROOT: what torchvision's FashionMNIST reads (download=False); the images are those of the recipe's test split. Writes OUT/{inverted,blurred,edges}/images and labels.csv.
+    ROOT: what torchvision's FashionMNIST reads (download=False). The images are those of the recipe's test split. Writes
+    OUT/{inverted,blurred,edges}/images and labels.csv.
 """
 
 from __future__ import annotations

@@ -50,7 +50,14 @@ class TextTower(nn.Module):
         self.format = text_format
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(n, length) -> unit-length embeddings (n, E)."""
+        """(n, length) -> unit-length embeddings (n, E).
+
+        A tower from Hugging Face masks the padding, so that what all rows have of it is left out first: prompts are short. Towers
+        of open_clip's own add a position to every place, and read all of them.
+        """
+        if hasattr(getattr(self.clip, "text", None), "config"):
+            used = int((tokens != self.format.padding).any(0).sum())
+            tokens = tokens[:, : max(1, used)]
         return self.clip.encode_text(tokens, normalize=True)
 
     @property

@@ -148,8 +148,8 @@ def _created(spec: Any, config: dict[str, Any], weights: str | None, source: Pat
                 return open_clip.create_model(name, load_weights=spec.pretrained, require_pretrained=spec.pretrained, **options)
             if source is None:
                 return open_clip.create_model(name.partition("/")[0], pretrained=weights, **options)
-            with _registered(_resolved(config["model_cfg"], source)) as registered:
-                return open_clip.create_model(registered, pretrained=weights, **options)
+            with _registered(_resolved(config["model_cfg"], source)) as registered, _full_precision(weights, spec) as file:
+                return open_clip.create_model(registered, pretrained=file, **options)
     except Exception as error:
         if isinstance(error, RuntimeError) and "state_dict" in str(error):
             detail = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), _first_line(error))
@@ -198,6 +198,26 @@ def _registered(model_cfg: dict[str, Any]) -> Iterator[str]:
         path.write_text(json.dumps(model_cfg))
         open_clip.add_model_config(path)
         yield path.stem
+
+
+@contextmanager
+def _full_precision(weights: str | None, spec: Any) -> Iterator[str | None]:
+    """The file of weights; where positions are to be interpolated, in fp32: torch cannot do that in half precision on a CPU."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    if weights is None or spec.image_size is None:
+        yield weights
+        return
+    with safe_open(weights, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    if all(tensor.dtype != torch.float16 for tensor in tensors.values()):
+        yield weights
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+        yield str(path)
 
 
 def _image_tower(clip: Any, model_cfg: dict[str, Any], spec: Any) -> Any:

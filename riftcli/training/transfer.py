@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.zero_shot import captions_of, columns_of, geometry_kept, mean_of, scored, zero_shot_weights
@@ -67,7 +68,8 @@ def measure_transfer(setup: Any) -> dict[str, Any]:
     recipe, data, start = setup.recipe, setup.data, setup.start
     report: dict[str, Any] = {}
     if start is not None and recipe.needs_pretrained:
-        names = [name for name in recipe.eval.metrics if name not in ("cka",)]
+        metrics = {name: catalog.component("metric", name) for name in recipe.eval.metrics}
+        names = [name for name, metric in metrics.items() if not metric.needs_pretrained]  # type: ignore[attr-defined]
         own = scored(data.splits.test, setup.pretrained.splits["test"], start.heads["task"], None, names, recipe.eval.group)
         report["zero_shot_start"] = {name: entry for name, entry in own.items() if entry["value"] is not None}
     if data.beside.get("shifted"):
