@@ -58,6 +58,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "medfm": "riftcli.data.datasets.medfm:MedFm",
         "cub200": "riftcli.data.datasets.cub200:Cub200",
         "imagenet": "riftcli.data.datasets.imagenet:ImageNet",
+        "imagenet_shift": "riftcli.data.datasets.imagenet_shift:ImageNetShift",
+        "iwildcam": "riftcli.data.datasets.iwildcam:IWildCam",
+        "fmow": "riftcli.data.datasets.fmow:Fmow",
         "captions": "riftcli.data.datasets.captions:Captions",
     },
     "metric": {

@@ -21,7 +21,8 @@ class Split:
 
     paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
     missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample;
-    left_out: listed samples without an image, where the source was told to go on without them.
+    left_out: listed samples without an image, where the source was told to go on without them; members: where a class stands for
+    several of another set (ObjectNet's for ImageNet's), the names of those.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Split:
     missing_groups: dict[str, str] = field(default_factory=dict)
     captions: list[list[str]] | None = None
     left_out: int = 0
+    members: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

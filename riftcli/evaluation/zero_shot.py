@@ -24,18 +24,17 @@ def zero_shot_weights(tower: TextTower, texts: Sequence[Sequence[str]], device: 
 
 
 def scored(
-    split: Split, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None, metrics: list[str], group: str | None
+    split: Split, features: torch.Tensor, logits: torch.Tensor, metrics: list[str], group: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of a split from features (N, E) and a linear head of its classes (C, E), (C,)."""
-    logits = features @ weights.T
-    table = FeatureTable(features, logits if bias is None else logits + bias)
-    return score(metrics, predictions(split, table, None, group))
+    """Metrics of a split from features (N, E) and the logits of its classes (N, C)."""
+    return score(metrics, predictions(split, FeatureTable(features, logits), None, group))
 
 
-def columns_of(split: Split, classes: Sequence[str]) -> torch.Tensor:
-    """Where the split's classes stand among those of a model; (C_split,)."""
+def restricted(logits: torch.Tensor, split: Split, classes: Sequence[str]) -> torch.Tensor:
+    """Logits (N, C) of a model's classes -> those of the split's (N, C_split); a class with several members takes the largest."""
     place = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([place[name] for name in split.classes])
+    members = split.members or [[name] for name in split.classes]
+    return torch.stack([logits[:, [place[name] for name in own]].max(1).values for own in members], 1)
 
 
 def captions_of(split: Split) -> tuple[list[str], torch.Tensor]:

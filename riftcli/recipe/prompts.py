@@ -33,8 +33,8 @@ def class_texts(
 def class_names(classes: Sequence[str], names: str | Sequence[str] | Mapping[str, str] | None, where: str) -> list[str]:
     """A name in words for every class.
 
-    names: null (the data source's own, with spaces for underscores; those of ImageNet for wnids), a shipped set by name, a file
-    with a name a line, a list in the order of the classes, or a mapping from class to name, complete or not.
+    names: null (the data source's own, with spaces for underscores and slashes; those of ImageNet for wnids), a shipped set by
+    name, a file with a name a line, a list in the order of the classes, or a mapping from class to name, complete or not.
     """
     if names is None:
         names = IMAGENET if classes and all(_WNID.fullmatch(name) for name in classes) else {}
@@ -47,7 +47,7 @@ def class_names(classes: Sequence[str], names: str | Sequence[str] | Mapping[str
                 f"{where}.class_names: none of its {len(names)} classes is in the data (e.g. '{unknown[0]}'); the data has "
                 f"{', '.join(classes[:3])}, ..."
             )
-        found = [names.get(name, name.replace("_", " ")) for name in classes]
+        found = [names.get(name, name.replace("_", " ").replace("/", " ")) for name in classes]
     else:
         if len(names) != len(classes):
             raise DataError(f"{where}.class_names: {len(names)} names for {len(classes)} classes; give one per class, in order")

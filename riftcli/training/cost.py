@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from riftcli import dist
-from riftcli.data.loader import Batch
-from riftcli.protocols import RegularizerContext, WeightPenalty
+from riftcli.data.loader import TextBatch
+from riftcli.data.transforms import Preprocessing
+from riftcli.models.classifier import Classifier
+from riftcli.models.image_text import text_tower
+from riftcli.protocols import Pairs, RegularizerContext, WeightPenalty
 from riftcli.recipe import Recipe
-from riftcli.training.network import apply_adapter, build_network, trained_module, use_bf16
+from riftcli.training.network import Network, apply_adapter, build_network, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer
-from riftcli.training.step import Step
+from riftcli.training.pretrained import embedded
+from riftcli.training.rows import over_rows
+from riftcli.training.step import OfBatch, Step, Tokens
 
 ON_A_CPU = 8  # images of a measured step there: it is linear in them, and a whole batch takes minutes
 
@@ -49,24 +55,19 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     penalty = None
     if recipe.adapter.trains_backbone:
         penalty = recipe.regularizer.build(RegularizerContext(network.vit.num_features, place, lambda: start))
-    apply_adapter(plain, network)
+    reads_texts = recipe.reads_texts and text_tower(network.vit) is not None
+    apply_adapter(plain, network, reads_texts, penalty)
     on_weights = penalty if isinstance(penalty, WeightPenalty) else None
     if on_weights is not None:
         on_weights.attach(network.vit)
     on_features = None if isinstance(penalty, WeightPenalty) else penalty
     depths, stream = network.classifier.depths, getattr(recipe.regularizer, "on", "task")
     live = not recipe.augment.off and not recipe.augment.views
-    with torch.inference_mode():
-        first = network.classifier.eval()(network.preprocessing.normalise(streams[stream][0].to(place)))
-    table = (first.layers if depths else first.features).float().clone()
-
-    def pretrained(index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if not live:
-            return table[: len(x)]
-        with torch.inference_mode():
-            output = network.classifier(network.preprocessing.normalise(x))
-        return output.layers if depths else output.features
-
+    tokens = _made_up_texts(recipe, network.vit, streams)
+    teacher = _teacher(on_features, network)
+    known = on_features is not None and teacher is network.classifier and not live
+    lines = tokens[stream] if getattr(penalty, "pairs", False) else None
+    pretrained = _pretrained_rows(teacher, network.preprocessing, streams[stream], lines, place, depths, known)
     step = Step(
         module=trained_module(network, cached=False),
         objective=recipe.objective.build(targets, classes),
@@ -79,6 +80,7 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         bf16=use_bf16(recipe.train.precision, place),
         by_layers=bool(depths),
         stream=stream,
+        tokens=tokens,
     )
     optimizer = build_optimizer(network.vit, step.penalty_parameters(), "adamw", 1e-6, 0.0)
     network.classifier.train()
@@ -88,7 +90,44 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     return StepCost(seconds / size, weights, disk_bytes(weights, trained))
 
 
-def _made_up(recipe: Recipe, classes: int, pixels: tuple[int, ...], device: torch.device) -> dict[str, Batch]:
+def _teacher(penalty: Any, network: Network) -> Classifier:
+    """The network that a penalty compares with: its own where it has one, else one of the size of the trained one."""
+    attach = getattr(penalty, "attach", None)
+    if attach is None:
+        return network.classifier
+    attach(network.vit, 100)
+    return Classifier(penalty.teacher).eval()
+
+
+def _pretrained_rows(
+    teacher: Classifier,
+    preprocessing: Preprocessing,
+    batch: tuple[torch.Tensor, ...],
+    tokens: Tokens | None,
+    device: torch.device,
+    depths: int,
+    known: bool,
+) -> OfBatch:
+    """What a step is compared with: looked up where a run would (`known`), else by another forward."""
+
+    def rows(x: torch.Tensor, lines: torch.Tensor | None) -> torch.Tensor | Pairs:
+        images = preprocessing.normalise(x)
+        if lines is not None:
+            return embedded(teacher, images, lines, False)
+        with torch.inference_mode():
+            output = teacher(images)
+        return (output.layers if depths else output.features).float()
+
+    own = None if tokens is None else tokens(batch[3]).to(device)
+    table = over_rows(torch.clone, rows(batch[0].to(device), own)) if known else None
+
+    def pretrained(index: torch.Tensor, x: torch.Tensor, lines: torch.Tensor | None = None) -> torch.Tensor | Pairs:
+        return rows(x, lines) if table is None else over_rows(lambda tensor: tensor[: len(x)], table)
+
+    return pretrained
+
+
+def _made_up(recipe: Recipe, classes: int, pixels: tuple[int, ...], device: torch.device) -> dict[str, TextBatch]:
     """Random images of the sizes that one forward sees: stream -> batch."""
     most = recipe.train.micro_batch_size or recipe.train.batch_size
     size = most if device.type == "cuda" else min(ON_A_CPU, most)
@@ -99,11 +138,26 @@ def _made_up(recipe: Recipe, classes: int, pixels: tuple[int, ...], device: torc
     streams = {}
     for name, count, labels in (("task", size, targets), ("reference", max(2, round(size * share)), None)):
         images = torch.randint(0, 256, (count, *pixels), dtype=torch.uint8, generator=generator)
-        streams[name] = images, torch.zeros(count) if labels is None else labels, torch.arange(count)
-    return streams
+        rows = torch.arange(count)
+        streams[name] = images, torch.zeros(count) if labels is None else labels, rows, rows
+    nothing = torch.empty(0)
+    return {**streams, "classes": (nothing, nothing, nothing, torch.arange(classes))}
 
 
-def _fastest(step: Step, optimizer: torch.optim.Optimizer, streams: dict[str, Batch], repeats: int) -> float:
+def _made_up_texts(recipe: Recipe, vit: Any, streams: dict[str, TextBatch]) -> dict[str, Tokens]:
+    """stream -> texts of an ordinary length, for the streams whose texts are read."""
+    tower = text_tower(vit)
+    if tower is None or not recipe.reads_texts:
+        return {}
+    wanted, regularizer = getattr(recipe.objective, "texts", None), recipe.regularizer
+    names = {"sample": ["task"], "class": ["classes"]}.get(str(wanted), [])
+    if getattr(regularizer, "texts", None) and regularizer.on == "reference":
+        names = [*names, "reference"]
+    line = tower.format.tokenize(["a photo of a thing"])
+    return {name: lambda numbers: line.expand(len(numbers), -1) for name in names}
+
+
+def _fastest(step: Step, optimizer: torch.optim.Optimizer, streams: dict[str, TextBatch], repeats: int) -> float:
     """Seconds of the fastest of so many steps, after one that does not count."""
     times = []
     for _ in range(1 + repeats):

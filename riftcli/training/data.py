@@ -98,10 +98,11 @@ def load_set(recipe: Recipe, key: str, one: EvalSet, splits: Splits) -> Split:
     if split.task != "multiclass":
         raise DataError(f"{where}: needs one label per image, and this data is {split.task}")
     if key == "shifted":
-        unknown = [name for name in split.classes if name not in splits.train.classes]
+        named = split.classes if split.members is None else [name for own in split.members for name in own]
+        unknown = [name for name in named if name not in splits.train.classes]
         if unknown:
             raise DataError(
-                f"{where}: {len(unknown)} of its {len(split.classes)} classes are not of the task (e.g. '{unknown[0]}'); shifted "
+                f"{where}: {len(unknown)} of its {len(named)} classes are not of the task (e.g. '{unknown[0]}'); shifted "
                 "sets have the task's classes, all or some; others belong below eval.zero_shot"
             )
         if one.source == recipe.data.source:

@@ -10,7 +10,7 @@ import torch
 from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
-from riftcli.evaluation.zero_shot import captions_of, columns_of, geometry_kept, mean_of, scored, zero_shot_weights
+from riftcli.evaluation.zero_shot import captions_of, geometry_kept, mean_of, restricted, scored, zero_shot_weights
 from riftcli.functional.retrieval import recall_at
 from riftcli.models.image_text import TextTower, text_tower
 from riftcli.recipe import Recipe
@@ -70,7 +70,8 @@ def measure_transfer(setup: Any) -> dict[str, Any]:
     if start is not None and recipe.needs_pretrained:
         metrics = {name: catalog.component("metric", name) for name in recipe.eval.metrics}
         names = [name for name, metric in metrics.items() if not metric.needs_pretrained]  # type: ignore[attr-defined]
-        own = scored(data.splits.test, setup.pretrained.splits["test"], start.heads["task"], None, names, recipe.eval.group)
+        old = setup.pretrained.splits["test"]
+        own = scored(data.splits.test, old, old @ start.heads["task"].T, names, recipe.eval.group)
         report["zero_shot_start"] = {name: entry for name, entry in own.items() if entry["value"] is not None}
     if data.beside.get("shifted"):
         report["shifted"] = _with_mean(recipe.shifted, _shifted(setup))
@@ -97,15 +98,13 @@ def _with_mean(sets: tuple[EvalSet, ...], entries: list[dict[str, Any]]) -> dict
 def _shifted(setup: Any) -> list[dict[str, Any]]:
     recipe, start, found = setup.recipe, setup.start, []
     for i, (one, split) in enumerate(zip(recipe.shifted, setup.data.beside["shifted"], strict=True)):
-        seen = setup.predict(split)
-        head = setup.network.vit.get_classifier()
-        columns = columns_of(split, setup.data.splits.train.classes)
-        weights, bias = head.weight.detach().float().cpu()[columns], head.bias.detach().float().cpu()[columns]
-        after = scored(split, seen.features, weights, bias, [one.metric], recipe.eval.group)
+        seen, classes = setup.predict(split), setup.data.splits.train.classes
+        after = scored(split, seen.features, restricted(seen.logits, split, classes), [one.metric], recipe.eval.group)
         before = None
         if start is not None:
             old = setup.pretrained.splits[f"shifted/{i}"]
-            before = scored(split, old, start.heads["task"][columns], None, [one.metric], recipe.eval.group)
+            logits = restricted(old @ start.heads["task"].T, split, classes)
+            before = scored(split, old, logits, [one.metric], recipe.eval.group)
         found.append(_entry(before, after, one.metric, len(split)))
     return found
 
@@ -117,9 +116,9 @@ def _zero_shot(setup: Any) -> list[dict[str, Any]]:
     sets = zip(recipe.zero_shot, setup.data.beside["zero_shot"], _set_texts(recipe, setup.data), strict=True)
     for i, (one, split, texts) in enumerate(sets):
         weights = zero_shot_weights(tower, texts, setup.device)
-        after = scored(split, setup.predict(split).features, weights, None, [one.metric], recipe.eval.group)
-        old = setup.pretrained.splits[f"zero_shot/{i}"]
-        before = scored(split, old, setup.start.heads[f"zero_shot/{i}"], None, [one.metric], recipe.eval.group)
+        features, old = setup.predict(split).features, setup.pretrained.splits[f"zero_shot/{i}"]
+        after = scored(split, features, features @ weights.T, [one.metric], recipe.eval.group)
+        before = scored(split, old, old @ setup.start.heads[f"zero_shot/{i}"].T, [one.metric], recipe.eval.group)
         found.append(_entry(before, after, one.metric, len(split)))
     return found
 

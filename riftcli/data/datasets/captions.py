@@ -1,7 +1,8 @@
-"""Images with captions: Flickr8k's token file, a CSV, or the headerless TSV of CC3M."""
+"""Images with captions: Flickr8k's token file, a CSV, COCO's JSON, or the headerless TSV of CC3M."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import urlparse
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.images import EXTENSIONS
-from riftcli.data.label_table import numbered_lines, read_csv
+from riftcli.data.label_table import numbered_lines, read_csv, read_text
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
@@ -21,15 +22,16 @@ class Captions:
     """Images with one or more captions each; no classes.
 
     labels: {split: caption file} below root; style: token (Flickr8k: `name.jpg#0<TAB>caption`) | csv (a header; image_column,
-    caption_column, delimiter) | cc3m (`caption<TAB>url`, with or without a header; the image is the url's file name, or what
-    img2dataset makes of row i: 00000/000000012.jpg).
+    caption_column, delimiter) | coco (captions_val2017.json: images by number, annotations with captions) | cc3m
+    (`caption<TAB>url`, with or without a header; the image is the url's file name, or what img2dataset makes of row i:
+    00000/000000012.jpg).
     images: {split: folder below root}, or one folder for all splits; lists: {split: file} with the image names of a split
     (Flickr_8k.trainImages.txt). max_missing: share of images that may be absent (links rot); they are left out and counted.
     """
 
     root: str
     labels: dict[str, str]
-    style: Literal["token", "csv", "cc3m"] = "csv"
+    style: Literal["token", "csv", "coco", "cc3m"] = "csv"
     image_column: str = "image"
     caption_column: str = "caption"
     delimiter: str = ","
@@ -53,7 +55,7 @@ class Captions:
         check_split(f"captions {self.root}", split, list(self.labels))
         path, problems = root / self.labels[split], Problems()
         folder = root / (self.images if isinstance(self.images, str) else self.images[split])
-        rows = {"token": _token, "csv": self._csv, "cc3m": _cc3m}[self.style](path, problems)
+        rows = {"token": _token, "csv": self._csv, "coco": _coco, "cc3m": _cc3m}[self.style](path, problems)
         wanted = {line.strip() for _, line in numbered_lines(root / self.lists[split])} if split in self.lists else None
         captions: dict[str, list[str]] = defaultdict(list)
         first: dict[str, int] = {}
@@ -146,6 +148,23 @@ def _token(path: Path, problems: Problems) -> list[tuple[int, str, str]]:
             problems.add(f"{path}:{number}: expected name.jpg#0, a tab and a caption, got '{line[:40]}'")
         else:
             rows.append((number, image, caption))
+    return rows
+
+
+def _coco(path: Path, problems: Problems) -> list[tuple[int, str, str]]:
+    """Captions in the order of the file; the number of an annotation stands for its line."""
+    try:
+        found = json.loads(read_text(path))
+        names = {image["id"]: image["file_name"] for image in found["images"]}
+        annotations = [(note["image_id"], note["caption"]) for note in found["annotations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not COCO's captions (images with id and file_name, annotations): {error!r}") from error
+    rows = []
+    for number, (image, caption) in enumerate(annotations, 1):
+        if image not in names:
+            problems.add(f"{path}: annotation {number} is of image {image}, which is not among its images")
+        else:
+            rows.append((number, names[image], str(caption)))
     return rows
 
 

@@ -27,7 +27,12 @@ _SETS: dict[str, list[str]] = {
     "DTD": ["train", "val", "test"],
     "Food101": ["train", "test"],
     "ImageNet": ["train", "val"],
+    "FGVCAircraft": ["train", "val", "trainval", "test"],
+    "Caltech101": ["all"],  # these three come without splits
+    "EuroSAT": ["all"],
+    "SUN397": ["all"],
 }
+_WHOLE = ("Caltech101", "EuroSAT", "SUN397")
 _BY_FLAG = ("FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
 
@@ -35,8 +40,9 @@ _BY_FLAG = ("FashionMNIST", "MNIST", "KMNIST", "CIFAR10", "CIFAR100")
 class Torchvision:
     """A torchvision classification data set, in torchvision's own layout below `root`.
 
-    name: FashionMNIST, CIFAR10, CIFAR100, OxfordIIITPet, Flowers102, SVHN, StanfordCars, ImageNet, ...; root: folder that
-    torchvision expects. args: further arguments of the torchvision class; download: fetch it first (needs a network).
+    name: FashionMNIST, CIFAR10, CIFAR100, OxfordIIITPet, Flowers102, SVHN, StanfordCars, ImageNet, ...; Caltech101, EuroSAT and
+    SUN397 have one split, `all`. root: folder that torchvision expects. args: further arguments of the torchvision class;
+    download: fetch it first (needs a network).
     """
 
     name: str
@@ -63,6 +69,8 @@ class Torchvision:
         which: dict[str, Any] = {"split": split}
         if self.name in _BY_FLAG:
             which = {"train": split == "train"}
+        if self.name in _WHOLE:
+            which = {}
         if self.name != "ImageNet":  # the one class without the argument
             which["download"] = self.download
         try:
@@ -74,10 +82,13 @@ class Torchvision:
             raise DataError(
                 f"torchvision {self.name} in {self.root}: {str(error).splitlines()[0]}; check data.root{fetch}"
             ) from error
+        if self.name == "SUN397":  # torchvision lists it in the order of the file system
+            pairs = sorted(zip(source._image_files, source._labels, strict=True))
+            source._image_files, source._labels = ([pair[i] for pair in pairs] for i in (0, 1))
         targets = _targets(source)
         count = int(targets.max()) + 1
         # ImageNet has several names a class, and two cranes: its wnids are what tells them apart
-        classes = [str(name) for name in getattr(source, "wnids", getattr(source, "classes", range(count)))]
+        classes = [str(name) for name in _class_names(source, count)]
         paths = _paths(source)
         if paths is not None:
             check_exist(paths)
@@ -91,8 +102,19 @@ class Torchvision:
         )
 
 
+def _class_names(source: Any, count: int) -> Any:
+    for name in ("wnids", "classes", "categories"):
+        if hasattr(source, name):
+            return getattr(source, name)
+    return range(count)
+
+
 def _paths(source: Any) -> list[Path] | None:
     """The image files behind a torchvision set, where there are files; torchvision has no one name for them either."""
+    if hasattr(source, "categories") and hasattr(source, "index"):  # Caltech101 numbers the images of a class
+        base = Path(source.root) / "101_ObjectCategories"
+        pairs = zip(source.y, source.index, strict=True)
+        return [base / source.categories[label] / f"image_{number:04d}.jpg" for label, number in pairs]
     for name in ("_images", "_image_files"):
         if hasattr(source, name):
             return [Path(path) for path in getattr(source, name)]
@@ -127,7 +149,7 @@ def _targets(source: Any) -> Any:
     """Labels without decoding an image; torchvision has no one name for them."""
     import numpy as np
 
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels", "_labels", "y"):
         if hasattr(source, name):
             return np.asarray(getattr(source, name))
     if hasattr(source, "_samples"):

@@ -66,7 +66,7 @@ class ZeroShot:
                 texts = class_texts(split.classes, templates, names, "prompts")
                 weights = zero_shot_weights(tower, texts, encoder.device)
                 features = encoder.encode(loaded, split, source.input, f"{source.name} with {candidate.label}").features
-                found = scored(split, features, weights, None, list(self.metrics), candidate.recipe.eval.group)
+                found = scored(split, features, features @ weights.T, list(self.metrics), candidate.recipe.eval.group)
                 facts: Row = {"model": candidate.label, "group": candidate.group, "data": source.name, "split": split.name}
                 facts |= {"n": len(split), "classes": len(split.classes), "prompts": sum(map(len, texts))}
                 rows.append({**facts, **{name: entry["value"] for name, entry in found.items()}})

@@ -127,6 +127,9 @@ class WorstGroup:
         per_group: dict[str, list[float]] = {}
         for name, value in zip(predictions.groups, right.tolist(), strict=True):
             per_group.setdefault(name, []).append(value)
+        per_group.pop("", None)  # samples of no group: no region of the world, for one
+        if not per_group:
+            return {"value": None, "reason": "every sample's group is empty"}
         means = {name: sum(values) / len(values) for name, values in sorted(per_group.items())}
         worst = min(means, key=lambda name: means[name])
         return {"value": means[worst], "group": worst, "per_group": means}
