@@ -25,13 +25,14 @@ def ls() -> None:
     width = max(len(name) for name in names)
     for name in names:
         print(f"{name:<{width}}  {_title(recipes.source(name)[0])}")
-    print("\nand SET_METHOD for every")
-    print(f"  SET     {', '.join(family.sets(folder))}")
-    methods = family.methods(folder)
-    width = max(len(name) for name in methods)
-    for i, name in enumerate(methods):
-        title = _title((folder / "methods" / f"{name}.yaml").read_text(encoding="utf-8"))
-        print(f"  {'METHOD' if i == 0 else '':<6}  {name:<{width}}  {title}")
+    for kind in family.FAMILIES:
+        print("\nand SET_METHOD for every")
+        print(f"  SET     {', '.join(family.sets(folder, kind))}")
+        methods = family.methods(folder, kind)
+        width = max(len(name) for name in methods)
+        for i, name in enumerate(methods):
+            title = _title((folder / kind / f"{name}.yaml").read_text(encoding="utf-8"))
+            print(f"  {'METHOD' if i == 0 else '':<6}  {name:<{width}}  {title}")
 
 
 def _title(text: str) -> str:

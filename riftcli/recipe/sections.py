@@ -368,6 +368,7 @@ COMPONENTS = {"objective": "cross_entropy", "adapter": "full", "regularizer": "n
 TOP_LEVEL = [
     "model",
     "data",
+    "prompts",
     "objective",
     "adapter",
     "regularizer",
@@ -379,7 +380,6 @@ TOP_LEVEL = [
     "eval",
     "retention",
     "reference",
-    "prompts",
 ]
 RULES = ["allow_overlap", "allow_missing_classes"]
 SPLIT_KEYS = ["format", "train", "val", "test", *RULES]
