@@ -19,6 +19,8 @@ COMMANDS = {
     "finetune": "riftcli.commands.finetune:finetune",
     "eval": "riftcli.commands.eval:evaluate",
     "knn": "riftcli.commands.knn:knn",
+    "zeroshot": "riftcli.commands.zeroshot:zeroshot",
+    "captions": "riftcli.commands.captions:captions",
     "sharpness": "riftcli.commands.sharpness:sharpness",
     "similarity": "riftcli.commands.similarity:similarity",
     "attention": "riftcli.commands.attention:attention",

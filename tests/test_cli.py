@@ -401,9 +401,9 @@ def test_sigterm_saves_and_exits_143(tiny_recipe, write_recipe, tmp_path, rift):
 
 
 def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, write_recipe, monkeypatch, read_json):
-    from riftcli.methods.objectives import cross_entropy
+    from riftcli.methods.objectives import softmax
 
-    real = cross_entropy._CrossEntropy.losses
+    real = softmax.SoftmaxLoss.losses
     calls = {"n": 0}
 
     def poisoned(self, logits, targets):
@@ -412,7 +412,7 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
         return loss * float("nan") if logits.requires_grad and calls["n"] > 300 else loss
 
     tiny_recipe["train"] |= {"head_init": "zeros", "epochs": 80}
-    monkeypatch.setattr(cross_entropy._CrossEntropy, "losses", poisoned)
+    monkeypatch.setattr(softmax.SoftmaxLoss, "losses", poisoned)
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code == 7, err
     assert "error: step 301: loss or gradient is not finite (task nan, penalty " in err
@@ -516,9 +516,9 @@ def test_eval_errors(rift, tiny_recipe, write_recipe, tmp_path):
     tiny_recipe["train"]["epochs"] = 1
     assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
     assert rift("eval", "--run", "r", "--metrics", "acc,ckaa")[2] == (
-        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, bacc, f1, auroc, map, kappa, ece, "
-        "ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, rsa, rsa_centred, rsa_spearman, rsa_euclid, procrustes, cca, "
-        "svcca, mutual_knn, centre_distance, overlap, effective_rank\n"
+        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, bacc, f1, worst_group, auroc, map, kappa, "
+        "ece, ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, rsa, rsa_centred, rsa_spearman, rsa_euclid, "
+        "procrustes, cca, svcca, mutual_knn, centre_distance, overlap, effective_rank\n"
     )
     assert rift("eval", "--run", "r", "--set", "optim.lr=1")[2] == (
         "error: --set optim.lr=1: evaluation can change data.*, input.*, eval.*, model.weights and train.workers, not the run\n"

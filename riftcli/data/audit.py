@@ -46,6 +46,7 @@ def check_data(
         _inspect(audit, own, console, workers)
         _check_classes(audit, own)
         _check_modes(audit, own)
+        _check_captions(audit, own)
         _check_pairs(audit, own, source)
         _check_content(audit, own, source)
         if near:
@@ -158,6 +159,35 @@ def _check_modes(audit: Audit, names: list[str]) -> None:
         modes = Counter(seen.mode for seen in audit.images[name] if seen.mode)
         if 0 < modes.get("L", 0) < sum(modes.values()) and "RGB" in modes:
             audit.add("warning", "modes", [name], f"{modes['L']} grey images among {modes['RGB']} in colour", count=modes["L"])
+
+
+LONG = 50  # words that hardly fit the 77 tokens of most text towers
+
+
+def _check_captions(audit: Audit, names: list[str]) -> None:
+    """Captions that are cut, or that say nothing about which image they are of."""
+    for name in names:
+        split = audit.splits[name]
+        if split.captions is None:
+            continue
+        owners: dict[str, list[str]] = defaultdict(list)
+        for sample, own in zip(split.ids, split.captions, strict=True):
+            for text in dict.fromkeys(own):
+                owners[text].append(sample)
+        shared = {text: ids for text, ids in owners.items() if len(ids) > 1}
+        if shared:
+            examples = [f"'{text[:60]}': {', '.join(ids[:4])}" for text, ids in shared.items()]
+            message = f"{len(shared)} captions stand for several images; in a contrastive loss these count against each other"
+            audit.add("warning", "captions", [name], message, examples, len(shared))
+        longer = [
+            f"{sample}: {len(text.split())} words"
+            for text, ids in owners.items()
+            for sample in ids[:1]
+            if len(text.split()) > LONG
+        ]
+        if longer:
+            message = f"{len(longer)} captions have more than {LONG} words: what does not fit the text tower is cut off"
+            audit.add("warning", "captions", [name], message, longer, len(longer))
 
 
 def _check_pairs(audit: Audit, names: list[str], data: DataSection) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, did_you_mean
+from riftcli.models.weights_file import weights_file
 
 OPEN_CLIP = "open_clip:"  # what names of models with two towers start with
 
@@ -171,22 +172,6 @@ def _explained(spec: Backbone, name: str, error: Exception) -> ModelError:
             "(model.pretrained=false would train from scratch)"
         )
     return ModelError(f"model.name {spec.name}: {text}")
-
-
-def weights_file(weights: str | None) -> Path:
-    """The .safetensors file behind `model.weights`; raise ModelError when there is none."""
-    assert weights is not None
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise ModelError(f"model.weights {weights}: expected exactly one .safetensors file in it, found {len(files)}")
-        path = files[0]
-    if not path.is_file():
-        raise ModelError(f"model.weights {weights}: no such file or folder")
-    if path.suffix != ".safetensors":
-        raise ModelError(f"model.weights {weights}: only .safetensors is read (other formats can run code when loaded)")
-    return path
 
 
 def _folder_args(name: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _CARD = """---
-library_name: timm
-tags: [image-classification, timm, riftcli]
+library_name: {library}
+tags: [image-classification, {library}, riftcli]
 ---
 # {architecture}, finetuned on {data}
 
@@ -14,19 +14,25 @@ Finetuned with riftcli: objective `{objective}`, adapter `{adapter}`, regularize
 The numbers are in `metrics.json` of the run folder, the whole recipe in `recipe.resolved.yaml`.
 
 ```python
-import timm
 {load}
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
 ```
 """
 
-_TIMM = 'model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights'
-_OURS = 'import riftcli\nmodel = riftcli.load("PATH_TO_THIS_FOLDER")  # its adapter is no timm layer: timm alone cannot load it'
+_TIMM = """import timm
+model = timm.create_model("local-dir:PATH_TO_THIS_FOLDER", pretrained=True)  # without pretrained=True: random weights
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)"""
+_OPEN_CLIP = """import open_clip
+model, _, transform = open_clip.create_model_and_transforms("local-dir:PATH_TO_THIS_FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:PATH_TO_THIS_FOLDER")
+# the classifier is in head.safetensors; riftcli.load("PATH_TO_THIS_FOLDER") puts it on the image tower"""
+_OURS = 'import riftcli\nmodel = riftcli.load("PATH_TO_THIS_FOLDER")  # its adapter is no {library} layer: {library} alone cannot load it'
 
 
-def model_card(resolved: dict[str, Any], epoch: int, plain_timm: bool = True) -> str:
-    """Markdown with how it was made and how to load it."""
+def model_card(resolved: dict[str, Any], epoch: int, plain: bool = True, two_towers: bool = False) -> str:
+    """Markdown with how it was made and how to load it. plain: the library that its backbone is of can load it."""
+    library = "open_clip" if two_towers else "timm"
+    load = (_OPEN_CLIP if two_towers else _TIMM) if plain else _OURS.format(library=library)
     return _CARD.format(
         architecture=resolved["model"]["name"],
         data=resolved["data"].get("name") or resolved["data"]["format"],
@@ -34,5 +40,6 @@ def model_card(resolved: dict[str, Any], epoch: int, plain_timm: bool = True) ->
         adapter=resolved["adapter"]["name"],
         regularizer=resolved["regularizer"]["name"],
         epoch=epoch,
-        load=_TIMM if plain_timm else _OURS,
+        library=library,
+        load=load,
     )

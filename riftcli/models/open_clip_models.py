@@ -18,6 +18,7 @@ from torch import nn
 from riftcli.errors import EnvironmentError, ModelError, did_you_mean
 from riftcli.models.image_text import Projection, TextFormat, TextTower, add_embedding
 from riftcli.models.open_clip_folder import CONFIG, to_timm, weights_in
+from riftcli.models.weights_file import weights_file
 
 PREFIX, LOCAL, HUB = "open_clip:", "local-dir:", "hf-hub:"
 TOKENIZER_FILES = (
@@ -113,8 +114,6 @@ def _weights(spec: Any, name: str, source: Path | None) -> str | None:
     if not spec.pretrained:
         return None
     if spec.weights is not None:
-        from riftcli.models.backbone import weights_file
-
         return str(weights_file(spec.weights))
     if source is not None:
         return str(weights_in(source))

@@ -112,6 +112,9 @@ def _sections(
     score = next((c for c in ("acc or map (mean)", "map", "acc") if c in table.columns), None)
     kept = next((c for c in ("cka (mean)", "cka") if c in table.columns), None)
     balance = [figures.trade_off(table, score, kept, palette)] if score and kept else []
+    for other in ("zero-shot mean", "shifted mean"):
+        if score and other in table.columns:
+            balance.append(figures.trade_off(table, score, other, palette))
     balance += [figures.spread_of_runs(groups, "cka", palette)] if kept == "cka" else []
     found: list[tuple[str, list[Figure | None]]] = [
         ("Kept against learned", list(balance)),

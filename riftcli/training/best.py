@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from riftcli import dist
+from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.surgery import merge
@@ -27,7 +28,9 @@ def keep_model(state: TrainState, epoch: int) -> None:
         extra["adapter"] = spec
     shipped = merge(copy.deepcopy(network.vit)) if kind == "merged" else network.vit
     save_folder(folder, shipped, state.setup.data.splits.train.classes, network.preprocessing, {"rift": extra})
-    (folder / "README.md").write_text(model_card(recipe.resolved, epoch, kind != "unmerged"), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None), encoding="utf-8"
+    )
     if kind != "plain":
         save_adapter(state.folder.path / "adapter", network.vit, spec, recipe.model.name)
     check_saved(folder, network.vit, network.preprocessing.input_size)

@@ -112,7 +112,9 @@ def write_iwildcam(root: Path) -> Path:
         rows.append(f"{split},{i % 3},{y},{i}.jpg,2013-01-01")
         image(base / "train" / f"{i}.jpg")
     (base / "metadata.csv").write_text("\n".join(rows) + "\n")
-    (base / "categories.csv").write_text("category_id,name,y\n0,empty,0\n24,gazella granti,2\n2,tayassu pecari,1\n9,never,99999\n")
+    (base / "categories.csv").write_text(
+        "category_id,name,y\n0,empty,0\n24,gazella granti,2\n2,tayassu pecari,1\n9,never,99999\n"
+    )
     return root
 
 
@@ -232,7 +234,11 @@ def test_coco_captions(tmp_path):
     image(tmp_path / "val2017" / "000009.jpg")
     found = {
         "images": [{"id": 7, "file_name": "000007.jpg"}, {"id": 9, "file_name": "000009.jpg"}],
-        "annotations": [{"image_id": 9, "caption": "two"}, {"image_id": 7, "caption": "one"}, {"image_id": 9, "caption": "three"}],
+        "annotations": [
+            {"image_id": 9, "caption": "two"},
+            {"image_id": 7, "caption": "one"},
+            {"image_id": 9, "caption": "three"},
+        ],
     }
     path = tmp_path / "captions_val2017.json"
     path.write_text(json.dumps(found))

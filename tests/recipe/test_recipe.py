@@ -117,14 +117,15 @@ zzz: 1
             "recipe r.yaml:8: optim.lr: expected a number, got 'fast' (text)",
             "recipe r.yaml:9: train.epochs: expected a number > 0, got 0",
             "recipe r.yaml:10: eval.metrics.1: unknown metric 'ckaa' (did you mean 'cka'?)",
-            "  allowed here: acc, bacc, f1, auroc, map, kappa, ece, ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, "
+            "  allowed here: acc, bacc, f1, worst_group, auroc, map, kappa, ece, ece_adaptive, brier, nll, knn, cka, "
+            "cka_debiased, cka_rbf, "
             "rsa, rsa_centred, rsa_spearman, rsa_euclid, procrustes, cca, svcca, mutual_knn, "
             "centre_distance, overlap, effective_rank",
             "recipe r.yaml:10: eval.best: 'f1' must be one of eval.metrics",
             "  allowed here: acc, ckaa",
             "recipe r.yaml:11: zzz: unknown key",
-            "  allowed here: model, data, objective, adapter, regularizer, input, augment, optim, schedule, train, eval, "
-            "retention, reference",
+            "  allowed here: model, data, prompts, objective, adapter, regularizer, input, augment, optim, schedule, train, "
+            "eval, retention, reference",
             "--set optim.weight_decay=-1: optim.weight_decay: expected a number >= 0, got -1",
         ]
     )
@@ -143,7 +144,7 @@ zzz: 1
          "'cosin' (text)"),
         ("regularizer: {name: rif}", "recipe r.yaml:3: regularizer.name: unknown regularizer 'rif' (text) (did you mean "
          "'rift'?)\n  allowed here: none, rift, rsc, l2sp, feature_distill, cosine_gram, "
-         "difference_vector, ldifs"),
+         "difference_vector, ldifs, replay, snd, dive, cosine, trajectory_distill"),
         ("regularizer: {name: rift, strength: -1}", "recipe r.yaml:3: regularizer.strength: must be 0 or more, got -1"),
         ("regularizer: rift", "recipe r.yaml:3: regularizer: expected keys below it, e.g. {name: none}, got 'rift' (text)"),
         ("objective: {class_weights: heavy}", "recipe r.yaml:3: objective.class_weights: expected 'none', "
@@ -177,7 +178,7 @@ def test_missing_parts():
         "recipe r.yaml:1: model.name: missing; it has no default\n"
         "recipe r.yaml:1: data: missing: a recipe needs a data source\n"
         "  allowed here: digits, demo_fashion, torchvision, image_folder, csv_table, isic2018, aptos2019, medfm, "
-        "cub200, imagenet, captions"
+        "cub200, imagenet, imagenet_shift, iwildcam, fmow, captions"
     )
     assert message("- 1\n").startswith("recipe r.yaml:1: a recipe is a mapping with the keys model, data, ")
 

@@ -1,0 +1,66 @@
+"""rift captions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.runs.result_table import ResultTable
+
+SHOWN = {  # key of a row -> title
+    "image_to_text_r1": "image to text R@1",
+    "image_to_text_r5": "R@5",
+    "image_to_text_r10": "R@10",
+    "text_to_image_r1": "text to image R@1",
+    "text_to_image_r5": "R@5",
+    "text_to_image_r10": "R@10",
+    "rsa": "RSA",
+    "rsa_images": "RSA images",
+    "rsa_texts": "RSA texts",
+}
+
+
+def captions(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    model: Models = [],  # noqa: B006
+    data: DataSets = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="test, val, train or any of the data source.")] = "test",
+    pretrained: Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")] = True,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Retrieval between images and their captions, and RSA to the pretrained model over both."""
+    from riftcli.commands import common
+    from riftcli.evaluation.evaluators.captions import CaptionRetrieval
+
+    common.check_out(out)
+    candidates = common.open_candidates(run, model, overrides, own_data=not data)
+    sets = common.open_sets(data, candidates, overrides)
+    if pretrained:
+        candidates = common.with_pretrained(candidates)
+    common.measure(CaptionRetrieval(split), print_captions, candidates, sets, candidates[-1].recipe, device, out, as_json)
+
+
+def print_captions(table: ResultTable) -> None:
+    """A table per data set: models down."""
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import averaged, format_number
+
+    for name in dict.fromkeys(row["data"] for row in table.rows):
+        rows = [row for row in table.rows if row["data"] == name]
+        lines = []
+        for group in dict.fromkeys(row["group"] for row in rows):
+            own = [row for row in rows if row["group"] == group]
+            texts = []
+            for key in SHOWN:
+                cells = averaged([row for row in own if row[key] is not None], ["group"], key)
+                cell = next(iter(cells.values()), None)
+                texts.append("" if cell is None else format_number(cell[0], cell[1] if cell[2] > 1 else None))
+            lines.append([group, *texts])
+        print_grid(f"{name}: {rows[0]['n']} images, {rows[0]['captions']} captions", ["model", *SHOWN.values()], lines)
