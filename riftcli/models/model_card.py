@@ -26,7 +26,8 @@ _OPEN_CLIP = """import open_clip
 model, _, transform = open_clip.create_model_and_transforms("local-dir:PATH_TO_THIS_FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:PATH_TO_THIS_FOLDER")
 # the classifier is in head.safetensors; riftcli.load("PATH_TO_THIS_FOLDER") puts it on the image tower"""
-_OURS = 'import riftcli\nmodel = riftcli.load("PATH_TO_THIS_FOLDER")  # its adapter is no {library} layer: {library} alone cannot load it'
+_OURS = """import riftcli
+model = riftcli.load("PATH_TO_THIS_FOLDER")  # its adapter is no {library} layer: {library} alone cannot load it"""
 
 
 def model_card(resolved: dict[str, Any], epoch: int, plain: bool = True, two_towers: bool = False) -> str:
