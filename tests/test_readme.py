@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from vision_language import write_captions, write_clip
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/guide.md", "docs/methods.md", "docs/data.md"]
-TEXTS = {page: (ROOT / page).read_text() for page in [*PAGES, "docs/results.md", "docs/paper_map.md", "CONTRIBUTING.md"]}
+TWO_TOWERS = "docs/vision_language.md"
+OTHERS = [TWO_TOWERS, "docs/results.md", "docs/paper_map.md", "CONTRIBUTING.md"]
+TEXTS = {page: (ROOT / page).read_text() for page in [*PAGES, *OTHERS]}
 BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", TEXTS[page], flags=re.DOTALL)]
 README = TEXTS["README.md"]
 DEMO, TESTS, *TOUR = BLOCKS
@@ -54,6 +57,18 @@ def test_the_demo_command(place):
 def test_tour(block, place):
     for command in block.strip().splitlines():
         done = shell(command, place)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_page_on_vision_language_models(tmp_path):
+    """With the folders that it speaks of: a tiny model, and captioned pictures."""
+    write_clip(tmp_path / "clip")
+    write_captions(tmp_path / "pairs")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", TEXTS[TWO_TOWERS], flags=re.DOTALL)
+    (tmp_path / "flyp.yaml").write_text(recipe)
+    (block,) = re.findall(r"```bash\n(.*?)```", TEXTS[TWO_TOWERS], flags=re.DOTALL)
+    for command in block.strip().splitlines():
+        done = shell(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 

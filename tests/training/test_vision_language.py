@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,6 +167,27 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(
     last = [sorted((place / "last").glob("step-*"))[-1] for place in (runs / name, tmp_path / "stopped")]
     penalties = [load_file(place / "penalty.safetensors") for place in last]
     assert all(torch.equal(penalties[0][key], penalties[1][key]) for key in penalties[0])
+
+
+def test_two_processes_give_the_run_of_one(runs, tmp_path):
+    """DiVE: pairs meet across processes, and so does the running mean of the reference stream."""
+    command = [sys.executable, "-m", "riftcli", "finetune", "--recipe", str(runs / "dive.yaml"), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--nproc-per-node", "2", "--device", "cpu"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        for place in (runs / "dive", tmp_path / "two")
+    ]
+    steps = [[row for row in own if row["kind"] == "step"] for own in rows]
+    assert len(steps[0]) == len(steps[1]) == 6
+    for one, two in zip(*steps, strict=True):
+        for key in ("task_loss", "penalty_loss", "grad_norm"):
+            assert two[key] == pytest.approx(one[key], rel=2e-3, abs=1e-6), (one["step"], key)
+    assert steps[1][0]["penalty_loss"] == pytest.approx(steps[0][0]["penalty_loss"], rel=1e-5, abs=1e-9)
+    ended = [report(runs, "dive"), json.loads((tmp_path / "two" / "metrics.json").read_text())]
+    assert ended[0]["zero_shot_start"]["acc"]["value"] == ended[1]["zero_shot_start"]["acc"]["value"]
+    assert ended[0]["captions"]["pairs"]["before"] == ended[1]["captions"]["pairs"]["before"]
 
 
 def test_wise_starts_at_the_zero_shot_head_bitwise(runs, rift, clip_folder, tmp_path):
