@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,21 @@ def to_timm(visual: Any, model_cfg: dict[str, Any], spec: Any) -> Any:
         "fc_norm": False,
         "pre_norm": not own.get("no_ln_pre", False),
         "act_layer": act,
-        "drop_path_rate": spec.drop_path,
     }
-    vit: Any = timm.create_model("vit_base_patch16_clip_224", num_classes=0, **options)
+    name = BY_EPS.get(eps, BY_EPS[1e-5])
+    vit: Any = timm.create_model(name, num_classes=0, drop_path_rate=spec.drop_path, **options)
     for module in vit.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = eps
+    vit.timm_form = (name, options) if eps in BY_EPS else None
     vit.patch_embed.proj.bias = None  # open_clip's patches have none, with or without a norm behind them
     state = {timm_name(name): value for name, value in visual.state_dict().items() if name != "proj"}
     state["cls_token"], state["pos_embed"] = state["cls_token"][None, None], state["pos_embed"][None]
     vit.load_state_dict(state)
     return vit
 
+
+BY_EPS = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # timm's names differ in the eps of their norms
 
 # forms of open_clip's blocks that no model with published weights and a timm form has
 _WITHOUT_FORM = (
@@ -187,3 +191,32 @@ def save_open_clip(
         (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2), encoding="utf-8")
     for name in (*texts, *tensors):
         (folder / f"{name}.tmp").replace(folder / name)
+
+
+def save_image_tower(
+    folder: Path, vit: Any, preprocessing: Preprocessing, write: Callable[[Path, dict[str, torch.Tensor]], None]
+) -> bool:
+    """Write the image tower alone as a timm model folder, whose classifier is CLIP's projection; False where timm has no form of
+    it.
+    """
+    form, projection = getattr(vit, "timm_form", None), getattr(vit, "projection", None)
+    weight = getattr(projection, "weight", None)
+    if form is None or weight is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    name, options = form
+    state = {k: v for k, v in vit.state_dict().items() if not k.startswith(("text_tower.", "class_head.", "projection."))}
+    if not options["pre_norm"]:  # timm's patches have a bias there
+        state["patch_embed.proj.bias"] = torch.zeros(options["embed_dim"])
+    state |= {"head.weight": weight.detach().T, "head.bias": torch.zeros(weight.shape[1])}
+    config = {
+        "architecture": name,
+        "num_classes": weight.shape[1],
+        "num_features": options["embed_dim"],
+        "global_pool": options["global_pool"],
+        "model_args": {key: value for key, value in options.items() if value is not None},
+        "pretrained_cfg": {**asdict(preprocessing), "num_classes": weight.shape[1], "classifier": "head"},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    write(folder / "model.safetensors", state)
+    return True

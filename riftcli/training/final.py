@@ -8,7 +8,9 @@ from riftcli.data.classes import class_counts
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
 from riftcli.evaluation.scores import write_tables
-from riftcli.models.weights import saved_weights
+from riftcli.models.image_text import text_tower
+from riftcli.models.open_clip_folder import save_image_tower
+from riftcli.models.weights import saved_weights, write_tensors
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Setup
@@ -47,6 +49,8 @@ def final_report(state: TrainState) -> dict[str, Any]:
     report["retention"] = measure_retention(setup)
     report |= measure_transfer(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
+    if state.folder and recipe.adapter.saved != "unmerged" and text_tower(vit) is not None:
+        save_image_tower(state.folder.path / "image_tower", vit, setup.network.preprocessing, write_tensors)
     if state.folder:
         write_tables(state.folder.path / "eval" / eval_name(report), test, seen)
     return report

@@ -12,8 +12,8 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.errors import EnvironmentError, ModelError
 from riftcli.models.backbone import Backbone
 from riftcli.models.image_text import class_embeddings, set_zero_shot_head, text_tower
-from riftcli.models.open_clip_folder import open_clip_name, open_clip_state, timm_name
-from riftcli.models.weights import check_saved, load_saved, read_config, save_folder
+from riftcli.models.open_clip_folder import open_clip_name, open_clip_state, save_image_tower, timm_name
+from riftcli.models.weights import check_saved, load_saved, read_config, save_folder, write_tensors
 
 TEXTS = ["a photo of a shirt.", "sandals"]
 
@@ -69,6 +69,18 @@ def test_a_saved_folder_opens_in_open_clip_with_the_same_embeddings(tmp_path, fo
     again = load_saved(tmp_path / "saved")
     assert all(torch.equal(again.state_dict()[name], value) for name, value in vit.state_dict().items())
     assert read_config(tmp_path / "saved")["label_names"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("form", ["plain", "quick_gelu", "dinov2_like", "avg_pool"])
+def test_the_image_tower_as_a_timm_folder(tmp_path, form):
+    import timm
+
+    vit = Backbone(f"open_clip:local-dir:{write_clip(tmp_path / f'tower-{form}', **FORMS[form])}").build()
+    assert save_image_tower(tmp_path / "tower", vit, Preprocessing.of_model(vit, None), write_tensors)
+    tower = timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=True).eval()
+    images = torch.randn(3, 3, 32, 32)
+    found = torch.nn.functional.normalize(tower(images), dim=-1)
+    torch.testing.assert_close(found, vit.forward_head(vit.forward_features(images), pre_logits=True), rtol=1e-5, atol=1e-6)
 
 
 def test_another_resolution_interpolates_the_positions_as_open_clip_does(tmp_path):

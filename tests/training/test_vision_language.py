@@ -125,6 +125,18 @@ def test_the_saved_model_opens_in_open_clip(runs, name):
     assert torch.equal(clip.encode_text(texts, normalize=True), vit.text_tower(texts))
 
 
+@pytest.mark.parametrize("name", ["flyp", "flyp_lora"])
+def test_the_image_tower_alone_is_a_timm_model(runs, name):
+    import timm
+
+    vit = load_saved(runs / name)
+    images = torch.randn(2, 3, 32, 32)
+    tower = timm.create_model(f"local-dir:{runs / name / 'image_tower'}", pretrained=True).eval()
+    found = torch.nn.functional.normalize(tower(images), dim=-1)
+    torch.testing.assert_close(found, vit.forward_head(vit.forward_features(images), pre_logits=True), rtol=1e-5, atol=1e-6)
+    assert timm.data.resolve_model_data_config(tower)["mean"] == (0.5, 0.5, 0.5)
+
+
 def test_the_head_of_a_contrastive_run_is_the_zero_shot_head_of_the_kept_weights(runs):
     import open_clip
 
