@@ -17,7 +17,8 @@ def write_clip(folder: Path, seed: int = 5, **changes) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    vision, text = {**VISION, **changes.pop("vision_cfg", {})}, {**TEXT, **changes.pop("text_cfg", {})}
+    vision, text = {**VISION, **changes.pop("vision_cfg", {})}, changes.pop("text_cfg", {})
+    text = text if changes.pop("only_text_cfg", False) else {**TEXT, **text}
     model_cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **changes}
     registered = folder / f"{folder.name}.json"
     registered.write_text(json.dumps(model_cfg))
@@ -95,3 +96,31 @@ def with_reference(recipe: dict, captions: Path, **regularizer) -> dict:
     labels = {"reference": "reference.csv", "test": "test.csv"}
     reference = {"format": "captions", "root": str(captions), "images": "images", "labels": labels, "split": "reference"}
     return {**recipe, "reference": {**reference, "batch_size": 8}, "regularizer": regularizer}
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "the", "number", "shirt", "red", *"0123456789", "."]
+
+
+def write_hf_clip(folder: Path) -> Path:
+    """The same with a text tower from Hugging Face, described by the files beside the weights."""
+    import os
+
+    from transformers import BertConfig, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes).save_pretrained(folder)
+    text = {"hf_model_name": ".", "hf_tokenizer_name": ".", "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
+    text |= {"context_length": 12, "hf_model_pretrained": False}
+    before = Path.cwd()
+    os.chdir(folder)  # open_clip looks for "." where it is started
+    try:
+        made = write_clip(folder / "weights", text_cfg=text, only_text_cfg=True)
+    finally:
+        os.chdir(before)
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (made / name).rename(folder / name)
+    made.rmdir()
+    return folder

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from vision_language import opened, write_clip
+from vision_language import opened, write_clip, write_hf_clip
 
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import EnvironmentError, ModelError
@@ -31,6 +32,13 @@ FORMS = {
             "image_size": 160,
         }
     },
+    "siglip_like": {
+        "embed_dim": 64,
+        "custom_text": True,
+        "init_logit_bias": -10.0,
+        "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
+        "text_cfg": {"no_causal_mask": True, "pool_type": "last", "proj_type": "linear", "proj_bias": True},
+    },
 }
 
 
@@ -43,7 +51,7 @@ def test_embeddings_are_those_of_open_clip_to_the_last_bit(tmp_path, form):
     assert torch.equal(vit.forward_head(vit.forward_features(images), pre_logits=True), clip.encode_image(images, normalize=True))
     tower = text_tower(vit)
     assert torch.equal(tower(tower.format.tokenize(TEXTS)), clip.encode_text(tokenizer(TEXTS), normalize=True))
-    assert vit.num_features == 24 and torch.equal(tower.scale, clip.logit_scale.exp())
+    assert vit.num_features == FORMS[form].get("embed_dim", 24) and torch.equal(tower.scale, clip.logit_scale.exp())
 
     state = open_clip_state(vit)
     assert state.keys() == clip.state_dict().keys()
@@ -81,6 +89,31 @@ def test_the_image_tower_as_a_timm_folder(tmp_path, form):
     images = torch.randn(3, 3, 32, 32)
     found = torch.nn.functional.normalize(tower(images), dim=-1)
     torch.testing.assert_close(found, vit.forward_head(vit.forward_features(images), pre_logits=True), rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_tower_from_hugging_face_reads_the_files_beside_it(tmp_path, monkeypatch):
+    """open_clip would ask the hub, or look where it is started; padding that no row needs is left out, which only rounds."""
+    folder = write_hf_clip(tmp_path / "tiny-hf")
+    vit = Backbone(f"open_clip:local-dir:{folder}").build(2)
+    texts, images = ["a photo of the number 7", "a shirt ."], torch.randn(2, 3, 32, 32)
+
+    def compare(place):
+        monkeypatch.chdir(place)
+        clip, tokenizer = opened(Path("."))
+        assert torch.equal(tokenizer(texts), vit.text_tower.format.tokenize(texts))
+        found = vit.text_tower(vit.text_tower.format.tokenize(texts))
+        torch.testing.assert_close(clip.encode_text(tokenizer(texts), normalize=True), found, rtol=1e-5, atol=1e-6)
+        own = vit.forward_head(vit.forward_features(images), pre_logits=True)
+        assert torch.equal(clip.encode_image(images, normalize=True), own)
+
+    compare(folder)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    preprocessing = Preprocessing.of_model(vit, None)
+    save_folder(tmp_path / "saved", vit, ["x", "y"], preprocessing)
+    check_saved(tmp_path / "saved", vit, preprocessing.input_size)
+    compare(tmp_path / "saved")
 
 
 def test_another_resolution_interpolates_the_positions_as_open_clip_does(tmp_path):
