@@ -65,6 +65,14 @@ class TextTower(nn.Module):
         """What similarities are multiplied by: exp(logit_scale), ()."""
         return self.clip.logit_scale.exp().reshape(())
 
+    def checkpoint(self) -> None:
+        """Recompute the blocks in backward."""
+        own = getattr(self.clip, "text", None)
+        if own is not None:
+            own.set_grad_checkpointing(True)
+        else:
+            self.clip.transformer.grad_checkpointing = True
+
     @torch.no_grad()
     def clamp_scale(self) -> None:
         """Keep the scale in [1, 100], as CLIP's training does after every step."""

@@ -112,6 +112,8 @@ def apply_adapter(recipe: Recipe, network: Network, reads_texts: bool = False, p
     dist.broadcast_tensors(list(vit.state_dict().values()))  # inserted factors start at random, and from the same bits
     if recipe.train.grad_checkpointing:
         vit.set_grad_checkpointing(True)
+        if reads_texts:
+            vit.text_tower.checkpoint()
 
 
 def _freeze_towers(recipe: Recipe, vit: Any, reads_texts: bool, penalty: Any) -> None:
