@@ -181,6 +181,15 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(
     assert all(torch.equal(penalties[0][key], penalties[1][key]) for key in penalties[0])
 
 
+@pytest.mark.parametrize("name", ["dive", "tracer", "prompts", "snd", "flyp"])
+def test_the_cost_of_a_step_is_measured_with_its_texts(runs, name):
+    from riftcli import recipe as recipes
+    from riftcli.training.cost import measure_step
+
+    found = measure_step(recipes.load(str(runs / f"{name}.yaml")), 10, "cpu", repeats=1)
+    assert found.seconds_per_image > 0 and found.disk_bytes > found.weight_bytes > 0
+
+
 def test_two_processes_give_the_run_of_one(runs, tmp_path):
     """DiVE: pairs meet across processes, and so does the running mean of the reference stream."""
     command = [sys.executable, "-m", "riftcli", "finetune", "--recipe", str(runs / "dive.yaml"), "--out", str(tmp_path / "two")]
