@@ -119,7 +119,7 @@ def test_sharpness_of_a_run_against_a_loop_by_hand(rift, run):
     with torch.no_grad():
         for p, g in zip(vit.parameters(), gradients, strict=True):
             p += (0.01 * g / norm).float()
-    assert row["loss"] == pytest.approx(float(base), abs=1e-6)
+    assert row["loss"] == pytest.approx(float(base), rel=1e-6)  # of 29: fp32 has seven digits
     assert row["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert row["sharpness"] == pytest.approx(float(loss() - base), rel=1e-3)
     assert row["first_order"] == pytest.approx(0.01 * float(norm), rel=1e-4)
