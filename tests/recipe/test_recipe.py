@@ -260,9 +260,13 @@ def test_shipped_recipes_are_valid_and_survive_a_round_trip(name):
     assert f"--recipe {name}.yaml" in checked.text, "the header gives the exact command"
 
 
+@pytest.fixture(scope="module")
+def validator() -> Draft202012Validator:
+    return Draft202012Validator(recipe_schema())
+
+
 @pytest.mark.parametrize("name", recipe.shipped_names())
-def test_the_schema_accepts_what_the_parser_accepts(name):
-    validator = Draft202012Validator(recipe_schema())
+def test_the_schema_accepts_what_the_parser_accepts(name, validator):
     data = recipe.load(name).resolved
     validator.validate(json.loads(json.dumps(data)))
     broken = copy.deepcopy(data)
