@@ -103,7 +103,7 @@ def test_ray_runs_trials_as_tasks_and_one_that_is_given_up_saves(opened):
     from riftcli.sweeps.ray_cluster import Ray
 
     lost = {"set": {"data": {"format": "image_folder", "root": "nowhere"}}}
-    plan, folder = opened(rows={"full": {}, "lost": lost, "long": {"set": {"train.epochs": 500}}}, ray={"num_cpus": 0.5})
+    plan, folder = opened(rows={"full": {}, "lost": lost, "long": {"set": {"train.epochs": 5000}}}, ray={"num_cpus": 0.5})
     told = []
     saved = folder.path / "trials/long/s0/last"
     scheduler = Ray(plan.ray, "cpu")
