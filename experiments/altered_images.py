@@ -24,7 +24,7 @@ def write_sets(root: Path, out: Path, limit: int) -> None:
     """`limit` test images, as `data.test: {from: test, limit: ...}` draws them, each in three ways, with their class names."""
     from riftcli.data.datasets.torchvision import Torchvision
     from riftcli.data.splits import load_split
-    from riftcli.recipe.sections import SplitSpec
+    from riftcli.recipe.data_sources import SplitSpec
 
     split = load_split(Torchvision("FashionMNIST", str(root)), SplitSpec("test", limit=limit))
     for name, change in WAYS.items():

@@ -18,7 +18,8 @@ from riftcli.data.parallel import in_parallel
 from riftcli.data.split import Split
 from riftcli.data.splits import load_split, shared_samples
 from riftcli.errors import DataError
-from riftcli.recipe.sections import DataSection, InputSection
+from riftcli.recipe.data_sources import DataSection
+from riftcli.recipe.sections import InputSection
 
 SHOWN_PAIRS = 6  # on the page, per pair of splits
 

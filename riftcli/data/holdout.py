@@ -6,7 +6,7 @@ import numpy as np
 
 from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.recipe.sections import SplitSpec
+from riftcli.recipe.data_sources import SplitSpec
 
 
 def limit(split: Split, count: int, seed: int) -> Split:

@@ -14,7 +14,7 @@ from riftcli.data.classes import with_classes
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.split import DataSource, Split
 from riftcli.errors import DataError
-from riftcli.recipe.sections import SplitRules, SplitSpec
+from riftcli.recipe.data_sources import SplitRules, SplitSpec
 
 
 @dataclass(frozen=True)

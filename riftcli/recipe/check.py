@@ -9,8 +9,10 @@ from typing import Any
 from riftcli import catalog
 from riftcli.errors import did_you_mean
 from riftcli.recipe.checker import Checker, keys_of
+from riftcli.recipe.data_sources import DataSection, EvalSet, ReferenceSection, SplitRules, SplitSpec
 from riftcli.recipe.messages import show
 from riftcli.recipe.overrides import Key
+from riftcli.recipe.recipe import Recipe, rule_name
 from riftcli.recipe.resolved import flatten, resolved_values
 from riftcli.recipe.rules import broken_rules
 from riftcli.recipe.sections import (
@@ -22,15 +24,8 @@ from riftcli.recipe.sections import (
     SET_KEYS,
     SPLIT_KEYS,
     TOP_LEVEL,
-    DataSection,
-    EvalSet,
     PromptsSection,
-    Recipe,
-    ReferenceSection,
-    SplitRules,
     SplitSection,
-    SplitSpec,
-    rule_name,
 )
 
 

@@ -12,7 +12,8 @@ from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import family, strict_yaml
 from riftcli.recipe.check import check_recipe
 from riftcli.recipe.checker import Checker
-from riftcli.recipe.sections import TOP_LEVEL, Recipe
+from riftcli.recipe.recipe import Recipe
+from riftcli.recipe.sections import TOP_LEVEL
 
 
 def shipped_folder() -> Path:

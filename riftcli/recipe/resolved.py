@@ -5,16 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from riftcli.recipe.sections import (
-    COMPONENTS,
-    EVAL_SETS,
-    SECTIONS,
-    TOP_LEVEL,
-    DataSection,
-    EvalSet,
-    ReferenceSection,
-    SplitSpec,
-)
+from riftcli.recipe.data_sources import DataSection, EvalSet, ReferenceSection, SplitSpec
+from riftcli.recipe.sections import COMPONENTS, EVAL_SETS, SECTIONS, TOP_LEVEL
 
 
 def _spec(split: SplitSpec | None) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import UsageError
-from riftcli.recipe.sections import SplitSpec
+from riftcli.recipe.data_sources import SplitSpec
 from riftcli.runs.folder import write_json
 
 RETAINED = ("knn_before", "knn_after", "cka", "probe_before", "probe_after", "mutual_knn")

@@ -12,7 +12,9 @@ from riftcli.data.split import Split
 from riftcli.data.splits import Splits, check_overlap, fingerprint, load_retention, load_split, load_splits
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError
-from riftcli.recipe.sections import EVAL_SETS, AugmentSection, EvalSet, Recipe
+from riftcli.recipe.data_sources import EvalSet
+from riftcli.recipe.recipe import Recipe
+from riftcli.recipe.sections import EVAL_SETS, AugmentSection
 from riftcli.training.streams import TrainBatches
 
 

@@ -14,8 +14,8 @@ from riftcli.evaluation.zero_shot import captions_of, geometry_kept, mean_of, re
 from riftcli.functional.retrieval import recall_at
 from riftcli.models.image_text import TextTower, text_tower
 from riftcli.recipe import Recipe
+from riftcli.recipe.data_sources import EvalSet
 from riftcli.recipe.prompts import class_texts
-from riftcli.recipe.sections import EvalSet
 from riftcli.training.data import RunData
 from riftcli.training.texts import task_texts
 

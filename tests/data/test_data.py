@@ -20,7 +20,7 @@ from riftcli.data.holdout import hold_out, limit
 from riftcli.data.images import read_image
 from riftcli.data.splits import fingerprint, load_retention, load_split, load_splits
 from riftcli.errors import DataError
-from riftcli.recipe.sections import SplitRules, SplitSpec
+from riftcli.recipe.data_sources import SplitRules, SplitSpec
 
 
 def refused(call, *arguments) -> str:

@@ -41,7 +41,7 @@ from riftcli.data.datasets.medfm import CHEST, MedFm
 from riftcli.data.datasets.torchvision import Torchvision
 from riftcli.data.splits import load_splits
 from riftcli.errors import DataError
-from riftcli.recipe.sections import SplitRules, SplitSpec
+from riftcli.recipe.data_sources import SplitRules, SplitSpec
 
 TASKS = ["chest", "colon", "endo"]
 

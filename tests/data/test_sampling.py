@@ -13,7 +13,7 @@ from riftcli.data.holdout import hold_out
 from riftcli.data.loader import ImageDataset
 from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.recipe.sections import SplitSpec
+from riftcli.recipe.data_sources import SplitSpec
 
 
 def sample(count: int, classes: int = 3, task: str = "multiclass") -> Split:
