@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Pretrained, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -28,8 +26,8 @@ def captions(
     run: Runs = [],  # noqa: B006 - typer copies it
     model: Models = [],  # noqa: B006
     data: DataSets = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="test, val, train or any of the data source.")] = "test",
-    pretrained: Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")] = True,
+    split: Split = "test",
+    pretrained: Pretrained = True,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
     out: Out = None,
@@ -40,11 +38,9 @@ def captions(
     from riftcli.evaluation.evaluators.captions import CaptionRetrieval
 
     common.check_out(out)
-    candidates = common.open_candidates(run, model, overrides, own_data=not data)
-    sets = common.open_sets(data, candidates, overrides)
-    if pretrained:
-        candidates = common.with_pretrained(candidates)
-    common.measure(CaptionRetrieval(split), print_captions, candidates, sets, candidates[-1].recipe, device, out, as_json)
+    common.measure_beside_pretrained(
+        CaptionRetrieval(split), print_captions, run, model, data, overrides, pretrained, device, out, as_json
+    )
 
 
 def print_captions(table: ResultTable) -> None:

@@ -29,6 +29,8 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="data.*, input.*, eval.*, model.weights; with --model all of model.*"),
 ]
+Pretrained = Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")]
+Split = Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Out = Annotated[OptionalPath, typer.Option(help="Also write everything to this folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report on stdout.")]
@@ -120,6 +122,26 @@ def measure(
     if main:
         show(table)
         finish(evaluator, table, candidates, out, as_json)
+
+
+def measure_beside_pretrained(
+    evaluator: Any,
+    show: Callable[[ResultTable], None],
+    runs: Sequence[Path],
+    models: Sequence[str],
+    data: Sequence[str],
+    overrides: Sequence[str],
+    pretrained: bool,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Open runs and models, with `pretrained` what the runs were finetuned from too, and `measure` them on the data sets."""
+    candidates = open_candidates(runs, models, overrides, own_data=not data)
+    sets = open_sets(data, candidates, overrides)
+    if pretrained:
+        candidates = with_pretrained(candidates)
+    measure(evaluator, show, candidates, sets, candidates[-1].recipe, device, out, as_json)
 
 
 def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], out: Path | None, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Pretrained, Runs
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -32,7 +32,7 @@ def knn(
     few_shot: Annotated[OptionalInt, typer.Option(help="Bank images per class, drawn anew --draws times.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of a few-shot bank.")] = 5,
     probe: Annotated[bool, typer.Option("--probe", help="Also a logistic regression on the bank's features.")] = False,
-    pretrained: Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")] = True,
+    pretrained: Pretrained = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draws.")] = 0,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
@@ -50,11 +50,7 @@ def knn(
     except ValueError:
         raise UsageError(f"--k {k}: expected numbers, e.g. 20 or 10,20,100") from None
     evaluator = Knn(numbers, temperature, vote.value, few_shot, draws, probe, seed)
-    candidates = common.open_candidates(run, model, overrides, own_data=not data)
-    sets = common.open_sets(data, candidates, overrides)
-    if pretrained:
-        candidates = common.with_pretrained(candidates)
-    common.measure(evaluator, print_knn, candidates, sets, candidates[-1].recipe, device, out, as_json)
+    common.measure_beside_pretrained(evaluator, print_knn, run, model, data, overrides, pretrained, device, out, as_json)
 
 
 def print_knn(table: ResultTable) -> None:

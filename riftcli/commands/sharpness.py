@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -31,7 +31,7 @@ def sharpness(
     steps: Annotated[int, typer.Option(min=1, help="Steps of pga.")] = 20,
     draws: Annotated[int, typer.Option(min=1, help="Points of random.")] = 100,
     data: DataSets = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
+    split: Split = "test",
     seed: Annotated[int, typer.Option(min=0, help="Of the random points.")] = 0,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -31,7 +31,7 @@ def similarity(
     ] = Layers.last,
     maps: Annotated[bool, typer.Option("--map", help="Also a PCA and a t-SNE map of the samples, before and after.")] = False,
     data: DataSets = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")] = "test",
+    split: Split = "test",
     bootstrap: Annotated[int, typer.Option(min=0, help="Random halves behind the 95 % intervals; 0 for none.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the random halves.")] = 0,
     overrides: Overrides = [],  # noqa: B006

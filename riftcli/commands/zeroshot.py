@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Pretrained, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -26,8 +26,8 @@ def zeroshot(
         OptionalText, typer.Option(help="A shipped set, or a file with a name a line. Default: the recipe's.")
     ] = None,
     metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "acc,f1,ece",
-    split: Annotated[str, typer.Option(help="test, val, train or any of the data source.")] = "test",
-    pretrained: Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")] = True,
+    split: Split = "test",
+    pretrained: Pretrained = True,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
     out: Out = None,
@@ -39,11 +39,7 @@ def zeroshot(
 
     common.check_out(out)
     evaluator = ZeroShot(tuple(m.strip() for m in metrics.split(",") if m.strip()), tuple(templates), class_names, split)
-    candidates = common.open_candidates(run, model, overrides, own_data=not data)
-    sets = common.open_sets(data, candidates, overrides)
-    if pretrained:
-        candidates = common.with_pretrained(candidates)
-    common.measure(evaluator, print_zeroshot, candidates, sets, candidates[-1].recipe, device, out, as_json)
+    common.measure_beside_pretrained(evaluator, print_zeroshot, run, model, data, overrides, pretrained, device, out, as_json)
 
 
 def print_zeroshot(table: ResultTable) -> None:
