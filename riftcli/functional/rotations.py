@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from riftcli.functional.precision import at_least_fp32
+
 
 class Rotation(nn.Module):
     """What all of them can do. rows @ Q^T is the only product that a loss needs, so Q itself is seldom formed."""
@@ -130,7 +132,7 @@ class SoftRotation(Rotation):
 def cayley(skew: torch.Tensor) -> torch.Tensor:
     """Rotations (I - K)(I + K)^-1 of skew-symmetric matrices (..., b, b), in at least fp32 outside autocast."""
     with torch.autocast(skew.device.type, enabled=False):
-        wide = skew if skew.dtype == torch.float64 else skew.float()
+        wide = at_least_fp32(skew)
         eye = torch.eye(wide.shape[-1], device=wide.device, dtype=wide.dtype)
         return torch.linalg.solve(eye + wide, eye - wide, left=False)
 

@@ -11,6 +11,7 @@ from torch import nn
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing, TrainTransform
 from riftcli.evaluation.features import View
+from riftcli.functional.precision import at_least_fp32
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, Depths, frozen_copy
 from riftcli.models.image_text import TextTower, text_tower
@@ -132,4 +133,4 @@ def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16
         output = model(images, tokens)
     assert output.texts is not None and output.scale is not None
     rows = (output.features, output.texts, output.scale)
-    return Pairs(*(row if row.dtype == torch.float64 else row.float() for row in rows))
+    return Pairs(*map(at_least_fp32, rows))

@@ -65,5 +65,15 @@ def gradients(rows: Rows) -> Rows:
     return _gradient(rows)
 
 
+def pulled(rows: torch.Tensor | Pairs | None, pull: torch.Tensor | Pairs | None, last: bool) -> torch.Tensor | float:
+    """sum(rows * gradient): its gradient is that of the loss. Of the scale once a step, in the last micro-batch."""
+    if rows is None or pull is None:
+        return 0.0
+    total = sum((row * own).sum() for row, own in zip(tensors(rows), tensors(pull), strict=True))
+    if isinstance(rows, Pairs) and isinstance(pull, Pairs):
+        total = total + rows.scale * pull.scale * last
+    return total
+
+
 def _gradient(leaf: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -12,8 +12,11 @@ from torch import nn
 
 from riftcli import dist
 from riftcli.data.loader import Batch, TextBatch
+from riftcli.functional.precision import at_least_fp32
 from riftcli.protocols import FeaturePenalty, ObjectiveFn, Output, PairObjectiveFn, PairPenalty, Pairs, WeightPenalty
-from riftcli.training.rows import detached, divided, gathered, gradients, joined, leaves, tensors
+from riftcli.training.gradient_norms import global_norms, gradients_of
+from riftcli.training.micro_batches import MicroBatch, Seen, micro_batches
+from riftcli.training.rows import detached, divided, gathered, gradients, joined, leaves, pulled, tensors
 
 Tokens = Callable[[torch.Tensor], torch.Tensor]  # numbers of texts (n,) -> tokens (n, length)
 OfBatch = Callable[..., Any]  # positions, images, for pairs tokens too -> what the penalty compares with
@@ -98,7 +101,7 @@ class Step:
             beside = streams[self.stream][0].to(self.device, non_blocking=True)
         own = texts.get(self.stream) if getattr(self.penalty, "pairs", False) else None
         local = self._pretrained_rows(streams, inputs if beside is None else beside, own, parts)
-        chunks = _chunks(parts, inputs, targets, beside, texts, own if beside is not None else None)
+        chunks = micro_batches(parts, inputs, targets, beside, texts, own if beside is not None else None)
         two_passes = parts > 1 and (self.pairs_up or (self.penalty is not None and not self.additive))
         result = (self._in_two_passes if two_passes else self._in_one_pass)(chunks, scale, local)
         if self.weight_penalty is not None:
@@ -126,7 +129,7 @@ class Step:
         found = [self.pretrained(i, x) if t is None else self.pretrained(i, x, t) for i, x, t in triples]
         return joined(found)  # joining makes an ordinary tensor of inference ones
 
-    def _forward(self, chunk: _Chunk) -> _Seen:
+    def _forward(self, chunk: MicroBatch) -> Seen:
         """Both streams and their texts in one pass."""
         inputs = chunk.inputs if chunk.beside is None else torch.cat([chunk.inputs, chunk.beside])
         lines = [tokens for tokens in (chunk.tokens, chunk.tokens_beside) if tokens is not None]
@@ -138,30 +141,30 @@ class Step:
             assert output.layers is not None
             rows = output.layers
         n, features, logits = len(chunk.inputs), output.features, output.logits[: len(chunk.inputs)]
-        texts = None if output.texts is None else _wide(output.texts)
+        texts = None if output.texts is None else at_least_fp32(output.texts)
         pairs = None
         if chunk.tokens is not None:
             assert texts is not None and output.scale is not None
             count = len(chunk.tokens)
             if self.pairs_up:
-                pairs = Pairs(_wide(features[:n]), texts[:count], output.scale)
+                pairs = Pairs(at_least_fp32(features[:n]), texts[:count], output.scale)
             else:
-                logits = output.scale * _wide(features[:n]) @ texts[:count].T
-        watched = _wide(rows if chunk.beside is None else rows[n:])
+                logits = output.scale * at_least_fp32(features[:n]) @ texts[:count].T
+        watched = at_least_fp32(rows if chunk.beside is None else rows[n:])
         compared: torch.Tensor | Pairs = watched
         if getattr(self.penalty, "pairs", False):
             assert texts is not None and output.scale is not None
             compared = Pairs(watched, texts[-len(watched) :], output.scale)
-        return _Seen(features, logits, compared, pairs)
+        return Seen(features, logits, compared, pairs)
 
-    def _task_loss(self, seen: _Seen, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _task_loss(self, seen: Seen, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Of a micro-batch, or of the whole batch where pairs meet."""
         objective: Any = self.objective
         if seen.pairs is None:
             return objective.losses(seen.logits, targets).sum() * scale
         return objective.pair_loss(gathered(seen.pairs), _all_targets(targets))
 
-    def _in_one_pass(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
+    def _in_one_pass(self, chunks: list[MicroBatch], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
         """The whole batch, or micro-batches whose losses simply add up: of the task, and of a penalty that is a mean."""
         penalty: Any = self.penalty
         parts = len(chunks)
@@ -178,7 +181,7 @@ class Step:
                     term = penalty.loss(rows, pretrained_rows) / parts
                     added = added + term.detach()
                     if self.measure_gradients:
-                        norms.append((_gradients(loss, _task_rows(seen)), _gradients(term, tensors(seen.compared))))
+                        norms.append((gradients_of(loss, seen.task_rows), gradients_of(term, tensors(seen.compared))))
                     loss = loss + term
                     kept.append(detached(rows))
                 loss.backward()
@@ -189,9 +192,9 @@ class Step:
         if self.additive:
             added = dist.sum_over_ranks(added) / dist.world_size()
             compared, whole = gathered(compared), None if local is None else gathered(local)
-        return StepResult(task, added, _features(compared, shares), compared, whole, _norms(norms))
+        return StepResult(task, added, _features(compared, shares), compared, whole, global_norms(norms))
 
-    def _in_two_passes(self, chunks: list[_Chunk], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
+    def _in_two_passes(self, chunks: list[MicroBatch], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
         """Micro-batches. Pairs, and a penalty that is no mean, are not additive over them, so it takes two passes (GradCache):
         all rows without a graph, the gradient of such terms with respect to them, then forward again with that gradient as a
         linear term. The random state is replayed, so that drop path hits the same samples in both passes.
@@ -199,10 +202,9 @@ class Step:
         penalty: Any = self.penalty
         objective: Any = self.objective
         pretrained = None if local is None else gathered(local)
-        state = _random_state(self.device)
-        with torch.no_grad():
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
             seen_all = [self._forward(chunk) for chunk in chunks]
-        _set_random_state(self.device, state)
         total, task, added = scale.new_zeros(()), scale.new_zeros(()), scale.new_zeros(())
         pairs = leaves(joined([seen.pairs for seen in seen_all if seen.pairs is not None])) if self.pairs_up else None
         if pairs is not None:
@@ -221,18 +223,18 @@ class Step:
             with self._no_sync(last=i == parts - 1):
                 seen = self._forward(chunk)
                 own = [None if pull is None else pull[i] for pull in pulls]
-                loss: Any = _linear(seen.pairs, own[0], last=i == parts - 1)
+                loss: Any = pulled(seen.pairs, own[0], last=i == parts - 1)
                 if pairs is None:
                     loss = self._task_loss(seen, chunk.targets, scale)
                     task = task + loss.detach()
                 if self.measure_gradients and own[1] is not None:
-                    norms.append((_gradients(loss, _task_rows(seen)), tensors(own[1])))
-                (loss + _linear(seen.compared, own[1], last=i == parts - 1)).backward()
+                    norms.append((gradients_of(loss, seen.task_rows), tensors(own[1])))
+                (loss + pulled(seen.compared, own[1], last=i == parts - 1)).backward()
         shares = [seen.features.float() for seen in seen_all]
         if features is None:
             return StepResult(task, added, torch.cat(shares), None, None)
         features = detached(features)
-        return StepResult(task, added.detach(), _features(features, shares), features, pretrained, _norms(norms))
+        return StepResult(task, added.detach(), _features(features, shares), features, pretrained, global_norms(norms))
 
     def _no_sync(self, last: bool) -> Any:
         """Ranks exchange gradients in the last backward pass of a step only."""
@@ -240,99 +242,11 @@ class Step:
         return self.module.no_sync() if distributed and not last else nullcontext()  # type: ignore[operator]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """A micro-batch: of the task, and of the other stream where there is one."""
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    beside: torch.Tensor | None
-    tokens: torch.Tensor | None
-    tokens_beside: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A micro-batch through the network."""
-
-    features: torch.Tensor  # (n, D) of both streams, as the network gave them
-    logits: torch.Tensor  # (n_task, C)
-    compared: torch.Tensor | Pairs  # (n, D) or (n, L * D) fp32: what the penalty looks at
-    pairs: Pairs | None  # of the task, for an objective of pairs
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Losses see fp32, whatever the network runs in; fp64 stays."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _chunks(
-    parts: int,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    beside: torch.Tensor | None,
-    texts: Mapping[str, torch.Tensor],
-    texts_beside: torch.Tensor | None,
-) -> list[_Chunk]:
-    """A batch cut into micro-batches; texts of classes come along with every one."""
-    nothing: list[Any] = [None] * parts
-    lines = texts["task"].chunk(parts) if "task" in texts else [texts.get("classes")] * parts
-    others = nothing if beside is None else beside.chunk(parts)
-    behind = nothing if texts_beside is None else texts_beside.chunk(parts)
-    return [_Chunk(*one) for one in zip(inputs.chunk(parts), targets.chunk(parts), others, lines, behind, strict=True)]
-
-
 def _all_targets(targets: torch.Tensor) -> torch.Tensor:
     """Of every rank, in rank order."""
     return dist.gather_rows(targets) if dist.world_size() > 1 else targets
 
 
-def _linear(rows: torch.Tensor | Pairs | None, pull: torch.Tensor | Pairs | None, last: bool) -> torch.Tensor | float:
-    """sum(rows * gradient): its gradient is that of the loss. Of the scale once a step, in the last micro-batch."""
-    if rows is None or pull is None:
-        return 0.0
-    total = sum((row * own).sum() for row, own in zip(tensors(rows), tensors(pull), strict=True))
-    if isinstance(rows, Pairs) and isinstance(pull, Pairs):
-        total = total + rows.scale * pull.scale * last
-    return total
-
-
 def _features(compared: torch.Tensor | Pairs, shares: Sequence[torch.Tensor]) -> torch.Tensor:
     """What the variance is watched on: features of the global batch, or of pairs this rank's images."""
     return torch.cat(list(shares)) if isinstance(compared, Pairs) else compared
-
-
-def _task_rows(seen: _Seen) -> list[torch.Tensor]:
-    """What the task's loss is a function of."""
-    return [seen.features] if seen.pairs is None else [seen.features, seen.pairs.texts]
-
-
-def _gradients(loss: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    """d loss / d rows, leaving the graph for the backward pass that follows."""
-    found = torch.autograd.grad(loss, rows, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(row) if own is None else own.detach().float() for row, own in zip(rows, found, strict=True)]
-
-
-def _norms(both: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> tuple[float, float] | None:
-    """Norms of the global gradients for the features: of the task's, and of the penalty's."""
-    if not both:
-        return None
-    squares = torch.stack([torch.stack([_squares(task), _squares(term)]) for task, term in both]).sum(0)
-    # every rank's gradients are world_size times too large, until DDP takes the mean
-    task, term = (dist.sum_over_ranks(squares).sqrt() / dist.world_size()).tolist()
-    return task, term
-
-
-def _squares(gradients_of: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([one.square().sum() for one in gradients_of]).sum()
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(device: torch.device, states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from riftcli.methods.objectives.class_weights import ClassWeights, at_least_fp32, check_weights, effective_number, listed
+from riftcli.functional.precision import at_least_fp32
+from riftcli.methods.objectives.class_weights import ClassWeights, check_weights, effective_number, listed
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:

@@ -10,13 +10,6 @@ if TYPE_CHECKING:
 ClassWeights = Literal["none", "balanced", "effective"] | list[float]
 
 
-def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
-    """Half precision widened; fp64 kept: a line search stalls on a loss that is rounded to fp32."""
-    import torch
-
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def check_weights(weights: ClassWeights, beta: float) -> None:
     """Raise ValueError for a list that is not all positive, or a beta outside (0, 1)."""
     if not 0 < beta < 1:

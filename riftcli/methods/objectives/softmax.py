@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from riftcli.methods.objectives.class_weights import ClassWeights, at_least_fp32, resolve
+from riftcli.functional.precision import at_least_fp32
+from riftcli.methods.objectives.class_weights import ClassWeights, resolve
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from riftcli.functional.precision import at_least_fp32
 from riftcli.protocols import Pairs
 
 if TYPE_CHECKING:
@@ -114,6 +115,4 @@ class EqualDifferences(PairTerm):
 
 def _wide(pairs: Pairs) -> Pairs:
     """In fp32 at least: difference vectors are some thousandths long."""
-    import torch
-
-    return Pairs(*(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in pairs))
+    return Pairs(*map(at_least_fp32, pairs))

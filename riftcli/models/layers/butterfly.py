@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli.functional.precision import at_least_fp32
 from riftcli.functional.rotations import apply_butterfly, butterfly, cayley
 from riftcli.models.surgery import plain_linear
 
@@ -32,7 +33,7 @@ class BoftLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         y = nn.functional.linear(self.rotated(x), self.base.weight)
-        wide = (y if y.dtype == torch.float64 else y.float()) * self.boft_s[:, 0]  # a bf16 scale near 1 moves in steps of 1/128
+        wide = at_least_fp32(y) * self.boft_s[:, 0]  # a bf16 scale near 1 moves in steps of 1/128
         return (wide if self.base.bias is None else wide + self.base.bias).to(y.dtype)
 
     @torch.no_grad()

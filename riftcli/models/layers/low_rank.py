@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from riftcli.functional.precision import at_least_fp32
 from riftcli.models.surgery import plain_linear
 
 
@@ -41,7 +42,7 @@ class LoraLinear(nn.Module):
         pieces, end = [], 0
         for i, (start, stop) in enumerate(self.rows):
             turned = y[..., start:stop] + self.scale * F.linear(low[i], self.lora_B[i])
-            wide = turned if turned.dtype == torch.float64 else turned.float()  # a bf16 stretch near 1 moves in steps of 1/128
+            wide = at_least_fp32(turned)  # a bf16 stretch near 1 moves in steps of 1/128
             pieces += [y[..., end:start], (wide * self._stretch(i)).to(turned.dtype)]
             end = stop
         y = torch.cat([*pieces, y[..., end:]], dim=-1)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli.functional.precision import at_least_fp32
+
 
 class Scaled(nn.Module):
     """scale * base(x) + shift, per output channel; no shift where the base has no bias that it could be folded into (CLIP)."""
@@ -33,8 +35,7 @@ class Scaled(nn.Module):
         y = self.base(x)
         shape = (1, -1, 1, 1) if isinstance(self.base, nn.Conv2d) else (-1,)
         # fp32: near 1 a bf16 scale moves in steps of 1/128, and nothing would change for many steps
-        wide = y if y.dtype == torch.float64 else y.float()
-        scaled = wide * self.ssf_scale.view(shape)
+        scaled = at_least_fp32(y) * self.ssf_scale.view(shape)
         return (scaled if self.ssf_shift is None else scaled + self.ssf_shift.view(shape)).to(y.dtype)
 
     @torch.no_grad()
