@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from riftcli.methods.regularizers.pair_penalty import check_settings
+from riftcli.methods.regularizers.pair_penalty import DifferenceSettings
 from riftcli.protocols import Pairs, RegularizerContext
 
 if TYPE_CHECKING:
@@ -13,34 +13,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(DifferenceSettings):
     """As dive, with u = f(x) . f_0(x) and v = g(t) . g_0(t) in place of difference vectors (DiVE Eq. 10 and 11, Tab. 7).
 
     start: of the running mean, which the paper does not state: one (where every cosine starts) | zero (as that of dive, and the
       first steps then pull every cosine towards 0). strength, alpha, average, pairwise, mean_gradient, on: as of dive.
     """
 
-    strength: float = 1000.0
-    alpha: float = 0.99
-    average: bool = True
-    pairwise: bool = True
-    mean_gradient: bool = False
     start: Literal["one", "zero"] = "one"
-    on: Literal["reference", "task"] = "reference"
-    texts: ClassVar[str] = "sample"
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def build(self, context: RegularizerContext) -> Any:
-        """None when strength is 0."""
-        if self.strength == 0:
-            return None
+    def first_mean(self, context: RegularizerContext) -> torch.Tensor:
+        """(1,) before the first batch."""
         import torch
 
-        from riftcli.methods.regularizers.pair_penalty import EqualDifferences
-
-        return EqualDifferences(self, torch.full((1,), float(self.start == "one"), device=context.device))
+        return torch.full((1,), float(self.start == "one"), device=context.device)
 
     def differences(self, features: Pairs, pretrained: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """(u (n, 1), v (n, 1))."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING
 
-from riftcli.methods.regularizers.pair_penalty import check_settings
+from riftcli.methods.regularizers.pair_penalty import DifferenceSettings
 from riftcli.protocols import Pairs, RegularizerContext
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Dive:
+class Dive(DifferenceSettings):
     """strength * (average vector loss + pairwise vector loss) over image-caption pairs (DiVE, Suzuki et al. 2026, Eq. 4 to 9).
 
     u = f(x) - f_0(x), v = g(t) - g_0(t) of unit-length embeddings; the average vector loss is mean ||u - m||^2 + ||v - m||^2 with
@@ -25,26 +25,11 @@ class Dive:
     on: reference (pairs of the recipe's `reference`, as published) | task (the task's own images and texts).
     """
 
-    strength: float = 1000.0
-    alpha: float = 0.99
-    average: bool = True
-    pairwise: bool = True
-    mean_gradient: bool = False
-    on: Literal["reference", "task"] = "reference"
-    texts: ClassVar[str] = "sample"
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def build(self, context: RegularizerContext) -> Any:
-        """None when strength is 0."""
-        if self.strength == 0:
-            return None
+    def first_mean(self, context: RegularizerContext) -> torch.Tensor:
+        """(E,) before the first batch."""
         import torch
 
-        from riftcli.methods.regularizers.pair_penalty import EqualDifferences
-
-        return EqualDifferences(self, torch.zeros(context.feature_dim, device=context.device))
+        return torch.zeros(context.feature_dim, device=context.device)
 
     def differences(self, features: Pairs, pretrained: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """(u (n, E), v (n, E))."""

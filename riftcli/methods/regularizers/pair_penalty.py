@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from riftcli.functional.precision import at_least_fp32
-from riftcli.protocols import Pairs
+from riftcli.protocols import Pairs, RegularizerContext
 
 if TYPE_CHECKING:
     import torch
@@ -63,24 +64,46 @@ class PairTerm:
         """Nothing to restore."""
 
 
-def check_settings(config: Any) -> None:
-    """Raise ValueError for settings of EqualDifferences that mean nothing."""
-    if config.strength < 0:
-        raise ValueError("strength: must be 0 or more")
-    if not 0 <= config.alpha < 1:
-        raise ValueError("alpha: must be 0 or more and below 1")
-    if not (config.average or config.pairwise):
-        raise ValueError("average: with pairwise false too there is nothing to add; use regularizer.name none")
+@dataclass(frozen=True)
+class DifferenceSettings:
+    """What dive and cosine have in common: all but what a difference is, and where its running mean starts."""
+
+    strength: float = 1000.0
+    alpha: float = 0.99
+    average: bool = True
+    pairwise: bool = True
+    mean_gradient: bool = False
+    on: Literal["reference", "task"] = "reference"
+    texts: ClassVar[str] = "sample"
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength: must be 0 or more")
+        if not 0 <= self.alpha < 1:
+            raise ValueError("alpha: must be 0 or more and below 1")
+        if not (self.average or self.pairwise):
+            raise ValueError("average: with pairwise false too there is nothing to add; use regularizer.name none")
+
+    def build(self, context: RegularizerContext) -> EqualDifferences | None:
+        """None when strength is 0."""
+        return None if self.strength == 0 else EqualDifferences(self, self.first_mean(context))
+
+    def first_mean(self, context: RegularizerContext) -> torch.Tensor:
+        """(K,) before the first batch."""
+        raise NotImplementedError
+
+    def differences(self, features: Pairs, pretrained: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """(u (n, K), v (n, K)) of images and texts."""
+        raise NotImplementedError
 
 
 class EqualDifferences(PairTerm):
     """Differences of a pair from its pretrained self, kept equal to their running mean and to each other (DiVE Eq. 6 to 9).
 
-    config: with alpha, average, pairwise, mean_gradient and differences(features, pretrained) -> (u (n, K), v (n, K)); start: the
-    running mean (K,) before the first batch. It is part of the state, and the same on every rank.
+    start: the running mean (K,) before the first batch. It is part of the state, and the same on every rank.
     """
 
-    def __init__(self, config: Any, start: torch.Tensor) -> None:
+    def __init__(self, config: DifferenceSettings, start: torch.Tensor) -> None:
         super().__init__(config.strength, self._equalised, needs_pretrained=True)
         self.config, self.mean = config, start
 
