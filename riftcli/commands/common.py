@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from riftcli.recipe import Recipe
     from riftcli.runs.result_table import ResultTable
 
+MeanAndStd = tuple[float | None, float | None]
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 
 Runs = Annotated[
@@ -159,6 +160,22 @@ def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], 
     for path in written:
         for picture in draw_table(evaluator, path, table, candidates):
             note_line(f"plot: {picture}")
+
+
+def print_by_data_set(title: str, sets: Sequence[str], cells: Mapping[str, Mapping[str, MeanAndStd]]) -> None:
+    """Models down, data sets across, and their mean where there are several. cells: model -> data set -> (mean, std or None)."""
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import format_number
+
+    several = len(sets) > 1
+    lines = []
+    for group, found in cells.items():
+        texts = [format_number(*found[name]) if name in found else "" for name in sets]
+        means = [found[name][0] for name in sets if name in found]
+        known = [mean for mean in means if mean is not None]
+        whole = format_number(sum(known) / len(known)) if len(known) == len(sets) else ""
+        lines.append([group, *texts, *([whole] if several else [])])
+    print_grid(title, ["model", *sets, *(["mean"] if several else [])], lines)
 
 
 def open_other(spec: str, overrides: Sequence[str]) -> Candidate:

@@ -55,24 +55,18 @@ def knn(
 
 def print_knn(table: ResultTable) -> None:
     """One table per classifier: models down, data sets across, and their mean (RIFT paper Table 3)."""
-    from riftcli.console import print_grid
-    from riftcli.runs.result_table import averaged, format_number
+    from riftcli.commands.common import print_by_data_set
+    from riftcli.runs.result_table import averaged
 
     kinds = dict.fromkeys((row["classifier"], row["k"]) for row in table.rows)
     for classifier, k in kinds:
         rows = [row for row in table.rows if (row["classifier"], row["k"]) == (classifier, k)]
-        cells = averaged(rows, ["group", "data"], "acc")
-        sets = list(dict.fromkeys(row["data"] for row in rows))
-        lines: list[list[str]] = []
-        for group in dict.fromkeys(row["group"] for row in rows):
-            means: list[Any] = [cells[group, name][0] for name in sets]
-            single = {row["data"]: row["std"] for row in rows if row["group"] == group}  # of few-shot draws
-            spreads = {name: cells[group, name][1] if cells[group, name][2] > 1 else single[name] for name in sets}
-            texts = [format_number(cells[group, name][0], spreads[name]) for name in sets]
-            whole = [format_number(sum(means) / len(means))] if len(sets) > 1 else []
-            lines.append([group, *texts, *whole])
+        single = {(row["group"], row["data"]): row["std"] for row in rows}  # of few-shot draws
+        cells: dict[str, dict[str, Any]] = {row["group"]: {} for row in rows}
+        for (group, name), (mean, std, count) in averaged(rows, ["group", "data"], "acc").items():
+            cells[group][name] = (mean, std if count > 1 else single[group, name])
         title = f"{classifier}{'' if k is None else f', k = {k}'}{_shots(rows)}: accuracy"
-        print_grid(title, ["model", *sets, *(["mean"] if len(sets) > 1 else [])], lines)
+        print_by_data_set(title, list(dict.fromkeys(row["data"] for row in rows)), cells)
 
 
 def _shots(rows: list[dict[str, Any]]) -> str:

@@ -52,15 +52,9 @@ def sharpness(
 
 def print_sharpness(table: ResultTable) -> None:
     """The three blocks of RIFT paper Table 4: models down, data sets across, and their mean."""
-    from riftcli.console import print_grid
+    from riftcli.commands.common import print_by_data_set
     from riftcli.evaluation.evaluators.sharpness import table_4
-    from riftcli.runs.result_table import format_number
 
     sets = list(dict.fromkeys(row["data"] for row in table.rows))
     for title, lines in table_4(table.rows):
-        texts = []
-        for group, cells in lines:
-            means = [cells[name][0] for name in sets if name in cells]
-            mean = [format_number(sum(means) / len(means)) if len(means) == len(sets) else ""] if len(sets) > 1 else []
-            texts.append([group, *(format_number(*cells[name]) if name in cells else "" for name in sets), *mean])
-        print_grid(f"{title} (rho {table.settings['rho']:g})", ["model", *sets, *(["mean"] if len(sets) > 1 else [])], texts)
+        print_by_data_set(f"{title} (rho {table.settings['rho']:g})", sets, dict(lines))

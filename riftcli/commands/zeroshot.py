@@ -44,17 +44,13 @@ def zeroshot(
 
 def print_zeroshot(table: ResultTable) -> None:
     """Models down, data sets across and their mean, for every metric."""
-    from riftcli.console import print_grid
-    from riftcli.runs.result_table import averaged, format_number
+    from riftcli.commands.common import print_by_data_set
+    from riftcli.runs.result_table import averaged
 
     sets = list(dict.fromkeys(row["data"] for row in table.rows))
     for metric in table.settings["metrics"]:
-        cells = averaged([row for row in table.rows if row[metric] is not None], ["group", "data"], metric)
-        lines = []
-        for group in dict.fromkeys(row["group"] for row in table.rows):
-            found = [cells.get((group, name)) for name in sets]
-            texts = ["" if cell is None else format_number(cell[0], cell[1] if cell[2] > 1 else None) for cell in found]
-            means: list[Any] = [cell[0] for cell in found if cell is not None]
-            whole = [format_number(sum(means) / len(means))] if len(sets) > 1 and len(means) == len(sets) else [""]
-            lines.append([group, *texts, *(whole if len(sets) > 1 else [])])
-        print_grid(f"zero-shot {metric}", ["model", *sets, *(["mean"] if len(sets) > 1 else [])], lines)
+        cells: dict[str, dict[str, Any]] = {row["group"]: {} for row in table.rows}
+        known = [row for row in table.rows if row[metric] is not None]
+        for (group, name), (mean, std, _) in averaged(known, ["group", "data"], metric).items():
+            cells[group][name] = (mean, std)
+        print_by_data_set(f"zero-shot {metric}", sets, cells)
