@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from riftcli import dist
 
 
+@dataclass
+class GradientNorms:
+    """Of a step, summed up over its micro-batches; each entry: gradients with respect to the rows of one."""
+
+    task: list[torch.Tensor] = field(default_factory=list)  # (): their squares
+    penalty: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, term: str, gradients: Sequence[torch.Tensor]) -> None:
+        """term: task or penalty."""
+        getattr(self, term).append(torch.stack([one.square().sum() for one in gradients]).sum())
+
+    def over_ranks(self) -> tuple[float, float] | None:
+        """Norms over the global batch of the task's gradients and of the penalty's; None where none were taken."""
+        if not self.task or not self.penalty:
+            return None
+        squares = torch.stack([torch.stack(self.task).sum(), torch.stack(self.penalty).sum()])
+        # every rank's gradients are world_size times too large, until DDP takes the mean
+        task, penalty = (dist.sum_over_ranks(squares).sqrt() / dist.world_size()).tolist()
+        return task, penalty
+
+
 def gradients_of(loss: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
     """d loss / d rows, leaving the graph for the backward pass that follows."""
     found = torch.autograd.grad(loss, rows, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(row) if own is None else own.detach().float() for row, own in zip(rows, found, strict=True)]
-
-
-def global_norms(both: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> tuple[float, float] | None:
-    """Norms over the global batch of the task's gradients and of the penalty's; both: of each micro-batch."""
-    if not both:
-        return None
-    squares = torch.stack([torch.stack([_squares(task), _squares(term)]) for task, term in both]).sum(0)
-    # every rank's gradients are world_size times too large, until DDP takes the mean
-    task, term = (dist.sum_over_ranks(squares).sqrt() / dist.world_size()).tolist()
-    return task, term
-
-
-def _squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([one.square().sum() for one in gradients]).sum()

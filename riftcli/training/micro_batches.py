@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,23 +12,25 @@ from riftcli.protocols import Pairs
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Inputs of the task, and of the other stream where there is one, with their texts."""
+    """A part of one stream's batch, with its texts where they are read. targets: for the objective; None in another stream.
+
+    watched: the penalty looks at it.
+    """
 
     inputs: torch.Tensor
-    targets: torch.Tensor
-    beside: torch.Tensor | None
+    targets: torch.Tensor | None
     tokens: torch.Tensor | None
-    tokens_beside: torch.Tensor | None
+    watched: bool
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A micro-batch through the network."""
+    """A micro-batch through the network, and what looks at it."""
 
-    features: torch.Tensor  # (n, D) of both streams, as the network gave them
-    logits: torch.Tensor  # (n_task, C)
-    compared: torch.Tensor | Pairs  # (n, D) or (n, L * D) fp32: what the penalty looks at
-    pairs: Pairs | None  # of the task, for an objective of pairs
+    features: torch.Tensor  # (n, D) as the network gave them
+    logits: torch.Tensor  # (n, C)
+    pairs: Pairs | None  # for an objective of pairs
+    compared: torch.Tensor | Pairs | None  # (n, D) or (n, L * D) fp32: for the penalty
 
     @property
     def task_rows(self) -> list[torch.Tensor]:
@@ -37,17 +38,18 @@ class Seen:
         return [self.features] if self.pairs is None else [self.features, self.pairs.texts]
 
 
-def micro_batches(
+def cut(
     parts: int,
     inputs: torch.Tensor,
-    targets: torch.Tensor,
-    beside: torch.Tensor | None,
-    texts: Mapping[str, torch.Tensor],
-    texts_beside: torch.Tensor | None,
+    targets: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    watched: bool,
+    one_each: bool = True,
 ) -> list[MicroBatch]:
-    """So many equal parts of a batch; texts of classes come along with every one."""
-    nothing: list[Any] = [None] * parts
-    lines = texts["task"].chunk(parts) if "task" in texts else [texts.get("classes")] * parts
-    others = nothing if beside is None else beside.chunk(parts)
-    behind = nothing if texts_beside is None else texts_beside.chunk(parts)
-    return [MicroBatch(*one) for one in zip(inputs.chunk(parts), targets.chunk(parts), others, lines, behind, strict=True)]
+    """So many equal parts of a stream's batch. one_each: a text for each input; else all texts come along with every part."""
+    nothing = [None] * parts
+    labels: Sequence[torch.Tensor | None] = nothing if targets is None else targets.chunk(parts)
+    lines: Sequence[torch.Tensor | None] = [tokens] * parts
+    if tokens is not None and one_each:
+        lines = tokens.chunk(parts)
+    return [MicroBatch(*part, watched) for part in zip(inputs.chunk(parts), labels, lines, strict=True)]

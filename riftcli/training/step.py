@@ -14,8 +14,8 @@ from riftcli import dist
 from riftcli.data.loader import Batch, TextBatch
 from riftcli.functional.precision import at_least_fp32
 from riftcli.protocols import FeaturePenalty, ObjectiveFn, Output, PairObjectiveFn, PairPenalty, Pairs, WeightPenalty
-from riftcli.training.gradient_norms import global_norms, gradients_of
-from riftcli.training.micro_batches import MicroBatch, Seen, micro_batches
+from riftcli.training.gradient_norms import GradientNorms, gradients_of
+from riftcli.training.micro_batches import MicroBatch, Seen, cut
 from riftcli.training.rows import detached, divided, gathered, gradients, joined, leaves, pulled, tensors
 
 Tokens = Callable[[torch.Tensor], torch.Tensor]  # numbers of texts (n,) -> tokens (n, length)
@@ -40,8 +40,8 @@ class Step:
 
     prepare: this rank's raw inputs -> what the module takes (normalised images; features as they are).
     pretrained: positions in the split, inputs, tokens -> what the penalty compares with; only for penalties that need it.
-    stream: the batches that the penalty looks at. Those of another stream than the task's go through the network in the same
-    forward pass, behind the task's. by_layers: the penalty compares several depths, not the last features.
+    stream: the batches that the penalty looks at. Those of another stream than the task's go through the network ahead of it, in
+    micro-batches of their own. by_layers: the penalty compares several depths, not the last features.
     tokens: stream -> its texts by number, for streams whose texts are read; `classes` are those of an objective that looks at a
     text of every class.
     """
@@ -96,12 +96,15 @@ class Step:
         scale = dist.world_size() / dist.sum_over_ranks(self.objective.weights(targets).sum())
         parts = len(inputs) // self.micro_batch_size
         texts = {name: self._tokens(name, streams) for name in self.tokens}
-        beside = None
-        if self.penalty is not None and self.stream != "task":
-            beside = streams[self.stream][0].to(self.device, non_blocking=True)
-        own = texts.get(self.stream) if getattr(self.penalty, "pairs", False) else None
-        local = self._pretrained_rows(streams, inputs if beside is None else beside, own, parts)
-        chunks = micro_batches(parts, inputs, targets, beside, texts, own if beside is not None else None)
+        tokens = texts.get("task", texts.get("classes"))
+        on_task = self.penalty is not None and self.stream == "task"
+        chunks = cut(parts, inputs, targets, tokens, on_task, one_each="task" in texts)
+        own, local = texts.get(self.stream), None
+        if self.penalty is not None:
+            watched = inputs if on_task else streams[self.stream][0].to(self.device, non_blocking=True)
+            local = self._pretrained_rows(streams, watched, own if getattr(self.penalty, "pairs", False) else None, parts)
+            if not on_task:  # ahead of the task, each with its own backward pass: one stream's activations at a time
+                chunks = [*cut(parts, watched, None, own, True), *chunks]
         two_passes = parts > 1 and (self.pairs_up or (self.penalty is not None and not self.additive))
         result = (self._in_two_passes if two_passes else self._in_one_pass)(chunks, scale, local)
         if self.weight_penalty is not None:
@@ -130,32 +133,26 @@ class Step:
         return joined(found)  # joining makes an ordinary tensor of inference ones
 
     def _forward(self, chunk: MicroBatch) -> Seen:
-        """Both streams and their texts in one pass."""
-        inputs = chunk.inputs if chunk.beside is None else torch.cat([chunk.inputs, chunk.beside])
-        lines = [tokens for tokens in (chunk.tokens, chunk.tokens_beside) if tokens is not None]
+        """One micro-batch of one stream."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            images = self.prepare(inputs)
-            output: Output = self.module(images, torch.cat(lines)) if lines else self.module(images)
-        rows = output.features
-        if self.by_layers:
-            assert output.layers is not None
-            rows = output.layers
-        n, features, logits = len(chunk.inputs), output.features, output.logits[: len(chunk.inputs)]
-        texts = None if output.texts is None else at_least_fp32(output.texts)
-        pairs = None
-        if chunk.tokens is not None:
-            assert texts is not None and output.scale is not None
-            count = len(chunk.tokens)
+            images = self.prepare(chunk.inputs)
+            output: Output = self.module(images) if chunk.tokens is None else self.module(images, chunk.tokens)
+        logits, pairs = output.logits, None
+        if output.texts is not None:
+            assert output.scale is not None
+            pairs = Pairs(at_least_fp32(output.features), at_least_fp32(output.texts), output.scale)
+        compared: torch.Tensor | Pairs | None = None
+        if chunk.watched and getattr(self.penalty, "pairs", False):
+            compared = pairs
+        elif chunk.watched:
+            compared = at_least_fp32(output.features if output.layers is None else output.layers)
+        of_task = None
+        if chunk.targets is not None and pairs is not None:
             if self.pairs_up:
-                pairs = Pairs(at_least_fp32(features[:n]), texts[:count], output.scale)
-            else:
-                logits = output.scale * at_least_fp32(features[:n]) @ texts[:count].T
-        watched = at_least_fp32(rows if chunk.beside is None else rows[n:])
-        compared: torch.Tensor | Pairs = watched
-        if getattr(self.penalty, "pairs", False):
-            assert texts is not None and output.scale is not None
-            compared = Pairs(watched, texts[-len(watched) :], output.scale)
-        return Seen(features, logits, compared, pairs)
+                of_task = pairs
+            else:  # a text of every class
+                logits = pairs.scale * pairs.images @ pairs.texts.T
+        return Seen(output.features, logits, of_task, compared)
 
     def _task_loss(self, seen: Seen, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Of a micro-batch, or of the whole batch where pairs meet."""
@@ -167,22 +164,23 @@ class Step:
     def _in_one_pass(self, chunks: list[MicroBatch], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
         """The whole batch, or micro-batches whose losses simply add up: of the task, and of a penalty that is a mean."""
         penalty: Any = self.penalty
-        parts = len(chunks)
+        parts = sum(chunk.targets is not None for chunk in chunks)
         whole = local if self.additive or local is None else gathered(local)
-        pretrained = [None] * parts if whole is None else divided(whole, parts)
-        task, added, kept, shares, norms = scale.new_zeros(()), scale.new_zeros(()), [], [], []
-        for i, (chunk, pretrained_rows) in enumerate(zip(chunks, pretrained, strict=True)):
-            with self._no_sync(last=i == parts - 1):
+        pretrained = iter([None] * parts if whole is None else divided(whole, parts))
+        task, added, kept, shares, norms = scale.new_zeros(()), scale.new_zeros(()), [], [], GradientNorms()
+        for i, chunk in enumerate(chunks):
+            with self._no_sync(last=i == len(chunks) - 1):
                 seen = self._forward(chunk)
-                loss = self._task_loss(seen, chunk.targets, scale)
-                task = task + loss.detach()
-                if penalty is not None:
+                loss = self._unread(last=i == len(chunks) - 1)
+                if chunk.targets is not None:
+                    own = self._task_loss(seen, chunk.targets, scale)
+                    task, loss = task + own.detach(), loss + own
+                    self._measure(norms, "task", own, seen.task_rows)
+                if seen.compared is not None:
                     rows = seen.compared if self.additive else gathered(seen.compared)
-                    term = penalty.loss(rows, pretrained_rows) / parts
-                    added = added + term.detach()
-                    if self.measure_gradients:
-                        norms.append((gradients_of(loss, seen.task_rows), gradients_of(term, tensors(seen.compared))))
-                    loss = loss + term
+                    term = penalty.loss(rows, next(pretrained)) / parts
+                    added, loss = added + term.detach(), loss + term
+                    self._measure(norms, "penalty", term, tensors(seen.compared))
                     kept.append(detached(rows))
                 loss.backward()
             shares.append(seen.features.detach().float())
@@ -192,7 +190,7 @@ class Step:
         if self.additive:
             added = dist.sum_over_ranks(added) / dist.world_size()
             compared, whole = gathered(compared), None if local is None else gathered(local)
-        return StepResult(task, added, _features(compared, shares), compared, whole, global_norms(norms))
+        return StepResult(task, added, _features(compared, shares), compared, whole, norms.over_ranks())
 
     def _in_two_passes(self, chunks: list[MicroBatch], scale: torch.Tensor, local: torch.Tensor | Pairs | None) -> StepResult:
         """Micro-batches. Pairs, and a penalty that is no mean, are not additive over them, so it takes two passes (GradCache):
@@ -206,40 +204,67 @@ class Step:
         with torch.random.fork_rng(devices), torch.no_grad():
             seen_all = [self._forward(chunk) for chunk in chunks]
         total, task, added = scale.new_zeros(()), scale.new_zeros(()), scale.new_zeros(())
-        pairs = leaves(joined([seen.pairs for seen in seen_all if seen.pairs is not None])) if self.pairs_up else None
+        paired = [seen.pairs for seen in seen_all if seen.pairs is not None]
+        watched = [seen.compared for seen in seen_all if seen.compared is not None]
+        pairs, compared = (leaves(joined(rows)) if rows else None for rows in (paired, watched))
         if pairs is not None:
-            targets = _all_targets(torch.cat([chunk.targets for chunk in chunks]))
+            targets = _all_targets(torch.cat([chunk.targets for chunk in chunks if chunk.targets is not None]))
             total = task = objective.pair_loss(gathered(pairs), targets)
-        compared = leaves(joined([seen.compared for seen in seen_all])) if penalty is not None else None
         features = None
         if compared is not None:
             features = gathered(compared)
             added = penalty.loss(features, pretrained)
             total = total + added
         total.backward()
-        task, norms, parts = task.detach(), [], len(chunks)
-        pulls = [None if rows is None else divided(gradients(rows), parts) for rows in (pairs, compared)]
+        task, norms = task.detach(), GradientNorms()
+        pulls = [
+            [] if rows is None else divided(gradients(rows), len(found)) for rows, found in ((pairs, paired), (compared, watched))
+        ]
         for i, chunk in enumerate(chunks):
-            with self._no_sync(last=i == parts - 1):
+            with self._no_sync(last=i == len(chunks) - 1):
                 seen = self._forward(chunk)
-                own = [None if pull is None else pull[i] for pull in pulls]
-                loss: Any = pulled(seen.pairs, own[0], last=i == parts - 1)
-                if pairs is None:
-                    loss = self._task_loss(seen, chunk.targets, scale)
-                    task = task + loss.detach()
-                if self.measure_gradients and own[1] is not None:
-                    norms.append((gradients_of(loss, seen.task_rows), tensors(own[1])))
-                (loss + pulled(seen.compared, own[1], last=i == parts - 1)).backward()
+                loss: Any = self._unread(last=i == len(chunks) - 1)
+                if seen.pairs is not None:
+                    own = pulled(seen.pairs, pulls[0].pop(0), last=not pulls[0])
+                elif chunk.targets is not None:
+                    own = self._task_loss(seen, chunk.targets, scale)
+                    task = task + own.detach()
+                if chunk.targets is not None:
+                    loss = loss + own
+                    self._measure(norms, "task", own, seen.task_rows)
+                if seen.compared is not None:
+                    pull = pulls[1].pop(0)
+                    loss = loss + pulled(seen.compared, pull, last=not pulls[1])
+                    if self.measure_gradients:
+                        norms.add("penalty", tensors(pull))
+                loss.backward()
         shares = [seen.features.float() for seen in seen_all]
         if features is None:
             return StepResult(task, added, torch.cat(shares), None, None)
         features = detached(features)
-        return StepResult(task, added.detach(), _features(features, shares), features, pretrained, global_norms(norms))
+        return StepResult(task, added.detach(), _features(features, shares), features, pretrained, norms.over_ranks())
+
+    def _measure(self, norms: GradientNorms, term: str, loss: Any, rows: list[torch.Tensor]) -> None:
+        if self.measure_gradients:
+            norms.add(term, gradients_of(loss, rows))
 
     def _no_sync(self, last: bool) -> Any:
         """Ranks exchange gradients in the last backward pass of a step only."""
-        distributed = isinstance(self.module, nn.parallel.DistributedDataParallel)
-        return self.module.no_sync() if distributed and not last else nullcontext()  # type: ignore[operator]
+        return nullcontext() if last or not self._distributed else self.module.no_sync()  # type: ignore[operator]
+
+    def _unread(self, last: bool) -> Any:
+        """0, with a gradient of zero for a text tower that the other stream alone reads: DDP waits for every weight in the pass
+        that exchanges gradients.
+        """
+        texts_apart = self.stream in self.tokens and not {"task", "classes"} & self.tokens.keys()
+        if not (last and self._distributed and texts_apart):
+            return 0.0
+        module: Any = self.module
+        return sum(p.sum() for p in module.module.vit.text_tower.parameters() if p.requires_grad) * 0.0
+
+    @property
+    def _distributed(self) -> bool:
+        return isinstance(self.module, nn.parallel.DistributedDataParallel)
 
 
 def _all_targets(targets: torch.Tensor) -> torch.Tensor:

@@ -57,3 +57,13 @@ def bound_loss(step, batches) -> float:
 def test_scale_trains_only_where_a_loss_depends_on_it():
     assert "vit.text_tower.clip.logit_scale" in {k.split("/")[-1] for k in pair_gradients("flyp", 1)}
     assert "vit.text_tower.clip.logit_scale" not in {k.split("/")[-1] for k in pair_gradients("vanilla_dive", 1)}
+
+
+@pytest.mark.parametrize(("micro_batches", "seen"), [(1, [24, 12]), (2, [12, 12, 6, 6] * 2)])
+def test_streams_go_through_the_network_one_after_the_other(micro_batches, seen):
+    """So that the activations of one stream are gone before those of the other are made."""
+    step, model, batches = bound_step("dive", micro_batches)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    step(batches)
+    assert sizes == seen
