@@ -39,8 +39,9 @@ def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -
             tensors |= {f"{PREFIX}{name}.{key}": value for key, value in values.items()}
     else:
         config = {"riftcli": adapter, "base_model_name_or_path": source, "modules_to_save": [head]}
-        frozen = {id(p) for p in vit.parameters() if not p.requires_grad}
-        tensors |= {f"{PREFIX}{name}": p for name, p in vit.named_parameters() if id(p) not in frozen}
+    written = {id(p) for module in (vit.get_classifier(), *layers.values()) for p in module.parameters()}
+    trained = {name: p for name, p in vit.named_parameters() if p.requires_grad and id(p) not in written}
+    tensors |= {f"{PREFIX}{name}": p for name, p in trained.items()}  # beside peft's layers: the scale of two towers
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=1))

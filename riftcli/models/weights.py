@@ -56,12 +56,12 @@ def save_folder(
     (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A safetensors file with the mode that the umask asks for (the library writes 0600)."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+    """A safetensors file with the mode that the umask asks for (the library writes 0600). about: further metadata."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    save_file(plain, path, metadata={"format": "pt", **(about or {})})
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -141,9 +141,12 @@ def sha256(path: Path) -> str:
 
 
 def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """Logits, and behind them the embedding of a text where there is a tower for it; one row."""
+    """Logits, and behind them the embedding of a text and the scale where there is a tower for it; one row."""
     logits, tower = model(images).flatten(), text_tower(model)
-    return logits if tower is None else torch.cat([logits, tower(tower.format.tokenize(["a drawing"])).flatten()])
+    if tower is None:
+        return logits
+    text = tower(tower.format.tokenize(["a drawing"])).flatten()
+    return torch.cat([logits, text, tower.scale[None] / 100])  # as large as an embedding: the tolerance is relative
 
 
 TOLERANCE = 1e-4  # of logits, against the largest of them

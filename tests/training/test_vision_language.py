@@ -125,6 +125,15 @@ def test_the_saved_model_opens_in_open_clip(runs, name):
     assert torch.equal(clip.encode_text(texts, normalize=True), vit.text_tower(texts))
 
 
+def test_a_merged_adapter_brings_the_logit_scale_along(runs, rift, tmp_path):
+    assert rift("merge", runs / "flyp_lora", "--out", tmp_path / "merged")[0] == 0
+    own, merged = (
+        load_file(folder / "open_clip_model.safetensors") for folder in (runs / "flyp_lora" / "model", tmp_path / "merged")
+    )
+    assert own.keys() == merged.keys() and torch.equal(own["logit_scale"], merged["logit_scale"])
+    assert max(float((own[key] - merged[key]).abs().max()) for key in own) < 1e-6
+
+
 @pytest.mark.parametrize("name", ["flyp", "flyp_lora"])
 def test_the_image_tower_alone_is_a_timm_model(runs, name):
     import timm
