@@ -38,11 +38,12 @@ def class_names(classes: Sequence[str], names: str | Sequence[str] | Mapping[str
     """
     if names is None:
         names = IMAGENET if classes and all(_WNID.fullmatch(name) for name in classes) else {}
+    corrections = isinstance(names, str) and names in shipped()["corrections"]  # of a class or two: a part of the data has none
     if isinstance(names, str):
         names = _named(names, where)
     if isinstance(names, Mapping):
         unknown = [key for key in names if key not in classes]
-        if unknown and len(unknown) == len(names):
+        if unknown and len(unknown) == len(names) and not corrections:
             raise DataError(
                 f"{where}.class_names: none of its {len(names)} classes is in the data (e.g. '{unknown[0]}'); the data has "
                 f"{', '.join(classes[:3])}, ..."
@@ -60,7 +61,7 @@ def class_names(classes: Sequence[str], names: str | Sequence[str] | Mapping[str
 
 @cache
 def shipped() -> dict[str, Any]:
-    """{templates: {set: [...]}, class_names: {set: {class: name}}} of assets/prompts.yaml."""
+    """assets/prompts.yaml: {templates: {set: [...]}, class_names and corrections: {set: {class: name}}}."""
     return yaml.safe_load((ASSETS / "prompts.yaml").read_text(encoding="utf-8"))
 
 
@@ -105,12 +106,13 @@ def _filled(template: str, name: str) -> str:
 def _named(name: str, where: str) -> Mapping[str, str] | Sequence[str]:
     if name == IMAGENET:
         return dict(zip(imagenet_wnids(), _open_clip().IMAGENET_CLASSNAMES, strict=True))
-    if name in shipped()["class_names"]:
-        return shipped()["class_names"][name]
+    for kind in ("class_names", "corrections"):
+        if name in shipped()[kind]:
+            return shipped()[kind][name]
     path = Path(name).expanduser()
     if path.is_file():
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    known = [IMAGENET, *shipped()["class_names"]]
+    known = [IMAGENET, *shipped()["class_names"], *shipped()["corrections"]]
     raise UsageError(
         f"{where}.class_names '{name}': neither a shipped set{did_you_mean(name, known)} ({', '.join(known)}) nor a file with a "
         "name a line"

@@ -14,7 +14,7 @@ def text_of(column: str, cell: Cell | None) -> str:
     if cell is None or cell.mean is None:
         return ""
     whole = column.startswith(("trainable parameters", "train seconds"))
-    digits = 0 if whole else 4
+    digits = 0 if whole else 2 if column.startswith("peak memory") else 4
     text = f"{cell.mean:,.{digits}f}"
     if cell.std is not None and not column.startswith("trainable"):
         text += f" +- {cell.std:,.{digits}f}"

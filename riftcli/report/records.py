@@ -11,7 +11,7 @@ from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, short_name
 from riftcli.recipe import Recipe
-from riftcli.runs.reader import read_json, read_report
+from riftcli.runs.reader import gigabytes, read_json, read_report
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def record(candidate: Candidate) -> Record:
         note("acc or map", values.get("map"), True)
     note("trainable parameters", report["model"]["trainable_params"], False)
     note("train seconds", report["timing"].get("train_seconds"), False)
+    note("peak memory GB", gigabytes(report), False)
     return Record(
         candidate.label,
         candidate.group,

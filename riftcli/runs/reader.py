@@ -20,6 +20,12 @@ def read_report(run: Path) -> dict[str, Any]:
     return read_json(run / "metrics.json", f"{run}: no metrics.json; the run has not finished")
 
 
+def gigabytes(report: dict[str, Any]) -> float | None:
+    """Peak memory of a run: allocated on the GPU, or resident on the CPU."""
+    found = report["timing"].get("peak_memory_bytes")
+    return None if found is None else found / 1e9
+
+
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """A JSON object; raise UsageError(missing) when there is no file."""
     try:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from riftcli.functional.pareto import pareto_front
+from riftcli.runs.reader import gigabytes
 from riftcli.runs.series import spread
 
 RETENTION = {"knn": "knn_after", "probe": "probe_after", "neighbours": "mutual_knn", "cka": "cka"}  # as reports call them
 TRANSFER = {"shifted": "shifted", "zero-shot": "zero_shot"}  # sets below `eval`, likewise; `mean` is over all of a kind
 OF_CAPTIONS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 GEOMETRY = ["rsa", "rsa_images", "rsa_texts"]
-OTHER = ["acc or map", "steered cka", "train seconds"]
+OTHER = ["acc or map", "steered cka", "train seconds", "peak memory GB"]
 KEPT = ("cka", "cka_debiased")  # what a tie is broken by, and what accuracy is traded against
 
 
@@ -90,6 +91,8 @@ def metric_value(report: dict[str, Any], name: str) -> float | None:
     """
     if name == "train seconds":
         return report["timing"].get("train_seconds")
+    if name == "peak memory GB":
+        return gigabytes(report)
     if name == "acc or map":
         name = _headline(report)
     if name == "steered cka":  # what a strength rule ended at

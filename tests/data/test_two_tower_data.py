@@ -262,6 +262,24 @@ def test_prompts_name_every_class():
     assert class_names(["a_b", "c"], {"c": "sea"}, "prompts") == ["a b", "sea"]
 
 
+def test_shipped_names_cover_their_sets():
+    from torchvision.datasets import Flowers102
+
+    names = class_names(Flowers102.classes, "flowers", "prompts")
+    changed = [(own, name) for own, name in zip(Flowers102.classes, names, strict=True) if own != name]
+    assert len(names) == 102 and changed[0] == ("globe-flower", "globe flower") and len(changed) == 3
+    assert class_names(["F/A-18", "A380"], "aircraft", "prompts") == ["F/A-18", "A380"]
+    assert class_names(["A380"], "aircraft", "prompts") == ["A380"]  # a part of the set without what is corrected
+    assert class_names(["HandstandPushups", "Yo_Yo", "PlayingTabla"], "ucf101", "prompts") == [
+        "Hand Stand Pushups",
+        "Yo Yo",
+        "Playing Tabla",
+    ]
+    species = shipped()["class_names"]["iwildcam"]
+    assert len(species) == 182 and species["mazama temama 153"] == species["mazama temama 181"]
+    assert class_names(["tayassu pecari", "motorcycle"], "iwildcam", "prompts") == ["white-lipped peccary", "motorcycle"]
+
+
 @pytest.mark.parametrize(
     ("names", "part"),
     [

@@ -43,6 +43,7 @@ def test_compare_means_spread_best_and_change(rift, trained, tmp_path):
     lowest = min(cells[name, "trainable parameters"]["mean"] for name in ("full", "rift", "lora"))
     assert cells["lora", "trainable parameters"]["mean"] == lowest
     assert cells["lora", "trainable parameters"]["best"]
+    assert 0.1 < cells["full", "peak memory GB"]["mean"] < 20  # of this process
     text = (tmp_path / "t" / "compare.md").read_text()
     assert text.splitlines()[0].startswith("| run | acc | cka |")
     assert f"{found['mean']:.4f} +- {found['std']:.4f}" in text

@@ -19,7 +19,7 @@ class IWildCam:
     """Animals before camera traps: metadata.csv, categories.csv and train/ below root (or its iwildcam_v2.0).
 
     Splits: train, id_val, id_test (the same cameras), val and test (other cameras). Classes are the 182 species in the order of
-    `y`, by their English names; `location` is a group column.
+    `y`, by the Latin names of categories.csv (prompts.class_names iwildcam has the English ones); `location` is a group column.
     """
 
     root: str
