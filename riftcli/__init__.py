@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from riftcli.api.notebook import evaluate as evaluate
     from riftcli.api.notebook import finetune as finetune
     from riftcli.api.run import Run as Run
+    from riftcli.models.feature_map import FeatureMap
 
-__all__ = ["Run", "__version__", "compare", "evaluate", "finetune", "load"]
+__all__ = ["Run", "__version__", "compare", "evaluate", "finetune", "load", "load_map"]
 
 
 def load(run: str | PathLike[str] | Run) -> torch.nn.Module:
@@ -32,6 +33,18 @@ def load(run: str | PathLike[str] | Run) -> torch.nn.Module:
     from riftcli.models.weights import load_saved
 
     return load_saved(run if isinstance(run, str | PathLike) else run.path)
+
+
+def load_map(path: str | PathLike[str]) -> FeatureMap:
+    """The map between two models' features that `rift align` wrote: its folder or file. Raises ModelError.
+
+    `load_map(p).to_old(new_features)` are rows that the old model's gallery can be searched with, by cosine.
+    """
+    from pathlib import Path
+
+    from riftcli.models.feature_map import load_map as opened
+
+    return opened(Path(path))
 
 
 def __getattr__(name: str) -> Any:

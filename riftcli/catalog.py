@@ -100,6 +100,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "correlate": "riftcli.evaluation.evaluators.correlation:Correlation",
         "zeroshot": "riftcli.evaluation.evaluators.zeroshot:ZeroShot",
         "captions": "riftcli.evaluation.evaluators.captions:CaptionRetrieval",
+        "retrieval": "riftcli.evaluation.evaluators.retrieval:Retrieval",
     },
 }
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "knn": "riftcli.commands.knn:knn",
     "zeroshot": "riftcli.commands.zeroshot:zeroshot",
     "captions": "riftcli.commands.captions:captions",
+    "align": "riftcli.commands.align:align",
+    "retrieval": "riftcli.commands.retrieval:retrieval",
     "sharpness": "riftcli.commands.sharpness:sharpness",
     "similarity": "riftcli.commands.similarity:similarity",
     "attention": "riftcli.commands.attention:attention",

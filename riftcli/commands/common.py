@@ -196,3 +196,14 @@ def exactly_one(values: list[Any], what: str) -> Any:
     if len(values) != 1:
         raise UsageError(f"{what}: give exactly one, not {len(values)}")
     return values[0]
+
+
+def open_pair(old: str, new: str, overrides: Sequence[str]) -> list[Candidate]:
+    """Two models; OLD may be `pretrained`: what NEW was finetuned from."""
+    from riftcli.evaluation.candidates import distinct
+
+    later = open_other(new, overrides)
+    earlier = later.pretrained() if old == "pretrained" else open_other(old, overrides)
+    if earlier.identity == later.identity:
+        raise UsageError(f"{old} and {new} are the same model: there is nothing to map")
+    return distinct([earlier, later])

@@ -28,6 +28,7 @@ def test_two_ranks_answer_as_one(run, tmp_path, few):
         "similarity": ["--layers", "all", "--metrics", "cka,rsa", "--bootstrap", "4"],
         "sharpness": [],
         "attention": ["--count", "3"],
+        "retrieval": ["--backfill"],
     }
     for command, options in [*wanted.items(), ("knn", ["--probe", "--no-pretrained", "--few-shot", "3", "--data", str(few)])]:
         found = []
@@ -39,7 +40,7 @@ def test_two_ranks_answer_as_one(run, tmp_path, few):
             found.append(read(done.stdout))
         one, two = found
         assert (one["env"]["world_size"], two["env"]["world_size"]) == (1, 2)
-        for name in ("rows", "layers"):
+        for name in ("rows", "layers", "backfill"):
             for left, right in zip(one.get(name, []), two.get(name, []), strict=True):
                 close = {k: pytest.approx(v, rel=1e-4, abs=1e-6) if isinstance(v, float) else v for k, v in right.items()}
                 assert left == close

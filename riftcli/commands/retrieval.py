@@ -1,0 +1,103 @@
+"""rift retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+
+if TYPE_CHECKING:
+    from riftcli.runs.result_table import ResultTable
+
+OptionalStr = Optional[str]  # noqa: UP045 - typer reads it at run time
+
+
+def retrieval(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    model: Models = [],  # noqa: B006
+    against: Annotated[
+        str, typer.Option(help="The old model: pretrained, a run, a folder of weights, or a name.")
+    ] = "pretrained",
+    maps: Annotated[list[Path], typer.Option("--map", help="A map of rift align; repeatable.")] = [],  # noqa: B006
+    data: DataSets = [],  # noqa: B006
+    query: Annotated[str, typer.Option(help="Split of the queries.")] = "test",
+    gallery: Annotated[OptionalStr, typer.Option(help="Split of the gallery. Default: the queries, each without itself.")] = None,
+    places: Annotated[str, typer.Option(help="k of CMC-k, comma-separated.")] = "1,5",
+    backfill: Annotated[bool, typer.Option("--backfill", help="Also a gallery that is renewed bit by bit.")] = False,
+    draws: Annotated[int, typer.Option(min=100, help="Of the bootstrap behind the verdict.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and the random order.")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """May the old gallery be kept: CMC and mAP of old and new queries in old and new galleries, and the verdict."""
+    from riftcli.commands import common
+    from riftcli.errors import UsageError
+    from riftcli.evaluation.evaluators.retrieval import Retrieval
+    from riftcli.models.feature_map import load_map
+
+    common.check_out(out)
+    try:
+        numbers = tuple(int(part) for part in places.split(","))
+    except ValueError:
+        raise UsageError(f"--places {places}: expected numbers, e.g. 1,5,10") from None
+    opened = {_name(path, maps): load_map(path) for path in maps}
+    evaluator = Retrieval(query, gallery, numbers, None, opened, backfill, draws, seed)
+    candidates = common.open_candidates(run, model, overrides, own_data=not data, other_model=against != "pretrained")
+    if against != "pretrained":
+        evaluator = replace(evaluator, against=common.open_other(against, overrides))
+    sets = common.open_sets(data, candidates, overrides)
+    common.measure(evaluator, print_retrieval, candidates, sets, candidates[0].recipe, device, out, as_json)
+
+
+def _name(path: Path, among: list[Path]) -> str:
+    """The folder of a map, with the one above where several are called alike."""
+    place = path if path.is_dir() or path.suffix != ".safetensors" else path.parent
+    alike = [other for other in among if other != path and place.name in (other.name, other.parent.name)]
+    return str(Path(*place.parts[-3:])) if alike else place.name
+
+
+def print_retrieval(table: ResultTable) -> None:
+    """One table per data set and new model: pairs down."""
+    from riftcli.console import print_grid
+    from riftcli.runs.result_table import averaged, format_number
+
+    scores = [key for key in table.rows[0] if key.startswith("cmc_")] + ["map"]
+    for name, group in dict.fromkeys((row["data"], row["group"]) for row in table.rows):
+        rows = [row for row in table.rows if (row["data"], row["group"]) == (name, group)]
+        lines = []
+        for pair in dict.fromkeys((row["through"], row["queries"], row["gallery"]) for row in rows):
+            own = [row for row in rows if (row["through"], row["queries"], row["gallery"]) == pair]
+            cells: list[Any] = [averaged(own, ["group"], key)[group,] for key in [*scores, "gain"]]
+            texts = [format_number(mean, std if count > 1 else None) for mean, std, count in cells[:-1]]
+            crossing = own[0]["compatible"] is not None
+            lines.append([f"{pair[1]} / {pair[2]}", pair[0] or "", *texts, *(_verdict(own, cells[-1]) if crossing else ["", ""])])
+        against = rows[0]["reference"]
+        title = f"{name}, {rows[0]['n']} queries, {rows[0]['gallery_n']} in the gallery; old: {against}, new: {group}"
+        print_grid(
+            title,
+            [
+                "queries / gallery",
+                "map",
+                *(key.replace("cmc_", "CMC-").replace("map", "mAP") for key in scores),
+                "gain",
+                "compatible",
+            ],
+            lines,
+        )
+
+
+def _verdict(rows: list[dict[str, Any]], share: Any) -> list[str]:
+    """The gain, and the verdict with its interval, or in how many of the runs it holds."""
+    from riftcli.runs.result_table import format_number
+
+    gain = "" if share[0] is None else format_number(share[0], share[1] if share[2] > 1 else None)
+    if len(rows) > 1:
+        return [gain, f"{sum(row['compatible'] for row in rows)} of {len(rows)}"]
+    row = rows[0]
+    return [gain, f"{'yes' if row['compatible'] else 'no'} [{row['low']:+.4f}, {row['high']:+.4f}]"]
