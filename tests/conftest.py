@@ -15,7 +15,8 @@ from evaluation_runs import CLOTHES, DATA
 from riftcli import cli
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
-torch.set_num_threads(2)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: the threads of a process and its children wait for each other
+torch.set_num_threads(1)
 
 TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -13,7 +13,7 @@ import pytest
 from vision_language import write_captions, write_clip
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/guide.md", "docs/methods.md", "docs/data.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/retrieval.md", "docs/methods.md", "docs/data.md"]
 TWO_TOWERS = "docs/vision_language.md"
 OTHERS = [TWO_TOWERS, "docs/results.md", "docs/paper_map.md", "CONTRIBUTING.md"]
 TEXTS = {page: (ROOT / page).read_text() for page in [*PAGES, *OTHERS]}
@@ -32,7 +32,7 @@ def shell(command: str, place: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=place,
-        env={**os.environ, "PATH": path},
+        env={**{key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}, "PATH": path},
         capture_output=True,
         text=True,
         timeout=400,

@@ -71,7 +71,7 @@ class Retrieval:
 
     query, gallery: splits of the data; gallery null takes the queries themselves, each without its own image. places: k of CMC-k.
     against: the old model, else what each run was finetuned from. maps: of `rift align`, each adds its pairs. backfill: also the
-    curves of a gallery that is renewed bit by bit. draws: of the bootstrap behind the verdict's interval of 95 %.
+    curves of a gallery that is renewed bit by bit. draws, seed: of the bootstrap behind the verdict's interval of 95 %.
     """
 
     query: str = "test"
