@@ -3,12 +3,12 @@
 python experiments/covariance_limits.py [--out DIR] [--seeds 20]        (about a minute)
 
 1. Theorem A3.5: the error of aligned features ||F - F_0 Q||^2 / n against mean and covariance alone. With residual E and its
-   cross-covariance C to F_0 Q, the gap is 2 |tr C|, at most 2 sqrt(D) ||C||_F: the gap and the bound over a range of noise.
-2. The counter-example: samples in another order keep mean and covariance to the last digit, and CKA to the old features falls to
-   the level of chance. No loss of mean and covariance sees it; a paired one does.
-3. Batches: E ||S||^2 - ||Sigma||^2 for the covariance S of a batch of n Gaussian samples, against (||Sigma||^2 + tr(Sigma)^2) / m,
-   m = n - 1; and what a covariance that follows the plug-in loss shrinks to (each eigenvalue to (m l - T)+ / (m + 1), T their
-   sum), against gradient descent on batches. This is why small batches do badly in Table 5c.
+   cross-covariance C to F_0 Q, the gap is 2 |tr C|, at most 2 sqrt(D) ||C||_F: gap and bound over a range of noise.
+2. The counter-example: samples in another order keep mean and covariance to the last digit, and CKA to the old features falls
+   to the level of chance. No loss of mean and covariance sees it; a paired one does.
+3. Batches: E ||S||^2 - ||Sigma||^2 for the covariance S of a batch of n Gaussian samples, against (||Sigma||^2 + tr(Sigma)^2)
+   / m, m = n - 1; and what a covariance that follows the plug-in loss shrinks to (each eigenvalue to (m l - T)+ / (m + 1), T
+   their sum), against gradient descent on batches. This is why small batches do badly in Table 5c.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def permuted(seeds: int) -> dict[str, Any]:
 
 
 def floor(draws: int) -> list[dict[str, Any]]:
-    """Mean over batches of ||S||^2, less that of the true covariance: measured, predicted, and by the U-statistic."""
+    """Mean over batches of ||S||^2, less that of the true covariance: measured, predicted, by the U-statistic."""
     values = spectrum()
     true = float(values.square().sum())
     rows = []
@@ -90,7 +90,7 @@ def floor(draws: int) -> list[dict[str, Any]]:
 
 
 def shrunk(seeds: int, steps: int) -> list[dict[str, Any]]:
-    """Trace and effective rank that a linear map ends at which follows the plug-in loss, batch after batch, and the prediction."""
+    """Trace and effective rank at the end of a linear map that follows the plug-in loss, batch after batch; and predicted."""
     values = spectrum()
     rows = []
     for n in BATCHES:

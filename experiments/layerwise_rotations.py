@@ -3,8 +3,9 @@
 python experiments/layerwise_rotations.py [--out DIR] [--seeds 10] [--depth 6]        (half a minute)
 
 Two Gaussian classes, a network of `depth` layers (linear, or with ReLU) that learns to tell them apart. Then the outputs of the
-first k layers are multiplied by independent random orthogonal matrices, or the last features alone by one. CKA of the last features
-to those before, and accuracy of a linear classifier that is fitted again to them (least squares, training data), on test data.
+first k layers are multiplied by independent random orthogonal matrices, or the last features alone by one. CKA of the last
+features to those before, and accuracy of a linear classifier that is fitted again to them (least squares, training data), on test
+data.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 python experiments/spectral_norm.py [--out DIR] [--seeds 100]        (some seconds)
 
-The network is a product of `depth` matrices. Three ways to put rotations between them: random ones, those that line up each layer's
-strongest direction with the next one's (the constructive half of the proof: then the norm is the product of the layers' norms), and
-one rotation behind the last layer, which is what RIFT allows. Ratio of the norm to that of the network as it is. The proposition
-speaks of pretrained networks; here the matrices are Gaussian with a decaying spectrum, aligned to a degree that is swept.
+The network is a product of `depth` matrices. Three ways to put rotations between them: random ones, those that line up each
+layer's strongest direction with the next one's (the constructive half of the proof: then the norm is the product of the layers'
+norms), and one rotation behind the last layer, which is what RIFT allows. Ratio of the norm to that of the network as it is. The
+proposition speaks of pretrained networks; here singular vectors are random, spectra decay, and how far the strongest directions
+are aligned before is swept.
 """
 
 from __future__ import annotations
