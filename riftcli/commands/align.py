@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -26,6 +27,7 @@ class Kind(StrEnum):
     soft = "soft"
     procrustes = "procrustes"
     slerp = "slerp"
+    rift = "rift"
 
 
 def align(
@@ -34,7 +36,7 @@ def align(
     ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Of the new queries: a run, a folder of weights, or a name.")],
     kind: Annotated[
-        Kind, typer.Option("--map", help="lambda is orthogonal up to a threshold; the last two are closed forms.")
+        Kind, typer.Option("--map", help="lambda is orthogonal up to a threshold; the last three are not learned here.")
     ] = Kind.lam,
     data: DataSets = [],  # noqa: B006 - typer copies it
     split: Split = "train",
@@ -48,7 +50,7 @@ def align(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the samples.")] = 0,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",
-    out: Annotated[OptionalPath, typer.Option(help="Folder of the map; default: NEW/align/<map>, for a run.")] = None,
+    out: Annotated[OptionalPath, typer.Option(help="Folder; default: NEW/align/<map>, and what else is not as usual.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """A map between the features of two models, so that one's queries search the other's gallery (see rift retrieval)."""
@@ -72,7 +74,10 @@ def align(
     )
     models = common.open_pair(old, new, overrides)
     source = common.exactly_one(common.open_sets(data, models, overrides), "--data")
-    place = out or (models[1].folder / "align" / kind.value if models[1].is_run and models[1].folder else None)
+    place = out
+    if place is None and models[1].is_run and models[1].folder is not None:
+        unusual = [models[0].label if old != "pretrained" else "", source.name if data else "", split if split != "train" else ""]
+        place = models[1].folder / "align" / re.sub(r"[^\w.=-]+", "-", "-".join([kind.value, *filter(None, unusual)]))
     if place is None:
         raise UsageError(f"{new} is no run of ours, so the map has no place: give --out DIR")
     table = align_models(models, source, split, options, device, place)

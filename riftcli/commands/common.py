@@ -199,11 +199,19 @@ def exactly_one(values: list[Any], what: str) -> Any:
 
 
 def open_pair(old: str, new: str, overrides: Sequence[str]) -> list[Candidate]:
-    """Two models; OLD may be `pretrained`: what NEW was finetuned from."""
-    from riftcli.evaluation.candidates import distinct
+    """Two models, each a folder or a name; OLD may be `pretrained`: what NEW was finetuned from. Overrides of model.* are for
+    the one that is a name, the others for both.
+    """
+    from riftcli.evaluation.candidates import distinct, open_model, open_run
 
-    later = open_other(new, overrides)
-    earlier = later.pretrained() if old == "pretrained" else open_other(old, overrides)
+    named = [spec for spec in (old, new) if spec != "pretrained" and not Path(spec).expanduser().is_dir()]
+    of_runs = [o for o in overrides if not o.startswith("model.") or o.startswith("model.weights")] if named else overrides
+
+    def opened(spec: str) -> Candidate:
+        return open_model(spec, overrides) if spec in named else open_run(Path(spec).expanduser(), of_runs)
+
+    later = opened(new)
+    earlier = later.pretrained() if old == "pretrained" else opened(old)
     if earlier.identity == later.identity:
         raise UsageError(f"{old} and {new} are the same model: there is nothing to map")
     return distinct([earlier, later])

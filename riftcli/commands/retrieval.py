@@ -46,7 +46,7 @@ def retrieval(
         numbers = tuple(int(part) for part in places.split(","))
     except ValueError:
         raise UsageError(f"--places {places}: expected numbers, e.g. 1,5,10") from None
-    opened = {_name(path, maps): load_map(path) for path in maps}
+    opened = {name: load_map(path) for name, path in zip(names_of_maps(maps), maps, strict=True)}
     evaluator = Retrieval(query, gallery, numbers, None, opened, backfill, draws, seed)
     candidates = common.open_candidates(run, model, overrides, own_data=not data, other_model=against != "pretrained")
     if against != "pretrained":
@@ -55,11 +55,22 @@ def retrieval(
     common.measure(evaluator, print_retrieval, candidates, sets, candidates[0].recipe, device, out, as_json)
 
 
-def _name(path: Path, among: list[Path]) -> str:
-    """The folder of a map, with the one above where several are called alike."""
-    place = path if path.is_dir() or path.suffix != ".safetensors" else path.parent
-    alike = [other for other in among if other != path and place.name in (other.name, other.parent.name)]
-    return str(Path(*place.parts[-3:])) if alike else place.name
+def names_of_maps(paths: list[Path]) -> list[str]:
+    """What tables call them: the folder of a map, or its file's own name, with as many folders above as tell them apart."""
+    from riftcli.errors import UsageError
+    from riftcli.models.feature_map import FILE
+
+    places = [path.expanduser().resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise UsageError("the same --map is given twice")
+    folders = [place.parent if place.name == FILE else place for place in places]
+    plain = [(folder.with_suffix("") if folder.is_file() else folder).parts for folder in folders]
+    found = []
+    for i, own in enumerate(plain):
+        others = [other for j, other in enumerate(plain) if j != i]
+        depth = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        found.append("/".join(own[-depth:]))
+    return found
 
 
 def print_retrieval(table: ResultTable) -> None:

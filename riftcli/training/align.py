@@ -10,6 +10,7 @@ import torch
 from riftcli import dist
 from riftcli.console import Stopwatch
 from riftcli.data.reading import sift
+from riftcli.errors import RiftError, UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
@@ -17,7 +18,7 @@ from riftcli.functional.feature_maps import cosine
 from riftcli.models.feature_map import FeatureMap
 from riftcli.runs.provenance import environment, now
 from riftcli.runs.result_table import ResultTable, Row
-from riftcli.training.feature_maps import Fitted, MapOptions, fit_map
+from riftcli.training.feature_maps import Fitted, MapOptions, fit_map, linear
 from riftcli.version import __version__
 
 
@@ -28,10 +29,13 @@ def align(
     features come to the old ones, on the images of the fit and on the test split.
     """
     clock, console = Stopwatch(), encoder.console
-    loaded = {"old": old.load(encoder.device), "new": new.load(encoder.device)}
-    entries = [old.entry(loaded["old"]), new.entry(loaded["new"])]
     names = [split, *(["test"] if split != "test" else [])]
     sets = {name: sift(list_split(source, name), source.input, console)[0] for name in names}
+    if options.kind == "slerp" and sets[split].task != "multiclass":
+        raise UsageError(f"--map slerp: chooses its share by classes, and {source.name} is {sets[split].task}; use procrustes")
+    loaded = {"old": old.load(encoder.device), "new": new.load(encoder.device)}
+    entries = [old.entry(loaded["old"]), new.entry(loaded["new"])]
+    learned = learned_rotation(old, new, loaded["new"].vit.num_features) if options.kind == "rift" else None
     features = {
         name: {
             side: encoder.encode(model, data, source.input, f"{source.name}, {name}, {side} model").features
@@ -39,7 +43,7 @@ def align(
         }
         for name, data in sets.items()
     }
-    found = _fitted(features[split], sets[split], options, encoder)
+    found = _fitted(features[split], sets[split], options, encoder) if learned is None else Fitted(learned)
     rows: list[Row] = []
     for name, data in sets.items():
         facts: Row = {"model": new.label, "group": new.group, "data": source.name, "split": data.name, "reference": old.label}
@@ -58,14 +62,42 @@ def align(
     return replace(found.map, about=about), table
 
 
+def learned_rotation(old: Candidate, new: Candidate, width: int) -> FeatureMap:
+    """Q^T of a RIFT run with a learned Q, as it was at the last step: features of that run are about F_0 Q, so that times Q^T
+    they are about F_0. Raises UsageError for a run that learned none, and for another old model than its start.
+    """
+    from safetensors.torch import load_file
+
+    config = new.recipe.regularizer
+    target = config.target(width, None) if new.recipe.component_name("regularizer") == "rift" else None
+    files = sorted(new.folder.glob("last/step-????????/penalty.safetensors")) if new.folder is not None else []
+    state = load_file(files[-1]) if files else {}
+    if target is None or target.rotation is None or "rotation" not in state:
+        raise UsageError(
+            f"{new.label}: learned no Q (it takes a run with regularizer.name rift and q learn); use --map procrustes"
+        )
+    if old.identity != new.pretrained().identity:
+        raise UsageError(f"--map rift: the Q of {new.label} leads to what it was finetuned from, not to {old.label}")
+    with torch.no_grad():
+        target.rotation.weight.copy_(state["rotation"])
+        return FeatureMap("rift", width, width, linear(target.rotation.matrix().float()))
+
+
 def _fitted(features: dict[str, torch.Tensor], split: Any, options: MapOptions, encoder: Encoder) -> Fitted:
     """On rank 0, then handed to the others: the fit is a matter of seconds."""
-    labels = torch.from_numpy(split.targets) if split.targets is not None and split.targets.ndim == 1 else None
-    found = None
+    labels = torch.from_numpy(split.targets) if split.task == "multiclass" else None
+    found: Fitted | RiftError | None = None
     if dist.is_main():
-        with encoder.console.progress(f"fitting a {options.kind} map", options.epochs) as bar:
-            found = fit_map(features["old"], features["new"], labels, options, bar.advance)
-    return dist.broadcast_object(found)
+        try:
+            with encoder.console.progress(f"fitting a {options.kind} map", options.epochs) as bar:
+                found = fit_map(features["old"], features["new"], labels, options, bar.advance)
+        except RiftError as error:  # the other ranks wait for an answer
+            found = error
+    found = dist.broadcast_object(found)
+    if isinstance(found, RiftError):
+        raise found
+    assert found is not None
+    return found
 
 
 def _nearness(found: FeatureMap, old: torch.Tensor, new: torch.Tensor) -> Row:

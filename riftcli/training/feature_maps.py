@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from riftcli.functional.ranking import ranked
 from riftcli.functional.rotations import orthogonality_distance, usual_threshold
 from riftcli.models.feature_map import FeatureMap, linear_layers
 
-MapKind = Literal["orthogonal", "lambda", "affine", "soft", "procrustes", "slerp"]
-KINDS = ("orthogonal", "lambda", "affine", "soft", "procrustes", "slerp")
+MapKind = Literal["orthogonal", "lambda", "affine", "soft", "procrustes", "slerp", "rift"]
+KINDS = get_args(MapKind)
 SHARES = tuple(i / 10 for i in range(11))  # of the interpolation that slerp chooses among
 
 
@@ -26,7 +27,8 @@ class MapOptions:
     """How a map is fitted (lambda-orthogonality, arXiv 2509.16664).
 
     kind: orthogonal (exp of a skew matrix) | lambda (orthogonal up to a threshold) | soft (||W W^T - I||_F is added) | affine
-    (free) | procrustes (the best rotation, in closed form) | slerp (that, mixed with the old model's features of the query).
+    (free) | procrustes (the best rotation, in closed form) | slerp (that, mixed with the old model's features of the query) |
+    rift (Q^T as a RIFT run has learned it: nothing is fitted).
     threshold: lambda, on ||W W^T - I||_F; null grows with the root of the width as the paper's 12 at 512. sharpness: of its
     sigmoid. weights: of L_F, L_B and L_C. temperature: of the contrastive terms. layers: of the forward map, ReLU between them.
     epochs, batch_size, lr: of Adam. The paper states the loss, Adam, 1e-3 and 12; the other values are ours.
@@ -46,12 +48,15 @@ class MapOptions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"--map {self.kind}: one of {', '.join(KINDS)}")
-        if self.threshold is not None and self.threshold < 0:
+        if self.threshold is not None and not 0 <= self.threshold < math.inf:
             raise UsageError(f"--lambda {self.threshold:g}: a threshold is 0 or more, or auto")
+        for name, number in (("--temperature", self.temperature), ("--lr", self.lr)):
+            if not 0 < number < math.inf:
+                raise UsageError(f"{name} {number:g}: must be above 0")
         for name, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size), ("--layers", self.layers)):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be 1 or more")
-        if len(self.weights) != 3 or min(self.weights) < 0 or not sum(self.weights):
+        if len(self.weights) != 3 or not all(0 <= weight < math.inf for weight in self.weights) or not sum(self.weights):
             raise UsageError("--weights: three numbers, of L_F, L_B and L_C, 0 or more and not all 0")
 
 
@@ -83,7 +88,7 @@ def _closed(old: torch.Tensor, new: torch.Tensor, labels: torch.Tensor | None, o
     """The narrower space is filled up with zeros."""
     width = max(old.shape[1], new.shape[1])
     rotation = procrustes_rotation(padded(new, width), padded(old, width)).float()
-    found = FeatureMap(options.kind, old.shape[1], new.shape[1], _linear(rotation.T))
+    found = FeatureMap(options.kind, old.shape[1], new.shape[1], linear(rotation.T))
     if options.kind == "slerp":
         found.share = _best_share(found, old, new, labels)
     return Fitted(found)
@@ -123,14 +128,16 @@ def _learned(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if not bool(loss.isfinite()):
+                raise UsageError(f"the loss of the map is not finite in epoch {epoch + 1}: lower --lr (it is {options.lr:g})")
             for name, value in {**terms, "constraint": constraint}.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows) / len(old)
         with torch.no_grad():
             distance = float(orthogonality_distance(_weight(backward)))
         history.append({"epoch": epoch + 1, **sums, "orthogonality": distance})
         advance(1)
-    linear = _linear(_weight(backward).detach(), None if backward.bias is None else backward.bias.detach())
-    return Fitted(FeatureMap(options.kind, old.shape[1], new.shape[1], linear, forward.eval()), history)
+    found = linear(_weight(backward).detach(), None if backward.bias is None else backward.bias.detach())
+    return Fitted(FeatureMap(options.kind, old.shape[1], new.shape[1], found, forward.eval()), history)
 
 
 def _backward(width: int, kind: str) -> Any:
@@ -183,7 +190,8 @@ def _weight(layer: nn.Module) -> torch.Tensor:
     return layer.weight  # type: ignore[return-value]
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Sequential:
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Sequential:
+    """rows @ weight.T + bias, as a module."""
     module = linear_layers([weight.shape[1], weight.shape[0]], bias=bias is not None)
     module.load_state_dict({"0.weight": weight, **({} if bias is None else {"0.bias": bias})})
     return module.eval()

@@ -48,9 +48,11 @@ def bind_regularizer(
     console: Console,
 ) -> Regularization:
     """Before surgery, while the weights are the pretrained ones."""
-    if not recipe.adapter.trains_backbone:
+    only_texts = getattr(recipe.adapter, "towers", None) == "text" and not getattr(recipe.regularizer, "texts", None)
+    if not recipe.adapter.trains_backbone or only_texts:
         if recipe.component_name("regularizer") != "none":
-            console.warn("the regularizer has no effect: this adapter freezes the backbone, so its features cannot move")
+            frozen = "adapter.towers text freezes the image tower" if only_texts else "this adapter freezes the backbone"
+            console.warn(f"the regularizer has no effect: {frozen}, so its features cannot move")
         return Regularization()
     stream, dim = getattr(recipe.regularizer, "on", "task"), network.vit.num_features
     penalty = recipe.regularizer.build(RegularizerContext(dim, device, lambda: pretrained.features(stream)))

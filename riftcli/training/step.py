@@ -182,7 +182,7 @@ class Step:
                     added, loss = added + term.detach(), loss + term
                     self._measure(norms, "penalty", term, tensors(seen.compared))
                     kept.append(detached(rows))
-                loss.backward()
+                _backward(loss)
             shares.append(seen.features.detach().float())
         if penalty is None:
             return StepResult(task, added, torch.cat(shares), None, None)
@@ -237,7 +237,7 @@ class Step:
                     loss = loss + pulled(seen.compared, pull, last=not pulls[1])
                     if self.measure_gradients:
                         norms.add("penalty", tensors(pull))
-                loss.backward()
+                _backward(loss)
         shares = [seen.features.float() for seen in seen_all]
         if features is None:
             return StepResult(task, added, torch.cat(shares), None, None)
@@ -245,7 +245,7 @@ class Step:
         return StepResult(task, added.detach(), _features(features, shares), features, pretrained, norms.over_ranks())
 
     def _measure(self, norms: GradientNorms, term: str, loss: Any, rows: list[torch.Tensor]) -> None:
-        if self.measure_gradients:
+        if self.measure_gradients and loss.requires_grad:
             norms.add(term, gradients_of(loss, rows))
 
     def _no_sync(self, last: bool) -> Any:
@@ -265,6 +265,12 @@ class Step:
     @property
     def _distributed(self) -> bool:
         return isinstance(self.module, nn.parallel.DistributedDataParallel)
+
+
+def _backward(loss: torch.Tensor) -> None:
+    """Nothing to do for a term whose weights are all frozen."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _all_targets(targets: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -46,6 +47,22 @@ def test_retrieval_scores_every_pair_of_old_and_new(rift, run):
     assert (run / "retrieval" / "digits-test-gallery_split-train").is_dir()
 
 
+def test_the_q_of_a_rift_run_is_a_map_too(rift, run, trained, tmp_path):
+    from safetensors.torch import load_file
+
+    code, _, err = rift("align", "pretrained", run, "--map", "rift")
+    assert code == 2 and "myrun: learned no Q" in err
+    run = shutil.copytree(trained / "rift" / "s0", tmp_path / "rotated")
+    code, _, err = rift("align", "pretrained", run, "--map", "rift", "--out", tmp_path / "q")
+    assert code == 0, err
+    weight = load_file(sorted(run.glob("last/step-*/penalty.safetensors"))[-1])["rotation"].double()
+    skew, eye = weight - weight.T, torch.eye(len(weight), dtype=torch.float64)
+    q = torch.linalg.solve(eye + skew, eye - skew)
+    rows = torch.randn(3, len(q), generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.normalize(rows.double(), dim=1) @ q.T
+    torch.testing.assert_close(riftcli.load_map(tmp_path / "q").to_old(rows).double(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lambda", "procrustes", "slerp"])
 def test_a_map_is_one_file_that_retrieval_and_python_read(rift, run, tmp_path, kind):
     place = tmp_path / "maps" / kind
@@ -71,6 +88,39 @@ def test_a_map_is_one_file_that_retrieval_and_python_read(rift, run, tmp_path, k
             found.to_new(torch.from_numpy(rows))
     if kind == "procrustes":
         assert cells(read(out))[kind, "B(new)", "B(new)"]["cmc_1"] == cells(read(out))[None, "new", "new"]["cmc_1"]
+
+
+def test_names_of_maps_are_told_apart(tmp_path):
+    from riftcli.commands.retrieval import names_of_maps
+
+    for place in ("a/full/lambda", "b/full/lambda", "b/rift/lambda"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "own.safetensors").touch()
+    paths = [tmp_path / "a/full/lambda", tmp_path / "b/full/lambda" / "map.safetensors", tmp_path / "b/rift/lambda"]
+    assert names_of_maps(paths) == ["a/full/lambda", "b/full/lambda", "rift/lambda"]
+    assert names_of_maps([paths[0], tmp_path / "own.safetensors"]) == ["lambda", "own"]
+
+
+def test_two_runs_of_one_name_and_a_gallery_that_holds_the_queries(rift, trained, tmp_path):
+    one, other = (shutil.copytree(trained / name / "s0", tmp_path / name / "same") for name in ("full", "rift"))
+    code, out, err = rift("retrieval", "--run", one, "--against", other, "--json")
+    assert code == 0, err
+    report = read(out)
+    assert len(report["models"]) == 2 and len({row["reference"] for row in report["rows"]} | {report["rows"][0]["model"]}) == 2
+    found = cells(report)
+    assert found[None, "old", "old"]["map"] != found[None, "new", "new"]["map"]
+    code, out, err = rift("retrieval", "--run", one, "--gallery", "train+test", "--json")
+    assert code == 0, err
+    assert cells(read(out))[None, "new", "new"]["cmc_1"] < 1, "no query may find itself"
+
+
+def test_a_map_of_other_models_is_used_with_a_warning(rift, trained, tmp_path):
+    one, other = (shutil.copytree(trained / "full" / seed, tmp_path / seed) for seed in ("s0", "s1"))
+    assert rift("align", "pretrained", one, "--map", "procrustes")[0] == 0
+    code, out, err = rift("retrieval", "--run", other, "--map", one / "align" / "procrustes", "--json")
+    assert code == 0 and "the map procrustes was made for new" in err, err
+    (made_for,) = {row["map_made_for"] for row in read(out)["rows"] if row["through"]}
+    assert made_for.startswith("new ") and made_for.endswith("s0")
 
 
 def data(seed: int = 0, width: int = 8, other: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -143,6 +193,11 @@ def test_slerp_takes_the_best_share_of_both_queries():
             2,
             "from 24 to 16 dimensions, and these models have",
         ),
+        (["align", "pretrained", "{run}", "--temperature", "0"], 2, "--temperature 0: must be above 0"),
+        (["align", "pretrained", "{run}", "--lr", "nan"], 2, "--lr nan: must be above 0"),
+        (["align", "pretrained", "{run}", "--set", "optim.lr=1"], 2, "evaluation can change data.*, input.*, eval.*"),
+        (["retrieval", "--run", "{run}", "--against", "{run}"], 2, "is the new model itself; name another old one"),
+        (["retrieval", "--run", "{run}", "--map", "{tmp}/wide.safetensors", "--map", "{tmp}/wide.safetensors"], 2, "given twice"),
         (["retrieval", "--run", "{run}", "--places", "0"], 2, "--places 0: 1 or more"),
         (["retrieval", "--run", "{run}", "--gallery", "nosuch"], 3, "no split 'nosuch'"),
     ],

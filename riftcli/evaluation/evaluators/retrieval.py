@@ -10,10 +10,11 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Stopwatch
+from riftcli.data.classes import with_classes
 from riftcli.data.reading import sift
 from riftcli.data.split import Split
 from riftcli.errors import DataError, UsageError
-from riftcli.evaluation.candidates import Candidate, bases_of
+from riftcli.evaluation.candidates import Candidate, bases_of, distinct
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.compatibility import Order, area, difference_interval, gain, refill_order, refilled
@@ -88,28 +89,31 @@ class Retrieval:
     def __post_init__(self) -> None:
         if not self.places or min(self.places) < 1:
             raise UsageError(f"--places {','.join(map(str, self.places))}: 1 or more")
+        object.__setattr__(self, "places", tuple(sorted({1, *self.places})))  # the verdict is by CMC-1
 
     def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
         """Every new model beside its old one on every data set; collective, the same table on every rank."""
         clock, rows, curves, entries = Stopwatch(), [], [], {}
-        starts = {c.label: self.against for c in candidates} if self.against else bases_of(candidates)
+        starts = self._starts(candidates)
         for source in data:
             queries, gallery = self._splits(source, encoder)
-            search = _search(queries, gallery, source)
+            search = _search(queries, gallery)
             known: dict[str, Sides] = {}
             for new in candidates:
                 old = starts[new.label]
-                assert old is not None
                 sides = []
                 for model in (old, new):
-                    if model.label not in known:
-                        known[model.label], entries[model.label] = _sides(model, source, queries, gallery, encoder)
-                    sides.append(known[model.label])
+                    if model.identity not in known:
+                        known[model.identity], entries[model.identity] = _sides(model, source, queries, gallery, encoder)
+                    sides.append(known[model.identity])
+                made_for = {k: _made_for(m, entries[old.identity], entries[new.identity]) for k, m in self.maps.items()}
                 facts: Row = {"model": new.label, "group": new.group, "data": source.name, "split": queries.name}
                 facts |= {"gallery_split": None if gallery is None else gallery.name, "reference": old.label}
                 facts |= {"n": len(queries), "gallery_n": len(queries if gallery is None else gallery)}
                 found, refills = self._pairs(sides[0], sides[1], search, encoder)
-                rows += [{**facts, **row} for row in found]
+                rows += [{**facts, **row, "map_made_for": made_for.get(row["through"])} for row in found]
+                for name in [name for name, own in made_for.items() if own != "these models"]:
+                    encoder.console.warn(f"{new.label}: the map {name} was made for {made_for[name]}, and is used all the same")
                 curves += [{**facts, **row} for row in refills]
                 _say(encoder, facts, found)
         settings: dict[str, Any] = {
@@ -124,10 +128,27 @@ class Retrieval:
         tables = {"backfill": curves} if self.backfill else {}
         return ResultTable("retrieval", settings, list(entries.values()), rows, env, tables, clock.seconds, self.usual)
 
+    def _starts(self, candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+        """Label -> the old model beside it."""
+        if self.against is None:
+            return bases_of(candidates)
+        for candidate in candidates:
+            if candidate.identity == self.against.identity:
+                raise UsageError(f"--against {self.against.label}: is the new model itself; name another old one")
+        *_, old = distinct([*candidates, self.against])
+        return dict.fromkeys((candidate.label for candidate in candidates), old)
+
     def _splits(self, source: EvalData, encoder: Encoder) -> tuple[Split, Split | None]:
         names = [self.query] if self.gallery in (None, self.query) else [self.query, self.gallery]
         found = [sift(list_split(source, str(name)), source.input, encoder.console)[0] for name in names]
-        return found[0], found[1] if len(found) > 1 else None
+        for split in found:
+            if split.task != "multiclass":
+                raise DataError(
+                    f"{source.name}, split '{split.name}': retrieval needs one class per image, and this is {split.task}"
+                )
+        if len(found) == 1:
+            return found[0], None
+        return with_classes(found[1].classes, found[0], source.data.rules.allow_missing_classes), found[1]
 
     def _pairs(self, old: Sides, new: Sides, search: Search, encoder: Encoder) -> tuple[list[Row], list[Row]]:
         """The plain pairs, and those of every map; and the curves of a renewed gallery."""
@@ -199,18 +220,18 @@ class Retrieval:
     def columns(cls, rows: Sequence[Row], here: tuple[str, str]) -> Iterator[Column]:
         """What a comparison of runs shows of the rows of one run: the new model with the old gallery."""
         for row in rows:
-            if row["gallery"] == "old" and row["queries"] != "old":
+            if row["gallery"] == "old" and row["queries"] != "old" and str(row["reference"]).startswith("pretrained"):
                 through = f" by {row['through']}" if row["through"] else ""
-                yield f"cmc_1 {row['queries']}/old{through} {where(row, here[:1], cls.usual)}".rstrip(), row["cmc_1"], True
+                yield f"cmc_1 {row['queries']}/old{through} {where(row, here, cls.usual)}".rstrip(), row["cmc_1"], True
 
 
-def _search(queries: Split, gallery: Split | None, source: EvalData) -> Search:
-    if queries.targets.ndim != 1:
-        raise DataError(f"{source.name}: several labels an image; retrieval looks for items of the query's one class")
+def _search(queries: Split, gallery: Split | None) -> Search:
+    """A query that is in the gallery too, by its id, is left out of its own ranking."""
     labels = torch.from_numpy(queries.targets)
     if gallery is None:
         return Search(labels, labels, torch.arange(len(labels)))
-    return Search(labels, torch.from_numpy(gallery.targets), torch.full((len(labels),), -1))
+    places = {name: place for place, name in enumerate(gallery.ids)}
+    return Search(labels, torch.from_numpy(gallery.targets), torch.tensor([places.get(name, -1) for name in queries.ids]))
 
 
 def _sides(
@@ -230,6 +251,17 @@ def _check_widths(name: str, chosen: FeatureMap, old: Sides, new: Sides) -> None
             f"--map {name}: from {chosen.new_width} to {chosen.old_width} dimensions, and these models have {widths[1]} and "
             f"{widths[0]}; it was made for {chosen.about.get('new', 'other models')}"
         )
+
+
+def _made_for(chosen: FeatureMap, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """`these models`, or what a map was made for instead: by checksum of the weights, else by name."""
+    others = []
+    for side, entry in (("old", old), ("new", new)):
+        own = chosen.about.get(side, {})
+        key = "sha256" if own.get("sha256") and entry.get("sha256") else "label"
+        if own.get(key) != entry.get(key):
+            others.append(f"{side} {own.get('label', 'unknown')}")
+    return " and ".join(others) or "these models"
 
 
 def _say(encoder: Encoder, facts: Row, rows: Sequence[Row]) -> None:
