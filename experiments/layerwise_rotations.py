@@ -20,7 +20,7 @@ from torch import nn
 
 from riftcli.functional.cka import cka
 
-DIM, WIDTH, SEPARATION = 32, 32, 2.5
+DIM, WIDTH, SEPARATION = 32, 32, 0.8
 
 
 def gaussians(count: int, seed: int, centre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+# Before torch and numpy are loaded. Tiny networks: the threads of a process and of its children only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
 import pytest
 import torch
 import yaml
@@ -14,8 +18,6 @@ from evaluation_runs import CLOTHES, DATA
 
 from riftcli import cli
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: the threads of a process and its children wait for each other
 torch.set_num_threads(1)
 
 TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -41,6 +41,7 @@ def test_retrieval_scores_every_pair_of_old_and_new(rift, run):
     assert curve[0]["cmc_1"] == pytest.approx(crossed["cmc_1"]) and curve[-1]["cmc_1"] == found[None, "new", "new"]["cmc_1"]
     assert curve[0]["cmc_1_area"] == pytest.approx(np.trapezoid([row["cmc_1"] for row in curve], dx=0.1))
     assert len(table(run / "retrieval" / "digits-test")) == 3
+    assert (run / "retrieval" / "digits-test" / "retrieval.png").stat().st_size > 5000
     code, out, err = rift("retrieval", "--run", run, "--gallery", "train", "--json")
     assert code == 0, err
     assert {row["gallery_n"] for row in read(out)["rows"]} == {128}, "what validation left of 160"

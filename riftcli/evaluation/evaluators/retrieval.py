@@ -85,6 +85,7 @@ class Retrieval:
     seed: int = 0
 
     usual: ClassVar[dict[str, Any]] = {"gallery_split": None}
+    plot: ClassVar[str] = "riftcli.report.plots.retrieval:plot_retrieval"
 
     def __post_init__(self) -> None:
         if not self.places or min(self.places) < 1:
