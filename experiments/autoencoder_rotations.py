@@ -74,7 +74,9 @@ def psnr(found: torch.Tensor, images: torch.Tensor) -> float:
 
 @torch.no_grad()
 def measure(layers: nn.ModuleList, train_images: torch.Tensor, test: torch.Tensor, seed: int) -> tuple[dict[str, Any], list]:
-    """PSNR of every place and read-out, and pictures of the first test images with the read-out that was fitted again."""
+    """PSNR of every place and read-out, and pictures of the first test images: the encoder's output turned with the read-out as
+    trained, then every place with the read-out that was fitted again.
+    """
     generator = torch.Generator().manual_seed(seed + 100)
     rows: dict[str, Any] = {}
     pictures = [("image", test[:SHOWN])]
@@ -85,6 +87,8 @@ def measure(layers: nn.ModuleList, train_images: torch.Tensor, test: torch.Tenso
         readout = fitted(last_features(layers, train_images, place, q), train_images)
         again = features @ readout[:-1] + readout[-1]
         rows[name] = {"as trained": psnr(layers[-1](features), test), "fitted again": psnr(again, test)}
+        if name == "encoder's output":
+            pictures.insert(1, (f"{name},\nread-out as trained", layers[-1](features)[:SHOWN].clamp(0, 1)))
         pictures.append((name, again[:SHOWN].clamp(0, 1)))
     return rows, pictures
 
@@ -106,9 +110,10 @@ def run(root: str, out: Path, seeds: int, epochs: int, count: int, test: int) ->
         for axis, picture in zip(line, rows, strict=True):
             axis.imshow(picture.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
             axis.axis("off")
-        mean = "" if name == "image" else f"\n{psnrs[name]['fitted again']['mean']:.1f} dB"
+        place, _, way = name.partition(",\n")
+        mean = "" if name == "image" else f"\n{psnrs[place]['as trained' if way else 'fitted again']['mean']:.1f} dB"
         line[0].text(-6, 14, f"{name}{mean}", ha="right", va="center", fontsize=9)
-    figure.suptitle("Turned at: reconstruction by a read-out that was fitted again", fontsize=10)
+    figure.suptitle("Turned at ...: reconstructions, by a read-out that was fitted again where nothing else is said", fontsize=10)
     write(out, "autoencoder_rotations", result, figure)
     return result
 
