@@ -12,7 +12,7 @@ from riftcli.runs.reader import read_json
 from riftcli.runs.result_table import ResultTable
 
 COLOURS = {True: "tab:green", False: "tab:red", None: "0.6"}
-LINES = {"farthest": "-", "random": "--"}
+LINES = {"farthest": ("-", "farthest first"), "random": ("--", "random order")}
 
 
 def plot_retrieval(report: Path, table: ResultTable, candidates: Sequence[Candidate]) -> list[Path]:
@@ -46,9 +46,9 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 def _curves(axis: Any, curves: Sequence[dict[str, Any]]) -> None:
     for place, name in enumerate(dict.fromkeys(row["through"] for row in curves)):
-        for order, line in LINES.items():
+        for order, (line, title) in LINES.items():
             own = [row for row in curves if (row["through"], row["order"]) == (name, order)]
-            label = f"{name or 'as it is'}, {order} first, area {own[0]['cmc_1_area']:.3f}"
+            label = f"{name or 'as it is'}, {title}, area {own[0]['cmc_1_area']:.3f}"
             axis.plot([row["share"] for row in own], [row["cmc_1"] for row in own], line, color=f"C{place}", label=label)
     axis.set(xlabel="share of the gallery that is new", ylabel="CMC-1 of the new queries")
     axis.grid(alpha=0.25)
