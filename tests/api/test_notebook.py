@@ -26,13 +26,14 @@ def run(tiny_recipe_of, tmp_path_factory) -> riftcli.Run:
     """One run through the API, with what it must not change compared before and after."""
     folder = tmp_path_factory.mktemp("api")
     torch.manual_seed(11)
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - threads)  # not what it would be by itself
     before = state()
     try:
         made = riftcli.finetune(tiny_recipe_of(), out=folder / "run", train={"epochs": 1}, eval__batch_size=8, quiet=True)
         assert state() == before
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
     return made
 
 
