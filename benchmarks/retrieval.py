@@ -15,7 +15,7 @@ from paired import ratio
 
 from riftcli.functional.ranking import ranked
 
-DIM, CLASSES, CHUNK = 384, 100, 512
+DIM, CLASSES, CHUNK = 384, 100, 160
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     labels, gallery_labels = torch.randint(CLASSES, (given.queries,)), torch.randint(CLASSES, (given.gallery,))
 
     def exact():
-        ranked(queries, gallery, labels, gallery_labels, places=(1, 5), chunk=CHUNK)
+        ranked(queries, gallery, labels, gallery_labels, places=(1, 5))
 
     def product():
         for some in queries.split(CHUNK):
