@@ -11,12 +11,11 @@ turns the encoder's output, (b) the last features; it does not say how its read-
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import axes, rotation, spread, write
+from figures import axes, options, rotation, spread, write
 from torch import nn
 
 WIDTHS = (784, 256, 256, 64, 256, 256)
@@ -119,10 +118,8 @@ def run(root: str, out: Path, seeds: int, epochs: int, count: int, test: int) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, 3)
     parser.add_argument("root")
-    parser.add_argument("--out", type=Path, default=Path("experiments_out"))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--test", type=int, default=1_000)

@@ -13,12 +13,11 @@ python experiments/covariance_limits.py [--out DIR] [--seeds 20]        (about a
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import axes, rotation, spread, write
+from figures import axes, options, rotation, spread, write
 
 from riftcli.functional.cka import cka
 from riftcli.functional.covariance import covariance, effective_rank
@@ -156,8 +155,5 @@ def run(out: Path, seeds: int, draws: int = 2000, steps: int = 1500) -> dict[str
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("experiments_out"))
-    parser.add_argument("--seeds", type=int, default=20)
-    given = parser.parse_args()
+    given = options(__doc__, 20).parse_args()
     run(given.out, given.seeds)

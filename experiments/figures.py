@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def options(about: str | None, seeds: int) -> argparse.ArgumentParser:
+    """--out and --seeds; about: the docstring of the experiment."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("experiments_out"))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    return parser
 
 
 def rotation(dim: int, generator: torch.Generator) -> torch.Tensor:

@@ -10,12 +10,11 @@ data.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import axes, rotation, spread, write
+from figures import axes, options, rotation, spread, write
 from torch import nn
 
 from riftcli.functional.cka import cka
@@ -121,9 +120,7 @@ def run(out: Path, seeds: int, depth: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("experiments_out"))
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = options(__doc__, 10)
     parser.add_argument("--depth", type=int, default=6)
     given = parser.parse_args()
     run(given.out, given.seeds, given.depth)

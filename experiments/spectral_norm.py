@@ -11,12 +11,11 @@ are aligned before is swept.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import axes, rotation, spread, write
+from figures import axes, options, rotation, spread, write
 
 DIM, DEPTH = 32, 6
 ALIGNED = (0.0, 0.5, 0.9, 1.0)  # share of each layer's strongest direction that meets the next one's
@@ -103,8 +102,5 @@ def run(out: Path, seeds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("experiments_out"))
-    parser.add_argument("--seeds", type=int, default=100)
-    given = parser.parse_args()
+    given = options(__doc__, 100).parse_args()
     run(given.out, given.seeds)

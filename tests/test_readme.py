@@ -72,6 +72,14 @@ def test_the_page_on_vision_language_models(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+def test_the_map_of_the_page_on_retrieval_is_read_by_python(place):
+    (snippet,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/retrieval.md"], flags=re.DOTALL)
+    features = "import torch\nwidth = riftcli.load('runs/full').num_features\nnew_features = torch.randn(3, width)"
+    lines = snippet.replace("import riftcli\n", f"import riftcli\n{features}\n")
+    done = shell(f"python - <<'END'\n{lines}\nprint(rows.shape == new_features.shape)\nEND", place)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_python_snippet(place):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     done = shell(f"python - <<'END'\n{snippet}\nprint(model.num_classes)\nEND", place)

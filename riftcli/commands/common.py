@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -32,6 +33,7 @@ Overrides = Annotated[
 ]
 Pretrained = Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")]
 Split = Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")]
+Against = Annotated[str, typer.Option(help="pretrained, a run, a folder of weights, or a timm model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Out = Annotated[OptionalPath, typer.Option(help="Also write everything to this folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report on stdout.")]
@@ -143,6 +145,34 @@ def measure_beside_pretrained(
     if pretrained:
         candidates = with_pretrained(candidates)
     measure(evaluator, show, candidates, sets, candidates[-1].recipe, device, out, as_json)
+
+
+def measure_against(
+    evaluator: Any,
+    show: Callable[[ResultTable], None],
+    runs: Sequence[Path],
+    models: Sequence[str],
+    against: str,
+    data: Sequence[str],
+    overrides: Sequence[str],
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Open runs and models, and what they are compared with (`pretrained`: what each was finetuned from), and `measure`."""
+    candidates = open_candidates(runs, models, overrides, own_data=not data, other_model=against != "pretrained")
+    if against != "pretrained":
+        evaluator = replace(evaluator, against=open_other(against, overrides))
+    sets = open_sets(data, candidates, overrides)
+    measure(evaluator, show, candidates, sets, candidates[0].recipe, device, out, as_json)
+
+
+def whole_numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    """Comma-separated; raise UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected numbers, e.g. {example}") from None
 
 
 def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], out: Path | None, as_json: bool) -> None:

@@ -41,14 +41,10 @@ def knn(
 ) -> None:
     """Nearest-neighbour accuracy of features, on one or several data sets: train is the bank, test the queries."""
     from riftcli.commands import common
-    from riftcli.errors import UsageError
     from riftcli.evaluation.evaluators.knn import Knn
 
     common.check_out(out)
-    try:
-        numbers = tuple(int(part) for part in k.split(","))
-    except ValueError:
-        raise UsageError(f"--k {k}: expected numbers, e.g. 20 or 10,20,100") from None
+    numbers = common.whole_numbers(k, "--k", "20 or 10,20,100")
     evaluator = Knn(numbers, temperature, vote.value, few_shot, draws, probe, seed)
     common.measure_beside_pretrained(evaluator, print_knn, run, model, data, overrides, pretrained, device, out, as_json)
 

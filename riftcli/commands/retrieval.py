@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import Against, AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -19,9 +18,7 @@ OptionalStr = Optional[str]  # noqa: UP045 - typer reads it at run time
 def retrieval(
     run: Runs = [],  # noqa: B006 - typer copies it
     model: Models = [],  # noqa: B006
-    against: Annotated[
-        str, typer.Option(help="The old model: pretrained, a run, a folder of weights, or a name.")
-    ] = "pretrained",
+    against: Against = "pretrained",
     maps: Annotated[list[Path], typer.Option("--map", help="A map of rift align; repeatable.")] = [],  # noqa: B006
     data: DataSets = [],  # noqa: B006
     query: Annotated[str, typer.Option(help="Split of the queries.")] = "test",
@@ -37,22 +34,14 @@ def retrieval(
 ) -> None:
     """May the old gallery be kept: CMC and mAP of old and new queries in old and new galleries, and the verdict."""
     from riftcli.commands import common
-    from riftcli.errors import UsageError
     from riftcli.evaluation.evaluators.retrieval import Retrieval
     from riftcli.models.feature_map import load_map
 
     common.check_out(out)
-    try:
-        numbers = tuple(int(part) for part in places.split(","))
-    except ValueError:
-        raise UsageError(f"--places {places}: expected numbers, e.g. 1,5,10") from None
+    numbers = common.whole_numbers(places, "--places", "1,5,10")
     opened = {name: load_map(path) for name, path in zip(names_of_maps(maps), maps, strict=True)}
     evaluator = Retrieval(query, gallery, numbers, None, opened, backfill, draws, seed)
-    candidates = common.open_candidates(run, model, overrides, own_data=not data, other_model=against != "pretrained")
-    if against != "pretrained":
-        evaluator = replace(evaluator, against=common.open_other(against, overrides))
-    sets = common.open_sets(data, candidates, overrides)
-    common.measure(evaluator, print_retrieval, candidates, sets, candidates[0].recipe, device, out, as_json)
+    common.measure_against(evaluator, print_retrieval, run, model, against, data, overrides, device, out, as_json)
 
 
 def names_of_maps(paths: list[Path]) -> list[str]:

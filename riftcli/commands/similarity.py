@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs, Split
+from riftcli.commands.common import Against, AsJson, DataSets, Device, Models, Out, Overrides, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -24,7 +23,7 @@ class Layers(StrEnum):
 def similarity(
     run: Runs = [],  # noqa: B006 - typer copies it
     model: Models = [],  # noqa: B006
-    against: Annotated[str, typer.Option(help="pretrained, a run, a folder of weights, or a timm model.")] = "pretrained",
+    against: Against = "pretrained",
     metrics: Annotated[str, typer.Option(help="Comma-separated, e.g. cka,rsa,procrustes; all for every one.")] = "",
     layers: Annotated[
         Layers, typer.Option(help="all: also CKA of every layer with every layer, and its heat map.")
@@ -46,11 +45,7 @@ def similarity(
     common.check_out(out)
     wanted = measures() if metrics == "all" else [m.strip() for m in metrics.split(",") if m.strip()] or DEFAULT
     evaluator = Similarity(tuple(wanted), split, layers is Layers.all, bootstrap, seed, maps)
-    candidates = common.open_candidates(run, model, overrides, own_data=not data, other_model=against != "pretrained")
-    if against != "pretrained":
-        evaluator = replace(evaluator, against=common.open_other(against, overrides))
-    sets = common.open_sets(data, candidates, overrides)
-    common.measure(evaluator, print_similarity, candidates, sets, candidates[0].recipe, device, out, as_json)
+    common.measure_against(evaluator, print_similarity, run, model, against, data, overrides, device, out, as_json)
 
 
 def print_similarity(table: ResultTable) -> None:

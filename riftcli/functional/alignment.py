@@ -34,8 +34,15 @@ def procrustes_align(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     (N, D), (N, D) -> (N, D).
     """
     x, y = x.detach().double(), y.detach().double()
-    left, _, right = torch.linalg.svd(centre(y).T @ centre(x))
-    return centre(y) @ left @ right + x.mean(0)
+    return centre(y) @ procrustes_rotation(centre(y), centre(x)) + x.mean(0)
+
+
+def procrustes_rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The orthogonal R with the smallest ||source R - target||_F, in fp64; (N, D), (N, D) -> (D, D). Rows as they are: centre
+    them first where a shift does not count.
+    """
+    left, _, right = torch.linalg.svd(source.double().T @ target.double())
+    return left @ right
 
 
 def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | None = None) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Maps from one model's features to another's: closed forms, and the losses that learned ones minimise."""
+"""What maps from one model's features to another's are made of: common widths, interpolation, the contrast of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 
-def common(rows: torch.Tensor, width: int) -> torch.Tensor:
+def truncated(rows: torch.Tensor, width: int) -> torch.Tensor:
     """(n, D) cut to its first `width` dimensions (lambda-orthogonality compares spaces of different width so)."""
     return rows[:, :width]
 
@@ -14,15 +14,6 @@ def common(rows: torch.Tensor, width: int) -> torch.Tensor:
 def padded(rows: torch.Tensor, width: int) -> torch.Tensor:
     """(n, D) with zeros behind, up to `width`."""
     return F.pad(rows, (0, width - rows.shape[1]))
-
-
-def procrustes_rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The orthogonal R with the smallest ||source R - target||_F, in fp64; (N, D), (N, D) -> (D, D).
-
-    Spaces through the origin, not centred: cosines are taken from there.
-    """
-    left, _, right = torch.linalg.svd(source.double().T @ target.double())
-    return left @ right
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, share: float) -> torch.Tensor:
@@ -46,7 +37,7 @@ def class_contrast(
     if labels is None:
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
     same = (labels[:, None] == labels[None]).to(logits.dtype)
-    return -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    return F.cross_entropy(logits, same / same.sum(1, keepdim=True))
 
 
 def cosine(rows: torch.Tensor, others: torch.Tensor) -> float:

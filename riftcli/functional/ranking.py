@@ -28,6 +28,14 @@ class Ranking(NamedTuple):
         return {**found, "map": float(self.precision[some].double().mean())}
 
 
+SIMILARITIES = 2**24  # that are held at once
+
+
+def queries_at_a_time(gallery: int) -> int:
+    """How many queries make that many similarities with a gallery of this size."""
+    return max(1, SIMILARITIES // max(1, gallery))
+
+
 def _own(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
@@ -44,15 +52,16 @@ def ranked(
     add: Callable[[torch.Tensor], torch.Tensor] = _own,
 ) -> Ranking:
     """CMC and average precision, exact and a chunk of queries at a time; queries (Q, D), gallery (G, D), labels (Q,), (G,).
-    chunk: queries at a time; None takes as many as make 16 million similarities.
+    chunk: queries at a time; None takes `queries_at_a_time`.
 
     own (Q,): position in the gallery of the query itself, which is left out; -1 for none. An item of another class that is as
     near counts as nearer, so that a constant model finds nothing. For a gallery that lies in parts on several processes: gather
-    puts (q, P) of every part side by side, add sums over the parts; each process gets the whole result.
+    puts (q, P) of every part side by side, add sums over the parts; each process gets the whole result. They meet once a chunk,
+    so give all the same one.
     """
     queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     hits, precision, defined = [], [], []
-    chunk = chunk or max(1, 2**24 // max(1, len(gallery)))
+    chunk = chunk or queries_at_a_time(len(gallery))
     for start in range(0, len(queries), chunk):
         some = slice(start, start + chunk)
         similarity = queries[some] @ gallery.T  # (q, G)

@@ -124,14 +124,19 @@ class SoftRotation(Rotation):
     def constraint(self) -> torch.Tensor:
         """The penalty of the paper; its gradient at W = I, where x = 0, is 0."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            x = orthogonality_distance(self.weight)
-            return torch.sigmoid(self.sharpness * (x - self.threshold)) * x
+            return soft_orthogonality(self.weight, self.threshold, self.sharpness)
 
 
 def orthogonality_distance(weight: torch.Tensor) -> torch.Tensor:
     """x = ||W W^T - I||_F; (D, D) -> (). Its gradient at an orthogonal W is 0."""
     eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     return torch.linalg.matrix_norm(weight @ weight.T - eye)
+
+
+def soft_orthogonality(weight: torch.Tensor, threshold: float, sharpness: float) -> torch.Tensor:
+    """sigmoid(sharpness (x - threshold)) x (lambda-orthogonality, Eq. 6); (D, D) -> ()."""
+    x = orthogonality_distance(weight)
+    return torch.sigmoid(sharpness * (x - threshold)) * x
 
 
 def usual_threshold(width: int) -> float:

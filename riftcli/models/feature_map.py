@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from riftcli.errors import ModelError
-from riftcli.functional.feature_maps import common, padded, slerp
+from riftcli.functional.feature_maps import padded, slerp, truncated
 from riftcli.models.weights import write_tensors
 
 FORMAT = "rift.map/1"
@@ -63,7 +63,7 @@ class FeatureMap:
         return self._fitted(self.forward(F.normalize(rows.float(), dim=1)))
 
     def _fitted(self, rows: torch.Tensor) -> torch.Tensor:
-        return padded(rows, self.width) if rows.shape[1] < self.width else common(rows, self.width)
+        return padded(rows, self.width) if rows.shape[1] < self.width else truncated(rows, self.width)
 
     def save(self, path: Path) -> Path:
         """One safetensors file with the provenance as metadata."""

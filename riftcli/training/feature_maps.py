@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from riftcli.errors import UsageError
-from riftcli.functional.feature_maps import class_contrast, common, padded, procrustes_rotation
+from riftcli.functional.alignment import procrustes_rotation
+from riftcli.functional.feature_maps import class_contrast, padded, truncated
 from riftcli.functional.ranking import ranked
-from riftcli.functional.rotations import orthogonality_distance, usual_threshold
+from riftcli.functional.rotations import orthogonality_distance, soft_orthogonality, usual_threshold
 from riftcli.models.feature_map import FeatureMap, linear_layers
 
 MapKind = Literal["orthogonal", "lambda", "affine", "soft", "procrustes", "slerp", "rift"]
@@ -62,7 +63,7 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A map, its losses epoch by epoch, and how it does on pairs that it was not fitted to (a tenth of them)."""
+    """A map, and its losses epoch by epoch where it was learned."""
 
     map: FeatureMap
     history: list[dict[str, float]] = field(default_factory=list)
@@ -162,8 +163,7 @@ def _terms(
 ) -> dict[str, torch.Tensor]:
     """L_F, L_B and L_C with their weights. there: B(new), here: F(old), (n, D) each."""
     forward, backward, contrast = options.weights
-    cut, target = common(there, width), common(old, width)
-    own = common(here, width)
+    cut, target, own = truncated(there, width), truncated(old, width), truncated(here, width)
     terms = {
         "forward": forward * (here - there).square().sum(1).mean(),
         "backward": backward * (cut - target).square().sum(1).mean(),
@@ -179,11 +179,10 @@ def _constraint(layer: nn.Module, options: MapOptions) -> torch.Tensor:
     weight = _weight(layer)
     if options.kind in ("orthogonal", "affine"):
         return weight.new_zeros(())
-    distance = orthogonality_distance(weight)
     if options.kind == "soft":
-        return distance
+        return orthogonality_distance(weight)
     threshold = usual_threshold(len(weight)) if options.threshold is None else options.threshold
-    return torch.sigmoid(options.sharpness * (distance - threshold)) * distance
+    return soft_orthogonality(weight, threshold, options.sharpness)
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:

@@ -48,11 +48,9 @@ def bind_regularizer(
     console: Console,
 ) -> Regularization:
     """Before surgery, while the weights are the pretrained ones."""
-    only_texts = getattr(recipe.adapter, "towers", None) == "text" and not getattr(recipe.regularizer, "texts", None)
-    if not recipe.adapter.trains_backbone or only_texts:
+    if not recipe.adapter.trains_backbone:
         if recipe.component_name("regularizer") != "none":
-            frozen = "adapter.towers text freezes the image tower" if only_texts else "this adapter freezes the backbone"
-            console.warn(f"the regularizer has no effect: {frozen}, so its features cannot move")
+            console.warn("the regularizer has no effect: this adapter freezes the backbone, so its features cannot move")
         return Regularization()
     stream, dim = getattr(recipe.regularizer, "on", "task"), network.vit.num_features
     penalty = recipe.regularizer.build(RegularizerContext(dim, device, lambda: pretrained.features(stream)))
@@ -61,6 +59,10 @@ def bind_regularizer(
         return Regularization()
     if isinstance(penalty, WeightPenalty):
         return Regularization(on_weights=penalty)
+    if getattr(recipe.adapter, "towers", None) == "text" and not getattr(penalty, "pairs", False):
+        console.warn("the regularizer has no effect: adapter.towers text freezes the image tower, so its features cannot move")
+        network.classifier.depths = 0
+        return Regularization()
     of_batch: OfBatch | None = None
     if hasattr(penalty, "teacher"):
         of_batch = _of_teacher(penalty, network.preprocessing, bf16)

@@ -224,6 +224,35 @@ def test_fgvc_aircraft(tmp_path):
     (base / "images_variant_test.txt").write_text("0001 727-200\n")
     split = Torchvision("FGVCAircraft", str(tmp_path)).load("test")
     assert split.classes == ["707-320", "727-200"] and split.targets.tolist() == [1]
+    (base / "images" / "0001.jpg").unlink()
+    fails(Torchvision("FGVCAircraft", str(tmp_path)), "test", "0001.jpg")
+
+
+def test_food101(tmp_path):
+    base = tmp_path / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for name in ("cup_cakes/1", "cup_cakes/2", "pho/7"):
+        image(base / "images" / f"{name}.jpg")
+    (base / "meta" / "test.json").write_text(json.dumps({"cup_cakes": ["cup_cakes/1", "cup_cakes/2"], "pho": ["pho/7"]}))
+    split = Torchvision("Food101", str(tmp_path)).load("test")
+    assert split.targets.tolist() == [0, 0, 1] and split.ids[2] == "food-101/images/pho/7.jpg"
+    assert class_texts(split.classes, "food", None, "prompts")[0] == ["a photo of cup cakes, a type of food."]
+    (base / "images" / "pho" / "7.jpg").unlink()
+    fails(Torchvision("Food101", str(tmp_path)), "test", "7.jpg")
+    fails(Torchvision("Food101", str(tmp_path / "nowhere")), "test", "no such data folder")
+
+
+def test_dtd(tmp_path):
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    for name in ("polka-dotted/polka-dotted_0001", "banded/banded_0002"):
+        image(base / "images" / f"{name}.jpg")
+    (base / "labels" / "test1.txt").write_text("polka-dotted/polka-dotted_0001.jpg\nbanded/banded_0002.jpg\n")
+    split = Torchvision("DTD", str(tmp_path)).load("test")
+    assert split.classes == ["banded", "polka-dotted"] and split.targets.tolist() == [1, 0]
+    assert class_texts(split.classes, "dtd", None, "prompts")[1][0] == "a photo of a polka-dotted texture."
+    (base / "images" / "banded" / "banded_0002.jpg").unlink()
+    fails(Torchvision("DTD", str(tmp_path)), "test", "banded_0002.jpg")
 
 
 # ---- COCO's captions

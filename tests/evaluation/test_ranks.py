@@ -7,8 +7,25 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from evaluation_runs import CLOTHES, make_folder, read
+
+
+def test_two_ranks_get_one_map(run, tmp_path):
+    """It is fitted on one of them."""
+    from safetensors.torch import load_file
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
+    found = []
+    for name, start in (("one", ["-m", "riftcli"]), ("two", torchrun)):
+        line = [*start, "align", "pretrained", str(run), "--epochs", "3", "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(load_file(tmp_path / name / "map.safetensors"))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-6)
 
 
 def test_two_ranks_answer_as_one(run, tmp_path, few):

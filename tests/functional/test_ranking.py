@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from riftcli.functional.alignment import procrustes_rotation
 from riftcli.functional.compatibility import area, difference_interval, gain, refill_order, refilled
-from riftcli.functional.feature_maps import class_contrast, padded, procrustes_rotation, slerp
+from riftcli.functional.feature_maps import class_contrast, padded, slerp
 from riftcli.functional.ranking import ranked
 
 
@@ -105,6 +106,26 @@ def test_a_gallery_in_parts_is_searched_as_one():
     )
     assert torch.equal(part.hits, whole.hits) and torch.equal(part.defined, whole.defined)
     torch.testing.assert_close(part.precision, whole.precision)
+
+
+def test_ranks_with_unequal_parts_meet_equally_often(monkeypatch):
+    """61 rows on two ranks are 30 and 31: a number of queries at a time that depends on the part would leave a rank waiting."""
+    from riftcli.evaluation.evaluators import retrieval
+    from riftcli.functional import ranking
+
+    queries, gallery, labels, gallery_labels = (torch.from_numpy(a) for a in some(10, 61, 4))
+    monkeypatch.setattr(ranking, "SIMILARITIES", 154)
+    monkeypatch.setattr(retrieval.dist, "world_size", lambda: 2)
+    monkeypatch.setattr(retrieval.dist, "sum_over_ranks", lambda value: value)
+    met = []
+    for rank in range(2):
+        rounds = []
+        monkeypatch.setattr(retrieval.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(retrieval, "_side_by_side", lambda rows, rounds=rounds: rounds.append(1) or rows)
+        search = retrieval.Search(labels, gallery_labels, torch.full((10,), -1))
+        search.ranked(queries, gallery, (1,), torch.device("cpu"))
+        met.append(len(rounds))
+    assert met == [5, 5], "two queries of 61 similarities at a time; by parts of 30 and 31 it would be five and four"
 
 
 def test_gain_interval_and_area():

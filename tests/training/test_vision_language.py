@@ -115,6 +115,23 @@ def test_what_trains(runs, clip_folder, name, parts):
     assert moved(runs, name, clip_folder) == expected
 
 
+@pytest.mark.parametrize(
+    ("regularizer", "warned"), [({"name": "snd"}, True), ({"name": "ldifs", "on": "reference"}, True), ({"name": "l2sp"}, False)]
+)
+def test_text_alone_has_weights_to_keep_and_no_image_features(
+    rift, clip_folder, caption_folder, write_recipe, tmp_path, regularizer, warned
+):
+    recipe = recipe_of("text_only", clip_folder, caption_folder)
+    if regularizer["name"] != "l2sp":
+        recipe = with_reference(recipe, caption_folder, **regularizer)
+    recipe["regularizer"] = regularizer
+    code, _, err = rift("finetune", "--recipe", write_recipe(recipe, "text.yaml"), "--out", tmp_path / "run", "--device", "cpu")
+    assert code == 0, err
+    assert ("the regularizer has no effect: adapter.towers text freezes the image tower" in err) == warned
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("penalty_loss", 0) > 0 for row in rows) == (not warned)
+
+
 @pytest.mark.parametrize("name", ["flyp", "vanilla", "flyp_lora", "dive"])
 def test_the_saved_model_opens_in_open_clip(runs, name):
     clip, tokenizer = opened(runs / name / "model")

@@ -18,7 +18,7 @@ from riftcli.evaluation.candidates import Candidate, bases_of, distinct
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.compatibility import Order, area, difference_interval, gain, refill_order, refilled
-from riftcli.functional.ranking import Ranking, ranked
+from riftcli.functional.ranking import Ranking, queries_at_a_time, ranked
 from riftcli.models.feature_map import FeatureMap
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import Column, ResultTable, Row, where
@@ -55,6 +55,7 @@ class Search:
             self.gallery_labels[start:stop].to(device),
             own.to(device),
             places,
+            queries_at_a_time(total),  # of the whole gallery: parts may differ by a row, and ranks meet once a chunk
             gather=_side_by_side,
             add=dist.sum_over_ranks,
         )
@@ -113,8 +114,9 @@ class Retrieval:
                 facts |= {"n": len(queries), "gallery_n": len(queries if gallery is None else gallery)}
                 found, refills = self._pairs(sides[0], sides[1], search, encoder)
                 rows += [{**facts, **row, "map_made_for": made_for.get(row["through"])} for row in found]
-                for name in [name for name, own in made_for.items() if own != "these models"]:
-                    encoder.console.warn(f"{new.label}: the map {name} was made for {made_for[name]}, and is used all the same")
+                for name, others in made_for.items():
+                    if others is not None:
+                        encoder.console.warn(f"{new.label}: the map {name} was made for {others}, and is used all the same")
                 curves += [{**facts, **row} for row in refills]
                 _say(encoder, facts, found)
         settings: dict[str, Any] = {
@@ -254,15 +256,15 @@ def _check_widths(name: str, chosen: FeatureMap, old: Sides, new: Sides) -> None
         )
 
 
-def _made_for(chosen: FeatureMap, old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`these models`, or what a map was made for instead: by checksum of the weights, else by name."""
+def _made_for(chosen: FeatureMap, old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The other models that a map was made for, by checksum of the weights, else by name; None for these."""
     others = []
     for side, entry in (("old", old), ("new", new)):
         own = chosen.about.get(side, {})
         key = "sha256" if own.get("sha256") and entry.get("sha256") else "label"
         if own.get(key) != entry.get(key):
             others.append(f"{side} {own.get('label', 'unknown')}")
-    return " and ".join(others) or "these models"
+    return " and ".join(others) or None
 
 
 def _say(encoder: Encoder, facts: Row, rows: Sequence[Row]) -> None:
