@@ -33,7 +33,6 @@ Overrides = Annotated[
 ]
 Pretrained = Annotated[bool, typer.Option(help="Also the model that a run was finetuned from.")]
 Split = Annotated[str, typer.Option(help="train, val, test, or any split of the data source.")]
-Against = Annotated[str, typer.Option(help="pretrained, a run, a folder of weights, or a timm model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Out = Annotated[OptionalPath, typer.Option(help="Also write everything to this folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report on stdout.")]

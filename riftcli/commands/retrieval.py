@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from riftcli.commands.common import Against, AsJson, DataSets, Device, Models, Out, Overrides, Runs
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -18,7 +18,9 @@ OptionalStr = Optional[str]  # noqa: UP045 - typer reads it at run time
 def retrieval(
     run: Runs = [],  # noqa: B006 - typer copies it
     model: Models = [],  # noqa: B006
-    against: Against = "pretrained",
+    against: Annotated[
+        str, typer.Option(help="The old model: pretrained, a run, a folder of weights, or a name.")
+    ] = "pretrained",
     maps: Annotated[list[Path], typer.Option("--map", help="A map of rift align; repeatable.")] = [],  # noqa: B006
     data: DataSets = [],  # noqa: B006
     query: Annotated[str, typer.Option(help="Split of the queries.")] = "test",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from riftcli.commands.common import Against, AsJson, DataSets, Device, Models, Out, Overrides, Runs, Split
+from riftcli.commands.common import AsJson, DataSets, Device, Models, Out, Overrides, Runs, Split
 
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
@@ -23,7 +23,7 @@ class Layers(StrEnum):
 def similarity(
     run: Runs = [],  # noqa: B006 - typer copies it
     model: Models = [],  # noqa: B006
-    against: Against = "pretrained",
+    against: Annotated[str, typer.Option(help="pretrained, a run, a folder of weights, or a timm model.")] = "pretrained",
     metrics: Annotated[str, typer.Option(help="Comma-separated, e.g. cka,rsa,procrustes; all for every one.")] = "",
     layers: Annotated[
         Layers, typer.Option(help="all: also CKA of every layer with every layer, and its heat map.")
