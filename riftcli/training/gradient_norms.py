@@ -12,9 +12,9 @@ from riftcli import dist
 
 @dataclass
 class GradientNorms:
-    """Of a step, summed up over its micro-batches; each entry: gradients with respect to the rows of one."""
+    """Of a step: each entry is the squared norm () of one micro-batch's gradients with respect to its rows."""
 
-    task: list[torch.Tensor] = field(default_factory=list)  # (): their squares
+    task: list[torch.Tensor] = field(default_factory=list)
     penalty: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, term: str, gradients: Sequence[torch.Tensor]) -> None:
