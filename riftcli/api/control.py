@@ -63,19 +63,29 @@ def resume_run(
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Go on with a run, bitwise. wanted: (recipe, overrides) that must say the same as the one stored in the run."""
+    from riftcli.models.weights import saved_weights
+
     stored = run / "recipe.resolved.yaml"
     if not stored.is_file():
         raise UsageError(f"--resume {run}: not a run folder (no recipe.resolved.yaml)")
     record = runs.read_run(run)
     name = f"{record.get('recipe', 'recipe')}.yaml"
-    recipe = recipes.parse(recipes.read(stored), name, [])
+    text = recipes.read(stored)
+    # runs from before there was this key had no shortest warm-up, and go on so
+    older = [] if "min_warmup_steps" in text else ["schedule.min_warmup_steps=0"]
+    recipe = recipes.parse(text, name, older)
     given, overrides = wanted or ("", [])
+    overrides = [*overrides, *older]
     asked = recipes.load(given, overrides) if given else recipes.parse(recipes.dump(recipe.resolved), name, overrides)
     old, new = recipes.flatten(recipe.resolved), recipes.flatten(asked.resolved)
     changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
     if changed:
         raise UsageError(
             f"--resume {run}: the recipe differs from the run's: {'; '.join(changed)}; resume without changes, or start a new run"
+        )
+    if record.get("status") == "completed" and saved_weights(run / "model") is None:
+        raise UsageError(
+            f"--resume {run}: finished, but its weights (model/) are gone; train it again: rift finetune --recipe {stored}"
         )
     if record.get("status") == "completed":
         note_line(f"{run}: already finished")
@@ -148,7 +158,7 @@ def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str) -> No
     import torch
 
     from riftcli.data.batches import divide_batch
-    from riftcli.data.splits import load_retention, load_splits
+    from riftcli.data.splits import load_splits, query_and_bank
 
     if nnodes == "1":
         divide_batch(recipe.train.batch_size, nproc, recipe.train.micro_batch_size)
@@ -163,4 +173,4 @@ def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str) -> No
     data = recipe.data
     load_splits(data.source, data.train, data.val, data.test, data.rules)
     for other in recipe.retention:
-        load_retention(other.source, other.train, other.test, other.rules)
+        query_and_bank(other)

@@ -51,7 +51,7 @@ def evaluate_and_draw(
     from riftcli import dist
 
     report = evaluate_run(run, metrics, split, overrides, device, temperature, console)
-    if dist.is_main():
+    if dist.is_main() and report["unwritten"] is None:
         plot_reliability(Path(report["written_to"]).parent, report.get("temperature", {}).get("value"))
     return report
 

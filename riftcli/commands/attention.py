@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def attention(
     run: Runs = [],  # noqa: B006 - typer copies it
     images: Annotated[
-        list[Path], typer.Option("--image", help="An image or a folder of them; repeatable. Default: a sample.")
+        list[Path], typer.Option("--image", help="An image or a folder of them; repeatable. Default: of the split.")
     ] = [],  # noqa: B006
-    count: Annotated[int, typer.Option(min=1, help="Images of the sample.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Images at most, of the split or of --image.")] = 8,
     split: Annotated[str, typer.Option(help="The split that the sample is drawn from.")] = "test",
     block: Annotated[int, typer.Option(help="Block whose attention is shown, from 0; negative from the end.")] = -1,
     heads: Annotated[bool, typer.Option(help="Also a picture with every head.")] = True,
@@ -50,4 +50,6 @@ def print_attention(table: ResultTable) -> None:
     cells = {key: averaged(table.rows, ["group"], key) for key in keys}
     groups = dict.fromkeys(row["group"] for row in table.rows)
     lines = [[group, *(format_number(cells[key][group,][0]) for key in keys)] for group in groups]
-    print_grid(f"attention before and after, mean over {table.settings['images']} images", ["model", *keys], lines)
+    shown, among = table.settings["images"], table.settings["among"]
+    which = f"{shown} of {among} images" if shown < among else f"{shown} images"
+    print_grid(f"attention before and after, mean over {which}", ["model", *keys], lines)

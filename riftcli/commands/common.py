@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from riftcli.errors import UsageError
+from riftcli.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from riftcli.evaluation.candidates import Candidate
@@ -64,7 +64,18 @@ def open_candidates(
     kept = [o for o in overrides if own_data or not o.startswith(("data.", "input."))]
     of_runs = [o for o in kept if not o.startswith("model.") or o.startswith("model.weights")] if models or other_model else kept
     opened = [*open_runs(paths, of_runs), *(open_model(name, kept) for name in models)]
+    note_unfinished([candidate.folder for candidate in opened if candidate.is_run])
     return distinct(opened)
+
+
+def note_unfinished(runs: Sequence[Path | None]) -> None:
+    """Say of which runs the weights are not the last word, because they are still being trained."""
+    from riftcli.console import note_line
+    from riftcli.runs.folder import in_progress
+
+    for run in runs:
+        if run is not None and in_progress(run) and os.environ.get("RANK", "0") == "0":
+            note_line(f"note: {run} is still in progress: these are the weights of its best evaluation so far")
 
 
 def with_pretrained(candidates: list[Candidate]) -> list[Candidate]:
@@ -181,14 +192,20 @@ def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], 
     from riftcli.runs.result_table import write_into_runs
 
     folders = {c.label: c.folder for c in candidates if c.is_run and c.folder is not None}
-    written = write_into_runs(table, folders, out)
-    for path in written:
-        note_line(f"report: {path}")
-    if as_json:
+    if as_json:  # before anything is written: a run may be somebody else's
         print(json.dumps(table.report(), indent=1))
-    for path in written:
-        for picture in draw_table(evaluator, path, table, candidates):
-            note_line(f"plot: {picture}")
+    try:
+        for path in write_into_runs(table, folders, out):
+            note_line(f"report: {path}")
+            for picture in draw_table(evaluator, path, table, candidates):
+                note_line(f"plot: {picture}")
+    except OSError as error:
+        raise unwritten(error, "with --out DIR they are kept elsewhere") from error
+
+
+def unwritten(error: OSError, remedy: str) -> StorageError:
+    """What to say when numbers were printed and could not be kept."""
+    return StorageError(f"{error.filename}: cannot be written ({error.strerror}); the numbers above are complete; {remedy}")
 
 
 def print_by_data_set(title: str, sets: Sequence[str], cells: Mapping[str, Mapping[str, MeanAndStd]]) -> None:

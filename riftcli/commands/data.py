@@ -116,7 +116,7 @@ def _print_counts(console: Any, data: str, splits: dict[str, Any]) -> None:
         console.line(f"({len(classes) - len(shown)} classes in between are left out; --json has them all)")
 
 
-_OF_ONE_SPLIT = ("missing", "unreadable", "classes", "modes", "duplicates")
+_OF_ONE_SPLIT = ("ignored", "missing", "unreadable", "classes", "modes", "duplicates")
 _STYLE = {"error": "bold red", "warning": "bold yellow"}
 
 

@@ -34,6 +34,9 @@ def evaluate(
 
     from riftcli import dist
     from riftcli.api.present import evaluate_and_draw
+    from riftcli.commands.common import note_unfinished, unwritten
+
+    note_unfinished([run.parent if run.name == "model" else run])
 
     report = evaluate_and_draw(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
     main = dist.is_main()
@@ -47,6 +50,8 @@ def evaluate(
         scaled = report["temperature"]
         found = ", ".join(f"{name} {entry['value']:.4f}" for name, entry in scaled["metrics"].items())
         print(f"with temperature {scaled['value']:.3f}, fitted on {scaled['fitted_on']}: {found}", file=sys.stderr)
-    print(f"report: {report['written_to']}", file=sys.stderr)
     if as_json:
-        print(json.dumps({k: v for k, v in report.items() if k != "written_to"}, indent=1))
+        print(json.dumps({k: v for k, v in report.items() if k not in ("written_to", "unwritten")}, indent=1))
+    if report["unwritten"] is not None:
+        raise unwritten(report["unwritten"], "copy the run to a place of your own, or use --json")
+    print(f"report: {report['written_to']}", file=sys.stderr)

@@ -23,7 +23,7 @@ def predict(
     """Classes and probabilities of images, as CSV."""
     from riftcli import dist
     from riftcli.console import Console
-    from riftcli.errors import UsageError
+    from riftcli.errors import Problems, UsageError
     from riftcli.evaluation.candidates import open_run
     from riftcli.evaluation.encoder import Encoder
     from riftcli.evaluation.predict import predict_run, write_predictions
@@ -41,8 +41,15 @@ def predict(
         with out.open("w", newline="", encoding="utf-8") as file:
             write_predictions(file, classes, rows)
         print(f"predictions: {out} ({len(rows)} images)", file=sys.stderr)
+    failed = [row["error"] for row in rows if row["error"]]
     if as_json:
         named = [{**row, "probabilities": dict(zip(classes, row["probabilities"], strict=True))} for row in rows]
         print(json.dumps({"schema": "rift.predictions/1", "classes": classes, "rows": named}, indent=1))
     elif out is None:
         write_predictions(sys.stdout, classes, rows)
+    if failed:
+        problems = Problems()
+        for text in failed:
+            problems.add(text)
+        problems.lines.insert(0, f"{len(failed)} of {len(rows)} images could not be read; the others are done")
+        problems.raise_if_any()

@@ -12,11 +12,12 @@ import numpy as np
 from riftcli.console import Console
 from riftcli.data.classes import class_counts, with_classes
 from riftcli.data.findings import Audit
-from riftcli.data.holdout import hold_out
+from riftcli.data.folders import ignored_text, unusual
+from riftcli.data.images import EXTENSIONS
 from riftcli.data.inspection import MOST, Inspected, inspect_file, inspect_pixels, near_pairs
 from riftcli.data.parallel import in_parallel
 from riftcli.data.split import Split
-from riftcli.data.splits import load_split, shared_samples
+from riftcli.data.splits import cut, load_split, shared_samples
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import DataSection
 from riftcli.recipe.sections import InputSection
@@ -66,18 +67,19 @@ def _load(audit: Audit, prefix: str, data: DataSection) -> list[str]:
             audit.add("error", "labels", [prefix + name], str(error), problems if error.problems else None, len(problems))
             return None
 
-    specs = {"train": data.train, "val": data.val, "test": data.test}
-    found: dict[str, Split] = {}
-    for name, spec in specs.items():
+    held = {name: spec for name, spec in (("val", data.val), ("test", data.test)) if spec is not None and spec.held_out}
+    found: dict[str, Split] = attempt("train", functools.partial(cut, data.source, data.train, held.get("val"), held.get("test")))
+    if found is None and held:  # what cannot be cut is said; the rest is looked at whole
+        whole = attempt("train", functools.partial(load_split, data.source, data.train))
+        found = {} if whole is None else {"train": whole}
+    found = found or {}
+    for name, spec in (("val", data.val), ("test", data.test)):
         if spec is None or spec.held_out or (prefix and name == "test" and spec == data.train):
             continue  # leave-one-out retention: one split, not two
         split = attempt(name, functools.partial(load_split, data.source, spec))
         if split is not None:
             found[name] = split
-    if data.val is not None and data.val.held_out and "train" in found:
-        parts = attempt("val", functools.partial(hold_out, found["train"], data.val))
-        if parts:
-            found = {"train": parts[0], "val": parts[1], **{k: v for k, v in found.items() if k == "test"}}
+    found = {name: found[name] for name in ("train", "val", "test") if name in found}
     for name in ("val", "test"):
         if name in found and "train" in found:
             trained, allow = found["train"].classes, data.rules.allow_missing_classes
@@ -86,6 +88,10 @@ def _load(audit: Audit, prefix: str, data: DataSection) -> list[str]:
     audit.splits |= {prefix + name: split for name, split in found.items()}
     audit.data_of |= {prefix + name: prefix.removesuffix("/") or data.name for name in found}
     for name, split in found.items():
+        unread = unusual(split.ignored)
+        if unread:
+            message = f"{ignored_text(unread)} files are ignored; images are {', '.join(EXTENSIONS)}"
+            audit.add("warning", "ignored", [prefix + name], message, count=sum(unread.values()))
         if split.left_out:
             audit.add(
                 "warning", "missing", [prefix + name], f"{split.left_out} listed images are not there", count=split.left_out
@@ -205,13 +211,15 @@ def _check_pairs(audit: Audit, names: list[str], data: DataSection) -> None:
                 both = set(one.groups[column]) & set(other.groups[column])
                 if both:
                     images = sum(value in both for value in other.groups[column])
-                    held = data.val is not None and data.val.held_out and second.endswith("val")
-                    remedy = f"; set data.val.group: {column}" if held else ""
+                    cut_part = second.rpartition("/")[2]
+                    spec = {"val": data.val, "test": data.test}.get(cut_part)
+                    remedy = f"; set data.{cut_part}.group: {column}" if spec is not None and spec.held_out else ""
                     message = (
                         f"group '{column}': {len(both)} of them have images in '{first}' and in '{second}' ({images} images of "
                         f"'{second}'): the model has seen them{remedy}"
                     )
-                    audit.add("warning", "groups", [first, second], message, sorted(both), len(both))
+                    known = column in data.held_groups and not data.rules.allow_overlap  # training refuses it
+                    audit.add("error" if known else "warning", "groups", [first, second], message, sorted(both), len(both))
 
 
 def _check_content(audit: Audit, names: list[str], data: DataSection) -> None:

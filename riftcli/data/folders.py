@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from riftcli.data.images import EXTENSIONS
 from riftcli.errors import DataError, Problems, did_you_mean
 
-if TYPE_CHECKING:
-    pass
+COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".tsv", ".xml", ".yaml", ".yml")
+
+
+def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    """(images below a folder, sorted; suffix -> number of other files there). Hidden files and folders are neither."""
+    images, ignored = [], Counter[str]()
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() in EXTENSIONS:
+            images.append(path)
+        elif path.is_file():
+            ignored[path.suffix.lower() or "no suffix"] += 1
+    return sorted(images), dict(ignored)
+
+
+def ignored_text(ignored: dict[str, int]) -> str:
+    """`12 .dcm, 3 .gif`, most frequent first."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def unusual(ignored: dict[str, int]) -> dict[str, int]:
+    """Those that may be images which somebody expected to be read: not the lists and notes that lie beside images."""
+    return {suffix: count for suffix, count in ignored.items() if suffix not in (*COMPANIONS, "no suffix")}
+
+
+def total(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Sums of counts."""
+    return dict(sum((Counter(part) for part in parts), Counter()))
 
 
 def check_exist(paths: list[Path]) -> None:
@@ -39,7 +67,10 @@ def existing_root(root: str) -> Path:
     return path
 
 
-def check_split(source: str, split: str, valid: list[str]) -> None:
-    """Raise DataError for a split that the source does not have."""
-    if split not in valid:
-        raise DataError(f"{source}: no split '{split}'{did_you_mean(split, valid)}; it has: {', '.join(valid) or 'none'}")
+def check_split(source: str, split: str, valid: list[str], cuttable: bool = False) -> None:
+    """Raise DataError for a split that the source does not have. cuttable: a part of the training split would do as well."""
+    if split in valid:
+        return
+    own = cuttable and split in ("test", "val") and "train" in valid
+    remedy = f"; or cut it from the training split: --set 'data.{split}={{fraction: 0.2}}'" if own else ""
+    raise DataError(f"{source}: no split '{split}'{did_you_mean(split, valid)}; it has: {', '.join(valid) or 'none'}{remedy}")

@@ -25,22 +25,23 @@ def limit(split: Split, count: int, seed: int) -> Split:
     return split.take(np.sort(order[:count]))
 
 
-def hold_out(split: Split, spec: SplitSpec) -> tuple[Split, Split]:
+def hold_out(split: Split, spec: SplitSpec, name: str = "val") -> tuple[Split, Split]:
     """(rest, held-out part): a share or a fold, stratified by class; with `spec.group`, whole groups stay together.
 
-    Multi-label data is cut at random: rows have no one class to be stratified by.
+    Multi-label data is cut at random: rows have no one class to be stratified by. name: of the part, `val` or `test`.
     """
     if spec.group:
-        _check_group(split, spec)
+        _check_group(split, spec, name)
     what = f"folds {spec.folds}" if spec.folds is not None else f"fraction {spec.fraction}"
     try:
         held = _fold(split, spec) if spec.folds is not None else _share(split, spec)
     except ValueError as error:  # scikit-learn's own checks
-        raise DataError(f"data.val.{what}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"data.{name}.{what}: {str(error).splitlines()[0]}") from error
     rest = np.setdiff1d(np.arange(len(split)), held)
     if len(held) == 0 or len(rest) == 0:
-        raise DataError(f"data.val.{what}: {len(split)} samples leave {len(rest)} to train and {len(held)} to validate")
-    return split.take(rest), split.take(held, name="val")
+        use = "validate" if name == "val" else "test"
+        raise DataError(f"data.{name}.{what}: {len(split)} samples leave {len(rest)} to train and {len(held)} to {use}")
+    return split.take(rest), split.take(held, name=name)
 
 
 def _share(split: Split, spec: SplitSpec) -> np.ndarray:
@@ -58,16 +59,17 @@ def _positions(whole: Split, part: Split) -> np.ndarray:
     return np.asarray([index[name] for name in part.ids], dtype=int)
 
 
-def _check_group(split: Split, spec: SplitSpec) -> None:
+def _check_group(split: Split, spec: SplitSpec, name: str) -> None:
     assert spec.group is not None
+    where = f"data.{name}.group '{spec.group}'"
     if spec.group in split.missing_groups:
-        raise DataError(f"data.val.group '{spec.group}': {split.missing_groups[spec.group]}")
+        raise DataError(f"{where}: {split.missing_groups[spec.group]}")
     if spec.group not in split.groups:
         known = ", ".join(split.groups) or "none; list the column in the data source's group_columns"
-        raise DataError(f"data.val.group '{spec.group}': split '{split.name}' has no such group; it has: {known}")
+        raise DataError(f"{where}: split '{split.name}' has no such group; it has: {known}")
     count = len(set(split.groups[spec.group]))
     if count < 2:
-        raise DataError(f"data.val.group '{spec.group}': all samples are in one group; there is nothing to hold out")
+        raise DataError(f"{where}: all samples are in one group; there is nothing to hold out")
     if spec.folds is not None and count < spec.folds:
         raise DataError(f"data.val.folds {spec.folds}: there are only {count} groups of '{spec.group}'; use fewer folds")
 

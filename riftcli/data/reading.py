@@ -8,8 +8,9 @@ from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
+from riftcli.data.folders import ignored_text, unusual
 from riftcli.data.image_store import Decoding, ImageStore, file_state, stored_files, unreadable
-from riftcli.data.images import FileReader
+from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.data.parallel import cores
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
@@ -23,15 +24,9 @@ def sift(split: Split, settings: InputSection, console: Console) -> tuple[Split,
     Collective: every rank reads its share, and all train on the same samples. Images that the store of decoded ones knows
     have been read before.
     """
-    if split.paths is None or (settings.check_images == "exists" and settings.on_bad_image == "fail"):
+    if settings.check_images == "exists" and settings.on_bad_image == "fail":
         return split, []
-    known = stored_files(settings.cache) if settings.cache else set()
-    mine = [i for i in range(dist.rank(), len(split), dist.world_size()) if file_state(split.paths[i]) not in known]
-    with console.progress(f"reading {split.name}", len(mine)) as bar:
-        workers = max(1, cores() // dist.world_size())
-        bad = unreadable([split.paths[i] for i in mine], settings.bit_depth, workers, bar.advance)
-    parts = dist.gather_objects({mine[k]: text for k, text in bad.items()})
-    found = dict(sorted(pair for part in parts for pair in part.items()))
+    found = bad_images(split, settings, console)
     if not found:
         return split, []
     if settings.on_bad_image == "fail" or len(found) > settings.max_bad * len(split):
@@ -48,6 +43,28 @@ def sift(split: Split, settings: InputSection, console: Console) -> tuple[Split,
     if len(kept) == 0:
         raise DataError(f"split '{split.name}': no readable image is left")
     return kept, ids
+
+
+def bad_images(split: Split, settings: InputSection, console: Console) -> dict[int, str]:
+    """Position -> what is wrong, of every image that cannot be read; collective: every rank reads its share."""
+    if split.paths is None:
+        return {}
+    known = stored_files(settings.cache) if settings.cache else set()
+    mine = [i for i in range(dist.rank(), len(split), dist.world_size()) if file_state(split.paths[i]) not in known]
+    with console.progress(f"reading {split.name}", len(mine)) as bar:
+        workers = max(1, cores() // dist.world_size())
+        bad = unreadable([split.paths[i] for i in mine], settings.bit_depth, workers, bar.advance)
+    parts = dist.gather_objects({mine[k]: text for k, text in bad.items()})
+    return dict(sorted(pair for part in parts for pair in part.items()))
+
+
+def print_ignored(where: str, ignored: dict[str, int], console: Console) -> None:
+    """Files beside the images, by suffix: a warning where they may be images that somebody expected to be read."""
+    expected = unusual(ignored)
+    if expected:
+        console.warn(f"{where}: {ignored_text(expected)} files are ignored; images are {', '.join(EXTENSIONS)}")
+    elif ignored:
+        console.line(f"{where}: {ignored_text(ignored)} files beside the images are ignored")
 
 
 def with_pixels(

@@ -22,7 +22,8 @@ class Split:
     paths: the file of each sample, where there is one; groups: column -> value of each sample (patient, slide, lesion);
     missing_groups: column that this source could have -> what is needed for it; captions: the texts of each sample;
     left_out: listed samples without an image, where the source was told to go on without them; members: where a class stands for
-    several of another set (ObjectNet's for ImageNet's), the names of those.
+    several of another set (ObjectNet's for ImageNet's), the names of those; ignored: suffix -> number of files beside the images
+    that are none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Split:
     captions: list[list[str]] | None = None
     left_out: int = 0
     members: list[list[str]] | None = None
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,7 +69,10 @@ class _Indexed:
 
 
 class DataSource(Protocol):
-    """A data source. Its fields are the YAML keys below `data:`."""
+    """A data source. Its fields are the YAML keys below `data:`.
+
+    One whose task does not depend on its files says so in `known_task`, and a recipe with another objective is refused at once.
+    """
 
     def load(self, split: str) -> Split:
         """List the samples of one split; raise DataError naming file, line and remedy."""

@@ -11,20 +11,36 @@ from typing import Any
 import numpy as np
 
 from riftcli.data.classes import with_classes
+from riftcli.data.folders import total
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.split import DataSource, Split
-from riftcli.errors import DataError
-from riftcli.recipe.data_sources import SplitRules, SplitSpec
+from riftcli.errors import DataError, UsageError
+from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits; classes and task agree, and no sample is in two of them unless `overlap` counts it."""
+    """The splits; classes and task agree, and no sample is in two of them unless `overlap` counts it.
+
+    overlap: "train/test" -> shared samples, "train/test (patient)" -> images of the second that are of a patient in the first,
+    where that was allowed. shared: the same of group columns that the recipe does not name, and nobody forbade.
+    """
 
     train: Split
     val: Split | None
-    test: Split
-    overlap: dict[str, int] = field(default_factory=dict)  # "train/test" -> shared samples, where that was allowed
+    test: Split | None
+    overlap: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def reported_as(self) -> str:
+        """What the result of a run is measured on: `test`, or `val` where there is no test split."""
+        return "val" if self.test is None else "test"
+
+    @property
+    def reported(self) -> Split:
+        """That split."""
+        return self.named()[self.reported_as]
 
     def named(self) -> dict[str, Split]:
         """Name -> split, for those that there are."""
@@ -33,21 +49,50 @@ class Splits:
 
 
 def load_splits(
-    source: DataSource, train: SplitSpec, val: SplitSpec | None, test: SplitSpec, rules: SplitRules = SplitRules()
+    source: DataSource, train: SplitSpec, val: SplitSpec | None, test: SplitSpec | None, rules: SplitRules = SplitRules()
 ) -> Splits:
-    """Load and cut all splits; raise DataError when they contradict each other."""
-    whole = load_split(source, train)
-    val_split = None
+    """Load and cut all splits; raise DataError when they contradict each other, UsageError when nothing is left to measure on."""
+    if val is None and test is None:
+        raise UsageError(
+            "data.test is null and there is no data.val: nothing would be measured; hold out a share, e.g. "
+            "--set 'data.val={fraction: 0.2}', or cross-validate with --folds 5"
+        )
+    found = cut(source, train, val, test)
+    for key, spec in (("val", val), ("test", test)):
+        if spec is not None and not spec.held_out:
+            found[key] = load_split(source, spec)
+    for key in found.keys() - {"train"}:
+        found[key] = with_classes(found["train"].classes, found[key], rules.allow_missing_classes)
+    splits = Splits(found["train"], found.get("val"), found.get("test"))
+    overlap = check_overlap(splits.named(), rules.allow_overlap)
+    held = [spec.group for spec in (val, test) if spec is not None and spec.group]
+    found_groups = shared_groups(splits.named())
+    overlap |= check_groups({key: n for key, n in found_groups.items() if key[2] in held}, rules.allow_overlap)
+    beside = {f"{one}/{other} ({column})": n for (one, other, column), n in found_groups.items() if column not in held}
+    return replace(splits, overlap=overlap, shared=beside)
+
+
+def cut(source: DataSource, train: SplitSpec, val: SplitSpec | None, test: SplitSpec | None) -> dict[str, Split]:
+    """`train`, and what is held out of its split: first the test split, of all its samples, so that neither the run's seed nor
+    train.limit changes it; then validation, of what is left.
+    """
+    found: dict[str, Split] = {}
+    if test is not None and test.held_out:
+        whole, found["test"] = hold_out(load_split(source, replace(train, limit=None)), test, "test")
+        whole = whole if train.limit is None else limit(whole, train.limit, train.seed)
+    else:
+        whole = load_split(source, train)
     if val is not None and val.held_out:
-        whole, val_split = hold_out(whole, val)
-    elif val is not None:
-        val_split = load_split(source, val)
-    test_split = load_split(source, test)
-    if val_split is not None:
-        val_split = with_classes(whole.classes, val_split, rules.allow_missing_classes)
-    splits = Splits(whole, val_split, with_classes(whole.classes, test_split, rules.allow_missing_classes))
-    shared = check_overlap(splits.named(), rules.allow_overlap)
-    return replace(splits, overlap=shared)
+        whole, found["val"] = hold_out(whole, val)
+    return {"train": whole, **found}
+
+
+def query_and_bank(data: DataSection) -> tuple[Split, Split | None]:
+    """(the images that are looked for, those that are searched) of a set; what is cut from training is not in the bank."""
+    if data.test is not None and not data.test.held_out:
+        return load_retention(data.source, data.train, data.test, data.rules)
+    splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
+    return splits.reported, splits.train
 
 
 def load_retention(
@@ -102,6 +147,7 @@ def _joined(name: str, parts: list[Split]) -> Split:
         groups={key: [value for part in parts for value in part.groups[key]] for key in sorted(common)},
         paths=None if any(part.paths is None for part in parts) else [path for part in parts for path in part.paths or []],
         captions=None if parts[0].captions is None else [texts for part in parts for texts in part.captions or []],
+        ignored=total(part.ignored for part in parts),
     )
 
 
@@ -152,6 +198,44 @@ def check_overlap(splits: dict[str, Split], allow: bool) -> dict[str, int]:
             if shared:
                 found[f"{first}/{second}"] = len(shared)
     return found
+
+
+def shared_groups(splits: dict[str, Split]) -> dict[tuple[str, str, str], int]:
+    """(first, second, column) -> images of the second split whose group (patient, slide) has images in the first, too."""
+    found = {}
+    names = list(splits)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            one, other = splits[first], splits[second]
+            for column in sorted(one.groups.keys() & other.groups.keys()):
+                seen = set(one.groups[column])
+                count = sum(value in seen for value in other.groups[column])
+                if count:
+                    found[first, second, column] = count
+    return found
+
+
+def check_groups(shared: dict[tuple[str, str, str], int], allow: bool) -> dict[str, int]:
+    """Raise DataError for groups that must be whole and are in two splits, unless that is allowed; counts for the report."""
+    for (first, second, column), count in shared.items():
+        if not allow:
+            raise DataError(
+                f"group '{column}': {count} images of '{second}' are of a {column} with images in '{first}': the result would "
+                f"not be on unseen {column}s; give each {column} to one split, cut the test split from the training split with "
+                f"--set 'data.test={{fraction: 0.2, group: {column}}}', or set data.allow_overlap: true, which writes the number "
+                "into every report"
+            )
+    return {f"{first}/{second} ({column})": count for (first, second, column), count in shared.items()}
+
+
+def overlap_text(pair: str, count: int) -> str:
+    """An entry of Splits.overlap in words."""
+    names, _, column = pair.partition(" (")
+    first, second = names.split("/", 1)
+    column = column.removesuffix(")")
+    if column:
+        return f"{count} images of {second} are of a {column} with images in {first}"
+    return f"{first} and {second} share {count} samples"
 
 
 def fingerprint(split: Split) -> str:

@@ -19,7 +19,7 @@ from riftcli.models.open_clip_folder import CONFIG
 from riftcli.models.weights import folder_name, load_saved, read_config, saved_weights
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
-from riftcli.runs.folder import read_run
+from riftcli.runs.folder import in_progress, read_run
 from riftcli.runs.series import _home, seeds_of
 
 RUN_KEYS = ("data.", "input.", "eval.", "model.weights", "train.workers")  # what evaluation may change of a run
@@ -155,8 +155,7 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
             recipe = recipes.parse(recipes.read(stored), stored.name, list(overrides))
             weights = saved_weights(folder / "model")
             if weights is None:
-                state = read_run(folder).get("status", "unknown")
-                raise UsageError(f"--run {run}: no weights were kept (status: {state}); finish it with --resume {folder}")
+                raise UsageError(f"--run {run}: {_no_weights(folder)}")
             place = folder.resolve()
             home = _home(place)
             label = place.name if home == place else f"{home.name}/{place.name}"
@@ -173,6 +172,16 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
     recipe, has_data = _recipe_of_model(folder_name(run), "model folder", overrides)
     return Candidate(run.name, run.name, recipe, run, weights, has_data=has_data)
+
+
+def _no_weights(run: Path) -> str:
+    """Why a run has no weights, and the one way on."""
+    state = read_run(run).get("status", "unknown")
+    if state == "completed":
+        return f"finished, but its weights (model/) are gone; train it again: rift finetune --recipe {run}/recipe.resolved.yaml"
+    if in_progress(run):
+        return "still in progress, and no weights were kept yet; wait for its first evaluation"
+    return f"no weights were kept (status: {state}); finish it with --resume {run}"
 
 
 def _nearest_folder(path: Path) -> str:

@@ -12,6 +12,7 @@ from riftcli.data.splits import load_split, load_splits
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.recipe import DataSection
+from riftcli.recipe.data_sources import SplitSpec
 from riftcli.recipe.sections import InputSection, PromptsSection
 
 FOLDER = "imagefolder:"
@@ -65,14 +66,17 @@ def open_data(spec: str, overrides: list[str]) -> EvalData:
 
 
 def list_split(source: EvalData, name: str) -> Split:
-    """train, val and test are the recipe's; any other name is asked of the data source. Unreadable images are still in it."""
+    """train, val and test are the recipe's; any other name is asked of the data source. Unreadable images are still in it.
+
+    `test` of a recipe without a test split is its validation split, which is named so.
+    """
     data = source.data
-    if name == "test":
+    if name == "test" and data.test is not None and not data.test.held_out:
         return load_split(data.source, data.test)
-    if name in ("train", "val"):
+    if name in ("train", "val", "test"):
         splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
-        split = splits.train if name == "train" else splits.val
+        split = {"train": splits.train, "val": splits.val, "test": splits.reported}[name]
         if split is None:
             raise UsageError("--split val: the recipe has no validation split (data.val)")
         return split
-    return load_split(data.source, replace(data.test, name=name, limit=None))
+    return load_split(data.source, SplitSpec(name))

@@ -37,7 +37,8 @@ def evaluate_run(
     temperature: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score a run's kept weights on a split; writes RUN/eval/<dataset>-<split>/ and returns the report.
+    """Score a run's kept weights on a split; writes RUN/eval/<dataset>-<split>/ and returns the report, with the error that
+    kept it from being written as `unwritten`.
 
     `run` is a run folder or its model/ folder. Classes are matched by name with those the model was trained on.
     temperature: also fit one on the validation split and report the calibration with it.
@@ -76,14 +77,23 @@ def evaluate_run(
         report["temperature"] = _with_temperature(seen, source, loaded, recipe, encoder)
     report["timing"] = timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds)
     target = candidate.folder / "eval" / eval_name(report)
-    if dist.is_main():
-        write_tables(target, split, seen)
-        if temperature:
-            scaled = replace(seen, logits=seen.logits / report["temperature"]["value"])
-            write_reliability(target / "reliability_scaled.csv", scaled)
-        write_json(target / "metrics.json", report)
+    failed = _write(target, split, seen, report) if dist.is_main() else None
     dist.barrier()
-    return {**report, "written_to": str(target / "metrics.json")}
+    return {**report, "written_to": str(target / "metrics.json"), "unwritten": failed}
+
+
+def _write(target: Path, split: Split, seen: Predictions, report: dict[str, Any]) -> OSError | None:
+    """The report and its tables; returns what went wrong: a run may be somebody else's, and what was measured is not lost."""
+    try:
+        write_tables(target, split, seen)
+        if "temperature" in report:
+            write_reliability(
+                target / "reliability_scaled.csv", replace(seen, logits=seen.logits / report["temperature"]["value"])
+            )
+        write_json(target / "metrics.json", report)
+    except OSError as error:
+        return error
+    return None
 
 
 def check_metrics(names: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from typing import IO, Any
 import torch
 
 from riftcli.data.image_files import image_split
-from riftcli.data.reading import sift
-from riftcli.errors import UsageError
+from riftcli.data.reading import bad_images, print_ignored
+from riftcli.errors import DataError, UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
 from riftcli.protocols import Task
@@ -20,10 +20,10 @@ THRESHOLD = 0.5  # of a label's probability, for multi-label models
 
 
 def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -> tuple[list[str], list[dict[str, Any]]]:
-    """(class names, one row per readable image): path, class, probability of every class.
+    """(class names, one row per image): path, class, probability of every class, and of an unreadable one its `error` instead.
 
-    Multi-label: `class` holds every label above 0.5, joined by `|`, possibly none. Unreadable images as `input.on_bad_image`
-    says. Raises UsageError for a model without class names.
+    Multi-label: `class` holds every label above 0.5, joined by `|`, possibly none. Raises UsageError for a model without class
+    names, DataError where no image can be read.
     """
     loaded = candidate.load(encoder.device)
     if not loaded.classes:
@@ -31,11 +31,21 @@ def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -
             f"{candidate.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
         )
     reading = candidate.recipe.input
-    split, _ = sift(image_split(paths, reading, loaded.classes), reading, encoder.console)
+    whole = image_split(paths, reading, loaded.classes)
+    print_ignored("images", whole.ignored, encoder.console)
+    bad = bad_images(whole, reading, encoder.console)
+    split = whole.take(i for i in range(len(whole)) if i not in bad)
+    if len(split) == 0:
+        raise DataError(f"none of the {len(whole)} images can be read: {next(iter(bad.values()))}")
     logits = encoder.encode(loaded, split, reading, "images").logits
-    rows = []
-    for name, (labels, shares) in zip(split.ids, decide(logits, loaded.classes, loaded.task), strict=True):
-        rows.append({"path": name, "class": "|".join(labels), "probabilities": list(shares.values())})
+    decided = dict(zip(split.ids, decide(logits, loaded.classes, loaded.task), strict=True))
+    rows: list[dict[str, Any]] = []
+    for i, name in enumerate(whole.ids):
+        if i in bad:
+            rows.append({"path": name, "class": "", "probabilities": [None] * len(loaded.classes), "error": bad[i]})
+        else:
+            labels, shares = decided[name]
+            rows.append({"path": name, "class": "|".join(labels), "probabilities": list(shares.values()), "error": None})
     return loaded.classes, rows
 
 
@@ -52,7 +62,10 @@ def decide(logits: torch.Tensor, classes: Sequence[str], task: Task) -> list[tup
 
 
 def write_predictions(file: IO[str], classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """CSV: path, class, p_<class> ..."""
+    """CSV: path, class, p_<class> ..., and where an image could not be read `error`, with the reason."""
+    failed = [row for row in rows if row["error"]]
     writer = csv.writer(file)
-    writer.writerow(["path", "class", *[f"p_{name}" for name in classes]])
-    writer.writerows([row["path"], row["class"], *[f"{p:.6f}" for p in row["probabilities"]]] for row in rows)
+    writer.writerow(["path", "class", *[f"p_{name}" for name in classes], *(["error"] if failed else [])])
+    for row in rows:
+        shares = ["" if p is None else f"{p:.6f}" for p in row["probabilities"]]
+        writer.writerow([row["path"], row["class"], *shares, *([row["error"] or ""] if failed else [])])

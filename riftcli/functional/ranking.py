@@ -59,7 +59,8 @@ def ranked(
     puts (q, P) of every part side by side, add sums over the parts; each process gets the whole result. They meet once a chunk,
     so give all the same one.
     """
-    queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
+    # in single precision two items that are nearly as near change places
+    queries, gallery = F.normalize(queries.double(), dim=1), F.normalize(gallery.double(), dim=1)
     hits, precision, defined = [], [], []
     chunk = chunk or queries_at_a_time(len(gallery))
     for start in range(0, len(queries), chunk):

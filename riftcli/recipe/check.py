@@ -115,18 +115,24 @@ def _data(checker: Checker, prefix: Key, raw: Any) -> DataSection | None:
     train = _split(checker, (*prefix, "train"), raw.get("train", "train"))
     source_split = train.name if train else "train"
     val = None if raw.get("val") is None else _split(checker, (*prefix, "val"), raw["val"], source_split)
-    test = _split(checker, (*prefix, "test"), raw.get("test", "test"))
-    for key, spec in (("train", train), ("test", test)):
-        if spec and spec.held_out:
-            what = "fraction" if spec.fraction is not None else "folds"
-            checker.fail((*prefix, key, what), "only data.val can be a part of another split")
-    if val and val.held_out and train and val.name != train.name:
-        checker.fail((*prefix, "val", "from"), f"must be the training split '{train.name}', got '{val.name}'")
+    test_raw = raw.get("test", "test")
+    test = None if test_raw is None else _split(checker, (*prefix, "test"), test_raw, source_split)
+    if train and train.held_out:
+        what = "fraction" if train.fraction is not None else "folds"
+        checker.fail((*prefix, "train", what), "only data.val and data.test can be parts of another split")
+    if test and test.folds is not None:
+        checker.fail((*prefix, "test", "folds"), "only data.val can be one of several folds; use a fraction")
+    for key, spec in (("val", val), ("test", test)):
+        if spec and spec.held_out and train and spec.name != train.name:
+            checker.fail((*prefix, key, "from"), f"must be the training split '{train.name}', got '{spec.name}'")
+    if prefix[0] == "retention" and (test_raw is None or (test and test.held_out)):
+        checker.fail((*prefix, "test"), "a set that is only looked at has nothing to cut; name one of its splits")
+        test = None
     rules = {key: raw[key] for key in RULES if key in raw}
     for key, value in rules.items():
         if not isinstance(value, bool):
             checker.fail((*prefix, key), f"expected true or false, got {show(value)}")
-    if source is None or train is None or test is None:
+    if source is None or train is None or (test is None and test_raw is not None):
         return None
     return DataSection(raw["format"], source, train, val, test, SplitRules(**rules))
 

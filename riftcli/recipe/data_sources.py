@@ -14,7 +14,7 @@ class SplitSpec:
     """One split as a recipe asks for it: a split of the source, or a part cut from another one.
 
     name: split of the data source, e.g. `train`, or several joined by `+`; limit: keep that many samples, drawn with
-    `seed`, classes in proportion; fraction: hold that share out of `name` (validation only), or folds and fold: the
+    `seed`, classes in proportion; fraction: hold that share out of `name`, or folds and fold (validation only): the
     fold-th of so many parts (from 0); `group` keeps e.g. a patient whole.
     """
 
@@ -52,13 +52,19 @@ class DataSection:
     source: Any  # data.split.DataSource
     train: SplitSpec
     val: SplitSpec | None
-    test: SplitSpec
+    test: SplitSpec | None  # None: there is none, and what validation says is the result
     rules: SplitRules = SplitRules()
 
     @property
     def name(self) -> str:
         """Short name for folders and reports."""
         return source_name(self.source, self.format)
+
+    @property
+    def held_groups(self) -> list[str]:
+        """Columns that the recipe says no two splits may share, e.g. patient."""
+        specs = [spec for spec in (self.val, self.test) if spec is not None and spec.group is not None]
+        return list(dict.fromkeys(str(spec.group) for spec in specs))
 
 
 @dataclass(frozen=True)

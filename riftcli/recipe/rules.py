@@ -7,6 +7,7 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.errors import did_you_mean
+from riftcli.recipe.optimizers import unknown_optimizer
 from riftcli.recipe.overrides import Key
 from riftcli.recipe.sections import COMPONENTS, EVAL_SETS
 
@@ -15,7 +16,7 @@ Broken = tuple[Key, str] | tuple[Key, str, list[str]]  # (key, what is wrong, an
 
 def broken_rules(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
     """Every rule that does not hold. parts: the checked sections, None for one with errors of its own; raw: the file's data."""
-    for rules in (_metrics, _training, _views, _components, _texts):
+    for rules in (_metrics, _training, _task, _optimizer, _views, _components, _texts):
         yield from rules(parts)
     yield from _regularizer(parts, raw)
     yield from _reference(parts, raw)
@@ -48,6 +49,26 @@ def _training(parts: dict[str, Any]) -> Iterator[Broken]:
         )
     if reading and reading.cache_short_side and not reading.cache:
         yield ("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in"
+
+
+def _task(parts: dict[str, Any]) -> Iterator[Broken]:
+    """The objective must be for labels such as the data has, where the data source knows that without looking."""
+    data, objective = parts["data"], parts["objective"]
+    task = getattr(getattr(data, "source", None), "known_task", None)
+    if task == "captions":
+        yield ("data", "format"), "images with captions have no classes to train on; they are for reference and eval.captions"
+    elif task and objective is not None and objective.task != task:
+        fitting = "bce" if task == "multilabel" else "cross_entropy"
+        how = {"multilabel": "several labels an image", "multiclass": "one label per image"}
+        yield ("objective", "name"), f"is for {how[objective.task]}, and the data has {how[task]}; use objective.name {fitting}"
+
+
+def _optimizer(parts: dict[str, Any]) -> Iterator[Broken]:
+    if not parts["optim"]:
+        return
+    others = unknown_optimizer(parts["optim"].name)
+    if others is not None:
+        yield ("optim", "name"), f"timm has no optimizer '{parts['optim'].name}'{did_you_mean(parts['optim'].name, others)}"
 
 
 def _views(parts: dict[str, Any]) -> Iterator[Broken]:

@@ -50,7 +50,9 @@ class SplitSection(Section):
 
     from_: str | None = Field(None, alias="from", description="a split of the data source; default: the key's own name")
     limit: int | None = Field(None, gt=0, description="keep so many samples, classes in proportion")
-    fraction: float | None = Field(None, gt=0, lt=1, description="hold this share out (validation only), stratified")
+    fraction: float | None = Field(
+        None, gt=0, lt=1, description="hold this share out of the training split (validation or test), stratified"
+    )
     folds: int | None = Field(None, ge=2, description="hold out one of so many parts (validation only), stratified")
     fold: int = Field(0, ge=0, description="which of the folds, from 0")
     group: str | None = Field(None, description="column that must not be split, e.g. patient")
@@ -139,6 +141,9 @@ class ScheduleSection(Section):
 
     name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warm-up, down to 0")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps that the rate rises linearly for")
+    min_warmup_steps: int = Field(
+        2, ge=0, description="the warm-up of a short run is at least so long, unless that were more than half of it; 1 is none"
+    )
 
 
 class TrainSection(Section):

@@ -11,6 +11,7 @@ import jinja2
 
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.functional.intervals import wilson_interval
 from riftcli.report import figures
 from riftcli.report.compare import Cell, Comparison, compare
 from riftcli.report.figures import Figure
@@ -32,6 +33,7 @@ _PAGE = """<!doctype html>
 <small>{{ f.note }} <a download="{{ f.title }}.csv" href="{{ f.table }}">numbers (CSV)</a></small></figure>{% endmacro %}
 <h1>{{ title }}</h1>
 <p>{{ lead }}</p>
+{% if cautions %}<ul class="cautions">{% for line in cautions %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
 <nav>{% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
 <a href="#provenance">Provenance</a></nav>
 <h2>Results</h2>
@@ -41,10 +43,11 @@ _PAGE = """<!doctype html>
 <td class="n{{ ' best' if row.get(c) and row.get(c).best }}">{{ value }}{% if change %}<small>{{ change }}</small>{% endif %}</td>
 {%- endfor %}</tr>
 {% endfor %}</table>
-<small>Mean and standard deviation over seeds; the best of a line is bold
-{%- if table.baseline %}; below it the change against {{ table.baseline }} and, where both
-have the same seeds or folds, p of the paired t test{% endif %}.
-<a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
+<small>{{ caption }} <a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
+{% if before %}<h2>Before and after, on validation</h2>
+<table><tr><th></th><th class="n">before the first step</th><th class="n">kept weights</th></tr>
+{% for name, old, new in before %}<tr><th>{{ name }}</th><td class="n">{{ old }}</td><td class="n">{{ new }}</td></tr>
+{% endfor %}</table>{% endif %}
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
 {% endfor %}
@@ -72,6 +75,9 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         style=STYLE,
         title=records[0].label if len(records) == 1 else f"{len(groups)} methods, {len(records)} runs",
         lead=_lead(records),
+        cautions=_cautions(records),
+        caption=_caption(records, table),
+        before=_before_and_after(records),
         table=table,
         results=figures._address("text/csv", figures.csv_of(_flat(table)).encode()),
         sections=sections,
@@ -102,6 +108,52 @@ def _lead(records: Sequence[Record]) -> str:
     backbones = ", ".join(dict.fromkeys(r["model"]["architecture"] for r in reports))
     notes = "".join(f" Not reached: {r['strength']['note']}." for r in reports if r.get("strength", {}).get("note"))
     return f"{backbones} finetuned on {sets}. All numbers are of the weights that validation chose.{notes}"
+
+
+def _cautions(records: Sequence[Record]) -> list[str]:
+    """What the runs warned of; of several runs with their names."""
+    found: dict[str, list[str]] = {}
+    for r in records:
+        report = read_report(r.folder)
+        noted = [report["data"]["note"]] if "note" in report["data"] else []
+        for text in [*noted, *report.get("warnings", [])]:
+            found.setdefault(text, []).append(r.label)
+    return [text if len(records) == 1 else f"{', '.join(labels)}: {text}" for text, labels in found.items()]
+
+
+def _caption(records: Sequence[Record], table: Comparison) -> str:
+    """What the numbers of the table are, of those that are there."""
+    cells = [cell for row in table.rows.values() for cell in row.values()]
+    parts = []
+    if any(cell.count > 1 for cell in cells):
+        parts.append("Mean and standard deviation over seeds or folds.")
+    if any(cell.best for cell in cells):
+        parts.append("The best of a line is bold.")
+    if table.baseline and any(cell.change is not None for cell in cells):
+        parts.append(
+            f"Below it the change against {table.baseline} and, where both have the same seeds or folds, p of the paired t test."
+        )
+    reports = [read_report(r.folder) for r in records]
+    known = [
+        (r["metrics"]["acc"]["value"], r["data"]["n"]) for r in reports if r["metrics"].get("acc", {}).get("value") is not None
+    ]
+    if len(records) == 1 and known:
+        low, high = wilson_interval(*known[0])
+        parts.append(f"95 % interval of the accuracy, from {known[0][1]} images: {low:.4f} to {high:.4f} (Wilson).")
+    return " ".join(parts)
+
+
+def _before_and_after(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+    """(metric, value before the first step, value of the kept weights), of one run with a validation split."""
+    report = read_report(records[0].folder)
+    if len(records) > 1 or "validation_start" not in report:
+        return []
+    old, new = report["validation_start"], report["validation"]
+    return [(name, _short(value), _short(new[name])) for name, value in old.items() if name in new]
+
+
+def _short(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _sections(

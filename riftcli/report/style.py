@@ -14,5 +14,6 @@ figure { margin: 1rem 0; overflow-x: auto } figcaption { font-weight: 600 } smal
 .grid { align-items: start } td.n small { display: block; font-weight: 400 }
 th:first-child { position: sticky; left: 0; background: #fff } th.n { text-align: right }
 figcaption { overflow-wrap: anywhere } figure img { display: block }
+.cautions { background: #fff4e0; border-left: 4px solid #d98200; padding: .6rem 1rem .6rem 2rem; overflow-wrap: anywhere }
 nav a { margin-right: .8rem } details { margin: .4rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 """

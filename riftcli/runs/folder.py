@@ -121,6 +121,18 @@ class RunFolder:
         self._lock.close()
 
 
+def in_progress(path: Path) -> bool:
+    """True while a process holds the run: its weights are those of the best evaluation so far."""
+    try:
+        with (path / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no lock, or a file system without any
+    return False
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Raise UsageError for an output folder that holds anything, unless it is a run and --overwrite was given."""
     if path.exists() and not path.is_dir():

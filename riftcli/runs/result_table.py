@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from riftcli.console import note_line
 from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import now
 
@@ -97,6 +99,9 @@ def write_into_runs(table: ResultTable, runs: dict[str, Path], out: Path | None)
     """
     written = [table.write(out)] if out else []
     for label, folder in runs.items():
+        if out and not os.access(folder, os.W_OK):
+            note_line(f"note: {folder} is read-only: its numbers are in {out} alone")
+            continue
         mine = [row for row in table.rows if row["model"] == label or row["model"] not in runs]
         for name in dict.fromkeys(place_of(row, table.usual) for row in mine):
             rows = [row for row in mine if place_of(row, table.usual) == name]

@@ -9,7 +9,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.splits import Splits, check_overlap, fingerprint, load_retention, load_split, load_splits
+from riftcli.data.splits import Splits, check_overlap, fingerprint, load_split, load_splits, overlap_text, query_and_bank
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import EvalSet
@@ -43,9 +43,7 @@ class RunData:
 
     def evaluated(self) -> dict[str, Split]:
         """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, zero_shot/0, ..."""
-        found = {"test": self.splits.test}
-        if self.splits.val is not None:
-            found["val"] = self.splits.val
+        found = {name: split for name, split in self.splits.named().items() if name != "train"}
         for i, (query, bank) in enumerate(self.retention):
             found[f"retention/{i}"] = query
             if bank is not None:
@@ -61,14 +59,20 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     if not dist.is_main():
         dist.barrier()  # a source that downloads does so once, on rank 0
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
-    retention = [load_retention(other.source, other.train, other.test, other.rules) for other in recipe.retention]
+    retention = [query_and_bank(other) for other in recipe.retention]
     sets = {key: [load_set(recipe, key, one, splits) for one in getattr(recipe, key)] for key in EVAL_SETS}
     reference, beside_overlap = load_reference(recipe, splits, retention, sets)
     splits = replace(splits, overlap={**splits.overlap, **beside_overlap})
     if dist.is_main():
         dist.barrier()
     for pair, count in splits.overlap.items():
-        console.warn(f"data.allow_overlap: {pair.replace('/', ' and ')} share {count} samples; the report says so")
+        console.warn(f"data.allow_overlap: {overlap_text(pair, count)}; the report says so")
+    for pair, count in splits.shared.items():
+        column = pair.partition(" (")[2].removesuffix(")")
+        if column != recipe.eval.group:  # groups that a metric compares are in every split on purpose
+            console.warn(
+                f"{overlap_text(pair, count)}: the result is not on unseen {column}s; data.val.group {column} refuses that"
+            )
     skipped: dict[str, list[str]] = {}
 
     def sifted(name: str, split: Split) -> Split:
@@ -77,8 +81,8 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
             skipped[name] = bad
         return kept
 
-    val = None if splits.val is None else sifted("val", splits.val)
-    kept = replace(splits, train=sifted("train", splits.train), val=val, test=sifted("test", splits.test))
+    sound: dict[str, Any] = {name: sifted(name, split) for name, split in splits.named().items()}
+    kept = replace(splits, **sound)
     beside = []
     for i, (query, bank) in enumerate(retention):
         name = f"retention/{i}"
@@ -155,10 +159,12 @@ def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, con
         return with_pixels(split, recipe.input, preprocessing, console, augment)
 
     splits = data.splits
-    val = None if splits.val is None else read(splits.val)
+    ready: dict[str, Any] = {
+        name: read(split, recipe.augment if name == "train" else None) for name, split in splits.named().items()
+    }
     return replace(
         data,
-        splits=replace(splits, train=read(splits.train, recipe.augment), val=val, test=read(splits.test)),
+        splits=replace(splits, **ready),
         retention=[(read(query), None if bank is None else read(bank)) for query, bank in data.retention],
         reference=None if data.reference is None else read(data.reference, recipe.augment),
         beside={key: [read(split) for split in sets] for key, sets in data.beside.items()},

@@ -9,6 +9,7 @@ import torch
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.classes import class_counts
+from riftcli.data.reading import print_ignored
 from riftcli.recipe import Recipe
 from riftcli.training.data import RunData
 
@@ -19,9 +20,13 @@ def print_data(recipe: Recipe, data: RunData, console: Console) -> None:
     """Sizes of the splits, images per class, and classes without any."""
     train, val, test = data.splits.train, data.splits.val, data.splits.test
     console.line(
-        f"data: {recipe.data.name}, {len(train)} train, {len(val) if val else 0} validation, {len(test)} test, "
+        f"data: {recipe.data.name}, {len(train)} train, {len(val) if val else 0} validation, {len(test) if test else 0} test, "
         f"{len(train.classes)} classes"
     )
+    for name, split in data.splits.named().items():
+        print_ignored(f"split '{name}'", split.ignored, console)
+    if test is None:
+        console.line("data: no test split: the report is on validation, which also chooses the weights")
     counts = class_counts(train)
     few = len(counts) <= MANY_CLASSES
     printed = list(counts.items()) if few else sorted(counts.items(), key=lambda pair: pair[1])[:3]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from riftcli import catalog
 from riftcli.data.classes import class_counts
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
@@ -14,8 +16,10 @@ from riftcli.models.weights import saved_weights, write_tensors
 from riftcli.training.best import load_kept
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Setup
-from riftcli.training.state import TrainState
+from riftcli.training.state import Progress, TrainState
 from riftcli.training.transfer import measure_transfer
+
+NO_TEST = "there is no test split: these images also chose the weights, so the numbers are too good"
 
 
 def final_report(state: TrainState) -> dict[str, Any]:
@@ -24,8 +28,8 @@ def final_report(state: TrainState) -> dict[str, Any]:
     vit = setup.network.vit
     trainable = sum(p.numel() for p in vit.parameters() if p.requires_grad)  # before adapters are folded in
     epoch = load_kept(state)
-    test = setup.data.splits.test
-    seen = setup.predict(test, "test")
+    test = setup.data.splits.reported
+    seen = setup.predict(test, setup.data.splits.reported_as)
     weights = saved_weights(state.folder.path / "model") if state.folder else None
     images, seconds = progress.step * recipe.train.batch_size, progress.train_seconds
     report = split_report(
@@ -40,8 +44,16 @@ def final_report(state: TrainState) -> dict[str, Any]:
         timing={},
         env=setup.environment(),
     )
+    if setup.data.splits.test is None:
+        report["data"]["note"] = NO_TEST
     report["training_data"] = training_data(setup)
     report["validation"] = progress.best_metrics
+    if progress.start_metrics:
+        report["validation_start"] = progress.start_metrics
+        worse = worse_than_start(recipe.eval.best, progress)
+        if worse:
+            report["worse_than_start"] = worse
+            state.console.warn(worse)
     if state.steering:
         report["strength"] = state.steering.outcome(progress.best_metrics.get("cka_debiased"))
         if report["strength"]["note"]:
@@ -53,7 +65,26 @@ def final_report(state: TrainState) -> dict[str, Any]:
         save_image_tower(state.folder.path / "image_tower", vit, setup.network.preprocessing, write_tensors)
     if state.folder:
         write_tables(state.folder.path / "eval" / eval_name(report), test, seen)
+        report["warnings"] = warnings_in(state.folder.path / "train.log")
     return report
+
+
+def worse_than_start(metric: str, progress: Progress) -> str | None:
+    """What to say of a run whose best weights validate worse than those before the first step; None for the others."""
+    before, after = progress.start_metrics.get(metric), progress.best_metrics.get(metric)
+    more: bool = catalog.component("metric", metric).higher_is_better  # type: ignore[attr-defined]
+    if before is None or after is None or not (after < before if more else after > before):
+        return None
+    return (
+        f"training made it worse: validation {metric} was {before:.4f} before the first step and is {after:.4f} with the kept "
+        f"weights (epoch {progress.best_epoch}); try a lower optim.lr, or adapter.name linear, which leaves the backbone alone"
+    )
+
+
+def warnings_in(log: Path) -> list[str]:
+    """Every warning of a run once, in order, those from before an interruption too."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return list(dict.fromkeys(line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")))
 
 
 def training_data(setup: Setup) -> dict[str, Any]:
@@ -72,7 +103,8 @@ def training_data(setup: Setup) -> dict[str, Any]:
 def summary(report: dict[str, Any]) -> str:
     """The last lines of a run: what it cost and what it kept."""
     data, names = report["data"], {"acc": "accuracy", "cka": "CKA to the pretrained model"}
-    lines = [f"test split of {data['name']} ({data['n']} images), weights of epoch {report['model']['epoch']}:"]
+    which = "validation (there is no test split)" if "note" in data else "test split"
+    lines = [f"{which} of {data['name']} ({data['n']} images), weights of epoch {report['model']['epoch']}:"]
     for name, entry in report["metrics"].items():
         value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
         lines.append(f"  {names.get(name, name)}: {value}")
@@ -83,6 +115,8 @@ def summary(report: dict[str, Any]) -> str:
             lines.append(f"    linear probe {entry['probe_before']:.4f} before -> {entry['probe_after']:.4f} after")
     if "strength" in report:
         lines.append(_steered(report["strength"]))
+    if "worse_than_start" in report:
+        lines.append(f"  WORSE THAN BEFORE TRAINING: {report['worse_than_start']}")
     timing = report["timing"]
     lines.append(f"  cost: {timing['train_seconds']:.1f} s of training, {timing['images_per_second'] or 0:.0f} images/s")
     return "\n".join(lines)

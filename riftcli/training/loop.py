@@ -27,7 +27,9 @@ def run_loop(state: TrainState) -> None:
     setup, progress, console = state.setup, state.progress, state.console
     recipe, epochs = setup.recipe, setup.recipe.train.epochs
     if progress.step == 0 and setup.data.splits.val is not None:
-        _log_eval(state, epoch=0, scores=_validate(state))
+        scores = _validate(state)
+        progress.start_metrics = {name: entry["value"] for name, entry in scores.items()}
+        _log_eval(state, epoch=0, scores=scores)
     beside = setup.beside(progress.step)
     while progress.step < setup.total_steps and not _out_of_patience(state):
         epoch, first = divmod(progress.step, setup.batches.steps_per_epoch)

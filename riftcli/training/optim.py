@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli.errors import UsageError, did_you_mean
+from riftcli.errors import UsageError
 
 
 def build_optimizer(
@@ -33,11 +33,8 @@ def build_optimizer(
     Each group keeps its peak rate in `peak_lr`. timm's layer decay only sets `lr_scale`, which torch's schedulers ignore:
     it is multiplied in here.
     """
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2
 
-    known = [str(optimizer) for optimizer in list_optimizers()]
-    if name not in known:
-        raise UsageError(f"optim.name '{name}': unknown{did_you_mean(name, known)}; see timm.optim.list_optimizers()")
     options: dict[str, Any] = {}
     if betas is not None:
         options["betas"] = tuple(betas)
@@ -66,6 +63,11 @@ def _named_no_weight_decay(model: Any, names: set[str]) -> Iterator[None]:
         yield
     finally:
         del model.no_weight_decay
+
+
+def warmup_steps(total_steps: int, share: float, least: int) -> int:
+    """Steps in which the rate rises: a share of all, and at least `least` of them (half of a very short run)."""
+    return max(math.ceil(share * total_steps), min(least, total_steps // 2)) if share else 0
 
 
 def lr_factor(step: int, total_steps: int, warmup_steps: int, shape: str) -> float:

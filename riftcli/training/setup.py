@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,7 @@ from riftcli.runs.provenance import environment
 from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
 from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module, use_bf16
-from riftcli.training.optim import build_optimizer, lr_factor
+from riftcli.training.optim import build_optimizer, lr_factor, warmup_steps
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.projection import SelectiveProjection
 from riftcli.training.regularization import Regularization, bind_regularizer
@@ -69,8 +68,8 @@ class Setup:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0) relative to the peak."""
-        schedule = self.recipe.schedule
-        return lr_factor(step, self.total_steps, math.ceil(schedule.warmup * self.total_steps), schedule.name)
+        schedule, total = self.recipe.schedule, self.total_steps
+        return lr_factor(step, total, warmup_steps(total, schedule.warmup, schedule.min_warmup_steps), schedule.name)
 
     def beside(self, step: int) -> Iterator[dict[str, Batch]]:
         """What a step sees beside the task's batch, from a step of the run on: stream -> this rank's share."""

@@ -26,6 +26,7 @@ class Progress:
     best_value: float | None = None
     best_epoch: int | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
+    start_metrics: dict[str, Any] = field(default_factory=dict)  # of validation, before the first step
     last_cka: float | None = None  # on the validation split, for the progress bar
     worse_evals: int = 0  # evaluations since the best one
     train_seconds: float = 0.0

@@ -70,8 +70,8 @@ def measure_transfer(setup: Any) -> dict[str, Any]:
     if start is not None and recipe.needs_pretrained:
         metrics = {name: catalog.component("metric", name) for name in recipe.eval.metrics}
         names = [name for name, metric in metrics.items() if not metric.needs_pretrained]  # type: ignore[attr-defined]
-        old = setup.pretrained.splits["test"]
-        own = scored(data.splits.test, old, old @ start.heads["task"].T, names, recipe.eval.group)
+        old = setup.pretrained.splits[data.splits.reported_as]
+        own = scored(data.splits.reported, old, old @ start.heads["task"].T, names, recipe.eval.group)
         report["zero_shot_start"] = {name: entry for name, entry in own.items() if entry["value"] is not None}
     if data.beside.get("shifted"):
         report["shifted"] = _with_mean(recipe.shifted, _shifted(setup))

@@ -123,9 +123,9 @@ def _text(name: str, value: float | None) -> str:
 
 
 def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[str, Any]], clock: Stopwatch) -> dict[str, Any]:
-    folder, recipe, test = run / "wise", setup.recipe, setup.data.splits.test
+    folder, recipe, test = run / "wise", setup.recipe, setup.data.splits.reported
     network = setup.network
-    seen = setup.predict(test, "test")
+    seen = setup.predict(test, setup.data.splits.reported_as)
     folder.mkdir(exist_ok=True)
     extra = {"rift": {"alpha": chosen, "task": recipe.objective.task}}
     save_folder(folder / "model", network.vit, setup.data.splits.train.classes, network.preprocessing, extra)

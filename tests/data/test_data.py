@@ -83,7 +83,10 @@ def test_image_folder_bad_inputs(folder, tmp_path):
         refused(ImageFolder(str(picture(tmp_path / "file.png"))).load, "train")
         == f"{tmp_path}/file.png: the data root is not a folder"
     )
-    assert refused(ImageFolder(str(folder)).load, "val") == f"image_folder {folder}: no split 'val'; it has: test, train"
+    assert refused(ImageFolder(str(folder)).load, "val") == (
+        f"image_folder {folder}: no split 'val'; it has: test, train; "
+        "or cut it from the training split: --set 'data.val={fraction: 0.2}'"
+    )
     (folder / "train" / "emu").mkdir()
     assert refused(ImageFolder(str(folder)).load, "train") == (
         f"{folder}/train/emu: class folder without images (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .ppm, .pgm); "
@@ -204,7 +207,10 @@ def test_csv_one_file_with_a_split_column(table):
     text = "image,label,fold\nx0.png,0,train\nx1.png,1,test\nx2.png,1,train\n"
     source = csv(table, text, labels="labels.csv", split_column="fold")
     assert source.load("train").ids == ["x0.png", "x2.png"]
-    assert refused(source.load, "val") == f"{table}/labels.csv, column 'fold': no split 'val'; it has: train, test"
+    assert refused(source.load, "val") == (
+        f"{table}/labels.csv, column 'fold': no split 'val'; it has: train, test; "
+        "or cut it from the training split: --set 'data.val={fraction: 0.2}'"
+    )
 
 
 @pytest.mark.parametrize(

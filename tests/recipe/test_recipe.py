@@ -206,7 +206,7 @@ def test_set_wins_and_another_component_forgets_the_old_keys():
         ("optim.lr=[", "--set optim.lr=[: not valid YAML: "),
         ("model.name.deep=1", "--set model.name.deep=1: model.name: expected a text, got a mapping"),
         ("eval.metrics.0=ece", "--set eval.metrics.0=ece: eval.metrics: expected a list, got a mapping"),
-        ("data.test=null", "--set data.test=null: data.test: expected the name of a split or keys below it, got null"),
+        ("data.train=null", "--set data.train=null: data.train: expected the name of a split or keys below it, got null"),
         ("data.val={limit: 3, fraction: 0.1}", "--set data.val={limit: 3, fraction: 0.1}: data.val.limit: give only one of"),
         ("regularizer.name=[1]", "--set regularizer.name=[1]: regularizer.name: unknown regularizer a list"),
         ("optim.lr=x", "--set optim.lr=x: optim.lr: expected a number, got 'x' (text)"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import Cells, LabelTable, first_existing
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 CLASSES = ["No DR", "Mild", "Moderate", "Severe", "Proliferative DR"]
 OFFICIAL_ROWS = 3662
@@ -31,6 +32,8 @@ class Aptos2019:
     of the files, for copies that were saved again.
     on_duplicate: error | first | keep, for an id listed twice with one grade.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
     split_rule: Literal["auto", "mirror", "contiguous"] = "auto"

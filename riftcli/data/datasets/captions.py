@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlparse
 
 from riftcli.data.folders import check_split, existing_root
@@ -15,6 +15,7 @@ from riftcli.data.label_table import numbered_lines, read_csv, read_text
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Captions:
     images: {split: folder below root}, or one folder for all splits; lists: {split: file} with the image names of a split
     (Flickr_8k.trainImages.txt). max_missing: share of images that may be absent (links rot); they are left out and counted.
     """
+
+    known_task: ClassVar[Task] = "captions"
 
     root: str
     labels: dict[str, str]

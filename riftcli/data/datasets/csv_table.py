@@ -11,6 +11,7 @@ from riftcli.data.label_table import LabelTable
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import Problems
+from riftcli.protocols import Task
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,16 @@ class CsvTable:
         if len(self.delimiter) != 1:
             raise ValueError("delimiter: must be one character")
 
+    @property
+    def known_task(self) -> Task:
+        """Known before anything is read."""
+        return self.task
+
     def load(self, split: str) -> Split:
         """Parse and check every row of one split; no image is decoded, but each must exist."""
         root = existing_root(self.root)
         if isinstance(self.labels, dict):
-            check_split(f"csv_table {self.root}", split, list(self.labels))
+            check_split(f"csv_table {self.root}", split, list(self.labels), cuttable=True)
         path = root / (self.labels if isinstance(self.labels, str) else self.labels[split])
         table = LabelTable(
             image_column=self.image_column,
@@ -76,7 +82,7 @@ class CsvTable:
         cells = table.cells(path, problems)
         if self.split_column:
             valid = list(dict.fromkeys(row[self.split_column].strip() for _, row in cells))
-            check_split(f"{path}, column '{self.split_column}'", split, valid)
+            check_split(f"{path}, column '{self.split_column}'", split, valid, cuttable=True)
             cells = [(line, row) for line, row in cells if row[self.split_column].strip() == split]
         samples = SampleList(
             ImageFinder([root / folder for folder in self.images], self.image_suffix), self.on_duplicate, problems

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 _FILES = ["images.txt", "image_class_labels.txt", "train_test_split.txt"]
 
@@ -21,6 +23,8 @@ class Cub200:
 
     Splits: train (5,994) and test (5,794), from train_test_split.txt (1 is train). Files are joined by image id, not by line.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from riftcli.assets import ASSETS
 from riftcli.data.split import Split
+from riftcli.protocols import Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,8 @@ class DemoFashion:
 
     The only split is test. Zalando SE, MIT licence.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     def load(self, split: str) -> Split:
         """The one split."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from riftcli.data.split import Split
+from riftcli.protocols import Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Digits:
 
     Splits: train (1,297) and test (500), stratified with a fixed seed.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     def load(self, split: str) -> Split:
         """One of the two splits."""

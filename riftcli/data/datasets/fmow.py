@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import Cells, LabelTable, read_csv
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 SPLITS = {  # ours (WILDS') -> (split of the original data, from which year, before which)
     "train": ("train", 0, 2013),
@@ -27,6 +29,8 @@ class Fmow:
     Splits: train, id_val, id_test (before 2013), val (2013 to 2015) and test (from 2016). Classes are the 62 categories in
     alphabetical order; `region` is a group column, empty where a country has none (worst_group leaves those out).
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
 

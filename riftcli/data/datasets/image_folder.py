@@ -1,22 +1,27 @@
-"""One folder per class: root/<split>/<class>/**/image."""
+"""One folder per class: root/<split>/<class>/**/image, or root/<class>/**/image as the one split `all`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from riftcli.data.folders import check_exist, check_no_loose_images, check_split, existing_root
+from riftcli.data.folders import check_exist, check_no_loose_images, check_split, existing_root, images_below, total
 from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.data.split import Split
 from riftcli.errors import DataError
+from riftcli.protocols import Task
 
 
 @dataclass(frozen=True)
 class ImageFolder:
     """Images in `root/<split>/<class>/`, nested folders included; one label per image.
 
+    Where root holds the class folders themselves, they are the split `all`: set train to it and cut the others by a fraction.
     Classes are the sorted folder names. Hidden folders and `__MACOSX` are skipped; an empty class folder is an error.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
 
@@ -26,8 +31,16 @@ class ImageFolder:
 
         root = existing_root(self.root)
         splits = [p.name for p in sorted(root.iterdir()) if _visible_folder(p)]
-        check_split(f"image_folder {self.root}", split, splits)
-        folder = root / split
+        whole = split not in splits and holds_classes(root)
+        if whole and split != "all":
+            named = ", ".join(splits[:3]) + ", ..." * (len(splits) > 3)
+            raise DataError(
+                f"image_folder {self.root}: no split '{split}': its folders are classes ({named}), which are the split 'all'; "
+                "cut the others from it: --set data.train=all --set 'data.val={fraction: 0.1}' --set 'data.test={fraction: 0.2}'"
+            )
+        if not whole:
+            check_split(f"image_folder {self.root}", split, splits, cuttable=True)
+        folder = root if whole else root / split
         class_folders = [p for p in sorted(folder.iterdir()) if _visible_folder(p)]
         if not class_folders:
             loose = [p.name for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS]
@@ -47,13 +60,10 @@ class ImageFolder:
                 f"move its content up, so that it is {folder}/<class>/<image>"
             )
         check_no_loose_images(folder, "move each into the folder of its class, or away")
-        paths, targets = [], []
+        paths, targets, ignored = [], [], []
         for label, class_folder in enumerate(class_folders):
-            images = sorted(
-                p
-                for p in class_folder.rglob("*")
-                if p.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-            )
+            images, others = images_below(class_folder)
+            ignored.append(others)
             if not images:
                 raise DataError(f"{class_folder}: class folder without images ({', '.join(EXTENSIONS)}); fill it or remove it")
             paths += images
@@ -66,7 +76,19 @@ class ImageFolder:
             classes=[p.name for p in class_folders],
             read=FileReader(paths),
             paths=paths,
+            ignored=total(ignored),
         )
+
+
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
+def holds_classes(root: Path) -> bool:
+    """True when the folders of `root` are classes rather than splits: two or more, none named like a split, all with images."""
+    folders = [p for p in root.iterdir() if _visible_folder(p)]
+    if len(folders) < 2 or any(p.name.lower() in SPLIT_NAMES for p in folders):
+        return False
+    return all(any(file.suffix.lower() in EXTENSIONS for file in p.rglob("*")) for p in folders)
 
 
 def _visible_folder(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from riftcli.data.folders import check_no_loose_images, check_split, existing_root
 from riftcli.data.images import EXTENSIONS
@@ -13,6 +13,7 @@ from riftcli.data.label_table import LabelTable, first_existing, numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 _BASES = ["", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"]
 _LABELS = ["LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt"]
@@ -27,6 +28,8 @@ class ImageNet:
     labels: file for a flat val/; default: LOC_val_solution.csv, or ILSVRC2012_validation_ground_truth.txt with the devkit's
     meta.mat.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
     labels: str | None = None

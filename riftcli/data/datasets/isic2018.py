@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import LabelTable, first_existing, read_csv
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # the order of the columns, which is not the alphabet's
 _PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
@@ -25,6 +27,8 @@ class Isic2018:
     labels: {split: file} and images: folders, both below root, for copies that are arranged in another way.
     on_duplicate: error | first | keep, for an id listed twice with one label.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
     labels: dict[str, str] = field(default_factory=dict)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from riftcli.data.folders import check_split, existing_root
 from riftcli.data.label_table import LabelTable
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
 from riftcli.data.split import Split
 from riftcli.errors import DataError, Problems
+from riftcli.protocols import Task
 
 SPLITS = ["train", "id_val", "id_test", "val", "test"]
 
@@ -21,6 +23,8 @@ class IWildCam:
     Splits: train, id_val, id_test (the same cameras), val and test (other cameras). Classes are the 182 species in the order of
     `y`, by the Latin names of categories.csv (prompts.class_names iwildcam has the English ones); `location` is a group column.
     """
+
+    known_task: ClassVar[Task] = "multiclass"
 
     root: str
 

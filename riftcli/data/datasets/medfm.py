@@ -80,6 +80,11 @@ class MedFm:
     images: list[str] = field(default_factory=list)
     on_duplicate: OnDuplicate = "error"
 
+    @property
+    def known_task(self) -> TaskKind:
+        """Known before anything is read."""
+        return _KINDS[self.task].task
+
     def load(self, split: str) -> Split:
         """Rows of the lists or tables that the protocol names; unlabelled ones look their labels up in the published table."""
         root = existing_root(self.root)

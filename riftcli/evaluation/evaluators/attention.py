@@ -27,7 +27,7 @@ from riftcli.runs.result_table import ResultTable, Row
 class Attention:
     """Where a model looked before and after finetuning (RIFT paper Fig. 5 and A2).
 
-    count: images of a sample of `split`, drawn with `seed`. images: files or folders instead of the sample. block: whose
+    count: images at most, drawn with `seed` from `split`, or from `images`: files or folders that are named instead. block: whose
     attention is shown, from 0, negative from the end. heads: also a picture with every head.
     """
 
@@ -48,7 +48,7 @@ class Attention:
         pretrained model. Looks at the first of `data`.
         """
         clock, source = Stopwatch(), data[0]
-        split = self._chosen(source, encoder)
+        split, among = self._chosen(source, encoder)
         rows: list[Row] = []
         entries: dict[str, dict[str, Any]] = {}
         maps: dict[str, torch.Tensor] = {}
@@ -64,7 +64,7 @@ class Attention:
                     images = pixels if images is None else images
             rows += _distances(candidate, base, source, split, maps[base.label], maps[candidate.label])
         env = environment(encoder.device, "fp32", dist.world_size(), 0)
-        settings = {"block": self.block, "split": split.name, "images": len(split)}
+        settings = {"block": self.block, "split": split.name, "images": len(split), "among": among}
         place = {"data": source.name, "split": split.name}
         # of the single heads they would be a file of many megabytes
         tables = {"maps": [{**row, **place} for label, m in maps.items() for row in map_rows(label, m.mean(1), split.ids)]}
@@ -74,13 +74,14 @@ class Attention:
         table.pictures = pictures
         return table
 
-    def _chosen(self, source: EvalData, encoder: Encoder) -> Split:
-        """The files or folders that were named, else a sample of a split."""
+    def _chosen(self, source: EvalData, encoder: Encoder) -> tuple[Split, int]:
+        """(a sample of the files or folders that were named, else of a split; of how many)."""
         if self.images:
-            return image_split(self.images, source.input)
-        split, _ = sift(list_split(source, self.split), source.input, encoder.console)
+            split = image_split(self.images, source.input)
+        else:
+            split, _ = sift(list_split(source, self.split), source.input, encoder.console)
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))[: self.count].sort().values
-        return split.take(order.tolist())
+        return split.take(order.tolist()), len(split)
 
     def _maps(self, loaded: LoadedModel, split: Split, source: EvalData, encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
         """(images (n, 3, H, W) uint8 as this model sees them, maps (n, heads, rows, columns))."""

@@ -13,7 +13,7 @@ from riftcli import dist
 from riftcli.console import Console, Stopwatch
 from riftcli.data.reading import sift
 from riftcli.data.split import Split
-from riftcli.data.splits import load_retention
+from riftcli.data.splits import query_and_bank
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
 from riftcli.evaluation.data_sets import EvalData
@@ -179,8 +179,7 @@ def _probe(data: Encoded, seed: int) -> torch.Tensor:
 
 
 def _splits(source: EvalData, console: Console) -> tuple[Split, Split | None]:
-    data = source.data
-    query, bank = load_retention(data.source, data.train, data.test, data.rules)
+    query, bank = query_and_bank(source.data)
     query, _ = sift(query, source.input, console)
     return query, None if bank is None else sift(bank, source.input, console)[0]
 

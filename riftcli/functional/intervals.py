@@ -1,0 +1,14 @@
+"""Intervals of shares."""
+
+from __future__ import annotations
+
+import math
+
+NORMAL_95 = 1.959963984540054  # the quantile of the normal distribution for 95 %, two-sided
+
+
+def wilson_interval(share: float, n: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """(low, high) of a share that was seen in n independent trials (Wilson 1927): inside [0, 1], also for 0 and 1."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
