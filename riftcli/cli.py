@@ -132,7 +132,9 @@ def _end(error: BaseException, message: str, code: ExitCode) -> int:
     debug = bool(os.environ.get("RIFT_DEBUG"))
     if "TORCHELASTIC_RUN_ID" in os.environ or "TORCHELASTIC_ERROR_FILE" in os.environ:
         launch.record_worker_error(error, message)
-    if debug or not ("RANK" in os.environ and os.environ.get("RIFT_LAUNCHED")):
+    if message and (
+        debug or not ("RANK" in os.environ and os.environ.get("RIFT_LAUNCHED"))
+    ):  # no command at all: help is printed
         for line in message.split("\n"):
             # recipes report all their errors at once: each starts its own line
             print(line if line.startswith("  ") else f"error: {line}", file=sys.stderr)

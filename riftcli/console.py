@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+BEAT = 30.0  # seconds between two lines of progress in a log
+WIDE = 100  # characters from which a bar has all its columns
 
 
 class Console:
@@ -47,14 +51,28 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int, start: int = 0) -> Iterator[Bar]:
-        """A bar on a terminal, silent elsewhere."""
+        """A bar on a terminal; elsewhere, and in the log file, a line every half minute of what takes so long."""
         if self.quiet or not self.rich.is_terminal:
-            yield Bar(None, None)
+            yield Bar(what, total, start, self._beat)
             return
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-        columns += [TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        width = self.rich.width
+        wide = width >= WIDE
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24 if wide else 8), MofNCompleteColumn()]
+        columns += [TimeElapsedColumn()] * wide
+        columns += [TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        counted = 2 * len(str(total)) + 1
+        taken = (24 + 8 if wide else 8) + counted + len("eta 0:00:00") + len(columns) + 1
+        name = what if len(what) + taken < width else what[: max(8, width - taken - 1)] + "…"
         with Progress(*columns, console=self.rich, transient=True) as progress:
-            yield Bar(progress, progress.add_task(what, total=total, completed=start, note=""))
+            task = progress.add_task(name, total=total, completed=start, note="")
+            yield Bar(what, total, start, self._beat, progress, task, width - taken - len(name))
+
+    def _beat(self, text: str) -> None:
+        """A line of progress: not on a terminal, which has a bar, and not kept for a log file to come."""
+        if not self.quiet and not self.rich.is_terminal:
+            print(text, file=sys.stdout if self.stdout else sys.stderr, flush=True)
+        if self._log:
+            print(text, file=self._log, flush=True)
 
     def close(self) -> None:
         """Close the log file."""
@@ -64,16 +82,42 @@ class Console:
 
 
 class Bar:
-    """Handle of one progress bar; does nothing where there is no terminal."""
+    """Handle of one progress bar. beat: gets a line every BEAT seconds; room: characters for the note beside the bar."""
 
-    def __init__(self, progress: Progress | None, task: object) -> None:
-        self._progress, self._task = progress, task
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        start: int,
+        beat: Callable[[str], None],
+        progress: Progress | None = None,
+        task: object = None,
+        room: int = 0,
+    ) -> None:
+        self._what, self._total, self._done, self._start = what, total, start, start
+        self._beat, self._progress, self._task, self._room = beat, progress, task, room
+        self._began = self._last = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Move on, and say what the numbers are now."""
+        """Move on, and say what the numbers are now. note: bits with two spaces between them, the first the most important."""
+        self._done += count
         if self._progress is not None:
-            fields = {} if note is None else {"note": note}
+            fields = {} if note is None else {"note": fitting(note, self._room)}
             self._progress.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
+        now = time.monotonic()
+        if now - self._last >= BEAT and self._done < self._total:
+            self._last = now
+            left = (now - self._began) / max(1, self._done - self._start) * (self._total - self._done)
+            numbers = f", {', '.join(note.split('  '))}" if note else ""
+            self._beat(f"{self._what}: {self._done}/{self._total}{numbers}, eta {timedelta(seconds=round(left))}")
+
+
+def fitting(note: str, room: int) -> str:
+    """As many bits of a note as there is room for: those in the middle go first, the first one last."""
+    bits = note.split("  ")
+    while len(bits) > 1 and len("  ".join(bits)) > room:
+        del bits[1]
+    return "  ".join(bits)
 
 
 class Stopwatch:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 # Before torch and numpy are loaded. Tiny networks: the threads of a process and of its children only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two test processes, and what they start: nobody may wait by spinning
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
 import pytest
@@ -19,6 +20,17 @@ from evaluation_runs import CLOTHES, DATA
 from riftcli import cli
 
 torch.set_num_threads(1)
+
+# The files that take longest, first: what is begun last should be short, or one process waits for the other.
+LONG = ["test_readme.py", "test_distributed.py", "test_ranks.py", "test_vision_language.py", "test_run.py", "test_cluster.py"]
+LONG += ["test_studies.py", "test_cli.py", "test_notebook.py", "test_reference.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
 
 TINY_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
+import pytest
 from rich.console import Console as RichConsole
 
-from riftcli.console import Console, print_grid
+from riftcli.console import Console, fitting, print_grid
 from riftcli.training.loop import _note
 from riftcli.training.state import Progress
 
@@ -66,3 +68,43 @@ def test_a_wide_table_goes_on_below_with_its_first_column(capsys, monkeypatch):
     assert [line.split()[0] for line in lines[1:]] == ["row", "one", "two"] * 2, "240 wide where there is no terminal"
     assert all(name in "\n".join(lines) for name in names)
     assert max(map(len, lines)) <= 240
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("what", ["epoch 12/50", "encoding shifted/0 with the pretrained model"])
+def test_a_bar_is_readable_at_any_width(width, what):
+    screen = io.StringIO()
+    console = Console()
+    console.rich = RichConsole(file=screen, force_terminal=True, width=width, color_system=None)
+    row = {"loss": 1.25, "task_loss": 1.0, "penalty_loss": 0.25, "images_per_second": 321.4, "batch_cka": 0.5}
+    with console.progress(what, 1234) as bar:
+        bar.advance(123, _note(row, Progress()))
+    lines = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "1234" in line]
+    assert lines
+    for line in lines:
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
+        assert len(plain.rstrip()) <= width
+        assert "/1234" in plain and "eta" in plain and re.search(r"\d:\d\d:\d\d|-:--:--", plain), plain
+        assert "…" not in plain.partition("/1234")[2], plain
+    if what.startswith("epoch"):
+        assert any("epoch 12/50" in line and "loss 1.250" in line for line in lines)
+
+
+def test_a_log_hears_of_a_long_epoch_every_half_minute(tmp_path, capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("riftcli.console.time.monotonic", lambda: next(clock))  # ten seconds a step
+    console = Console()
+    console.log_to(tmp_path / "train.log")
+    with console.progress("epoch 1/3", 8) as bar:
+        for _ in range(8):
+            bar.advance(1, "loss 1.250  cka 0.9")
+    console.close()
+    text = "epoch 1/3: 3/8, loss 1.250, cka 0.9, eta 0:00:50\nepoch 1/3: 6/8, loss 1.250, cka 0.9, eta 0:00:20\n"
+    assert capsys.readouterr().err == (tmp_path / "train.log").read_text() == text
+
+
+def test_a_note_drops_what_there_is_no_room_for():
+    note = "loss 1.250  task 1.000  cka 0.875  321 img/s"
+    assert fitting(note, 80) == note
+    assert fitting(note, 33) == "loss 1.250  cka 0.875  321 img/s"
+    assert fitting(note, 3) == "loss 1.250"

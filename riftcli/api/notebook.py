@@ -92,7 +92,11 @@ def evaluate(
     with untouched():
         console = Console(quiet=quiet or os.environ.get("RANK", "0") != "0", stdout=True)
         report = evaluate_and_draw(path, names, split, _words(overrides), device, temperature_scaling, console)
-    return {key: value for key, value in report.items() if key != "written_to"}
+        if report["unwritten"] is not None:
+            console.warn(
+                f"{report['written_to']}: cannot be written ({report['unwritten'].strerror}); the report is returned all the same"
+            )
+    return {key: value for key, value in report.items() if key not in ("written_to", "unwritten")}
 
 
 def compare(

@@ -32,18 +32,28 @@ class LabelRow:
 
 
 class ImageFinder:
-    """Finds the image of an id in folders that are searched in order; says what is there instead when it is not."""
+    """Finds the image of an id in folders that are searched in order; says what is there instead when it is not.
 
-    def __init__(self, folders: list[Path], suffix: str = "") -> None:
-        self.folders, self.suffix = folders, suffix
+    folders: None for ids that are absolute paths, anywhere; absolute_remedy: for messages, where that could be asked for.
+    """
+
+    def __init__(self, folders: list[Path] | None, suffix: str = "", absolute_remedy: str = "") -> None:
+        self.anywhere, self.folders, self.suffix, self.absolute_remedy = folders is None, folders or [], suffix, absolute_remedy
         self._names: dict[str, Path] | None = None  # lower-case stem -> a file, listed once something is missing
 
     def find(self, name: str) -> Path:
         """The path; raise ValueError with what is wrong."""
         has_suffix = self.suffix and name.lower().endswith(self.suffix.lower())
         file = Path(name if has_suffix else name + self.suffix)
+        if self.anywhere:
+            if not file.is_absolute():
+                raise ValueError(f"image '{name}' is no absolute path; name the folders in data.images instead of `absolute`")
+            if not file.is_file():
+                raise ValueError(f"image '{name}' not found")
+            return file
         if file.is_absolute() or ".." in file.parts:
-            raise ValueError(f"image '{name}' points outside the image folders")
+            remedy = self.absolute_remedy if file.is_absolute() else ""
+            raise ValueError(f"image '{name}' points outside the image folders{remedy}")
         try:
             for folder in self.folders:
                 if (folder / file).is_file():

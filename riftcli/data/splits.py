@@ -200,6 +200,9 @@ def check_overlap(splits: dict[str, Split], allow: bool) -> dict[str, int]:
     return found
 
 
+COPIES = "same content"  # what stands in brackets for files that are the same under another name
+
+
 def shared_groups(splits: dict[str, Split]) -> dict[tuple[str, str, str], int]:
     """(first, second, column) -> images of the second split whose group (patient, slide) has images in the first, too."""
     found = {}
@@ -233,6 +236,8 @@ def overlap_text(pair: str, count: int) -> str:
     names, _, column = pair.partition(" (")
     first, second = names.split("/", 1)
     column = column.removesuffix(")")
+    if column == COPIES:
+        return f"{count} images of {second} are copies of images in {first}"
     if column:
         return f"{count} images of {second} are of a {column} with images in {first}"
     return f"{first} and {second} share {count} samples"

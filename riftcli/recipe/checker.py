@@ -44,6 +44,9 @@ class Checker:
         line = self.lines.get(known, 1)
         where = f"--set {self.from_set[given[0]]}: " if given else f"{self.what} {self.filename}:{line}: "
         extra = f"\n  allowed here: {', '.join(allowed)}" if allowed else ""
+        value = self.from_set[given[0]].partition("=")[2] if given else ""
+        if "," in value and value[:1] not in "[{" and what.startswith("expected"):
+            what += "; for a run with each value write a sweep (`rift sweep --help`)"
         self.errors.append((bool(given), line, f"{where}{'.'.join(map(str, path))}: {what}{extra}"))
 
     def raise_errors(self) -> None:

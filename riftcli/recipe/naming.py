@@ -32,6 +32,18 @@ def _strength(value: Any) -> str:
     return "" if value in (None, 1.0) else f" {value:g}"
 
 
+def shortest(value: str, others: Sequence[str]) -> str:
+    """A path, or a name with a path in it, by as many of its last parts as tell it from the others."""
+    if "/" not in value:
+        return value
+    parts = value.split("/")
+    for count in range(1, len(parts)):
+        tail = parts[-count:]
+        if not any(other != value and other.split("/")[-count:] == tail for other in others):
+            return "/".join(tail)
+    return value
+
+
 def method_names(recipes: Sequence[Recipe]) -> list[str]:
     """One name per recipe; where recipes of the same method differ in backbone, adapter or regularizer, or in the learning
     rate on the same data, the names say in what: `full (model.name vit_large_patch16_224)`.
@@ -45,6 +57,7 @@ def method_names(recipes: Sequence[Recipe]) -> list[str]:
         beside = [i for i in same if recipes[i].data.name == recipe.data.name]
         telling = [key for key in keys if any(settings[i].get(key) != own[key] for i in same)]
         telling += ["optim.lr"] * any(settings[i]["optim.lr"] != own["optim.lr"] for i in beside)
-        detail = ", ".join(f"{key} {own[key]}" for key in telling)
+        values = {key: [str(settings[i].get(key)) for i in same] for key in telling}
+        detail = ", ".join(f"{key} {shortest(str(own[key]), values[key])}" for key in telling)
         names.append(f"{name} ({detail})" if detail else name)
     return names

@@ -7,9 +7,10 @@ from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
+from riftcli.data.copies import MOST, copies_between
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.splits import Splits, check_overlap, fingerprint, load_split, load_splits, overlap_text, query_and_bank
+from riftcli.data.splits import COPIES, Splits, check_overlap, fingerprint, load_split, load_splits, overlap_text, query_and_bank
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import EvalSet
@@ -65,11 +66,16 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     splits = replace(splits, overlap={**splits.overlap, **beside_overlap})
     if dist.is_main():
         dist.barrier()
+    copies = dist.broadcast_object(_copies(splits, console) if dist.is_main() else None)
+    splits = replace(splits, shared={**splits.shared, **copies})
     for pair, count in splits.overlap.items():
         console.warn(f"data.allow_overlap: {overlap_text(pair, count)}; the report says so")
     for pair, count in splits.shared.items():
         column = pair.partition(" (")[2].removesuffix(")")
-        if column != recipe.eval.group:  # groups that a metric compares are in every split on purpose
+        if column == COPIES:
+            where = overlap_text(pair, count)
+            console.warn(f"{where}, under other names: the result is not on unseen images (`rift data check` lists them)")
+        elif column != recipe.eval.group:  # groups that a metric compares are in every split on purpose
             console.warn(
                 f"{overlap_text(pair, count)}: the result is not on unseen {column}s; data.val.group {column} refuses that"
             )
@@ -89,6 +95,15 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
         beside.append((sifted(name, query), None if bank is None else sifted(f"{name}/bank", bank)))
     watched = {key: [sifted(f"{key}/{i}", one) for i, one in enumerate(own)] for key, own in sets.items() if own}
     return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference), watched)
+
+
+def _copies(splits: Splits, console: Console) -> dict[str, int]:
+    """Files that are in two splits under other names, as an entry of Splits.shared."""
+    named = splits.named()
+    if sum(len(split.paths or []) for split in named.values()) > MOST:
+        console.line(f"data: more than {MOST:,} files: not searched for copies between the splits (`rift data check` does)")
+        return {}
+    return {f"{first}/{second} ({COPIES})": len(ids) for (first, second), ids in copies_between(named).items()}
 
 
 def load_set(recipe: Recipe, key: str, one: EvalSet, splits: Splits) -> Split:

@@ -148,6 +148,25 @@ def test_sizes_that_cut_pixels_off_are_refused(rift, tiny_recipe, write_recipe):
     assert code == 0, err
 
 
+def test_copies_of_training_images_in_the_test_split_are_named(rift, tiny_recipe, write_recipe, tmp_path, read_json):
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        path = tmp_path / "pets" / ("train" if i < 32 else "test") / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "pets" / "test" / "a" / "other_name.png").write_bytes((tmp_path / "pets" / "train" / "a" / "0.png").read_bytes())
+    tiny_recipe["data"] = {"format": "image_folder", "root": str(tmp_path / "pets")}
+    tiny_recipe["train"] |= {"epochs": 1, "batch_size": 8}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")
+    assert code == 0, err
+    text = (
+        "1 images of test are copies of images in train, under other names: the result is not on unseen images "
+        "(`rift data check` lists them)"
+    )
+    assert f"warning: {text}" in warnings_of(err)
+    assert text in read_json("run/metrics.json")["warnings"]
+
+
 @pytest.mark.parametrize(
     ("total", "share", "least", "expected"),
     [(4, 0.05, 2, 2), (2, 0.05, 2, 1), (1, 0.05, 2, 1), (40, 0.05, 2, 2), (100, 0.05, 2, 5), (4, 0.0, 2, 0), (4, 0.05, 0, 1)],

@@ -14,12 +14,16 @@ from riftcli.errors import Problems
 from riftcli.protocols import Task
 
 
+ABSOLUTE = "; for whole paths set data.images: absolute"  # what an absolute path below `images` is answered with
+
+
 @dataclass(frozen=True)
 class CsvTable:
     """Labels in CSV, images in one or more folders.
 
     root: data folder; labels: {split: file} below it, or one file for all with `split_column`.
-    images: folders below root that are searched in order; image_column: file name or id; image_suffix: added to ids, e.g. .jpg.
+    images: folders below root that are searched in order, or `absolute`: the table has whole paths.
+    image_column: file name or id; image_suffix: added to ids, e.g. .jpg.
     label_column: a class index or name, or with label_separator several names (`a|c`, task multilabel);
     label_columns: one 0/1 column per class (task multilabel, or one-hot multiclass).
     classes: class names in order; needed where label_column holds names, never guessed from one split.
@@ -29,7 +33,7 @@ class CsvTable:
 
     root: str
     labels: dict[str, str] | str
-    images: list[str] = field(default_factory=lambda: ["."])
+    images: list[str] | Literal["absolute"] = field(default_factory=lambda: ["."])
     image_column: str = "image"
     image_suffix: str = ""
     label_column: str | None = None
@@ -84,9 +88,8 @@ class CsvTable:
             valid = list(dict.fromkeys(row[self.split_column].strip() for _, row in cells))
             check_split(f"{path}, column '{self.split_column}'", split, valid, cuttable=True)
             cells = [(line, row) for line, row in cells if row[self.split_column].strip() == split]
-        samples = SampleList(
-            ImageFinder([root / folder for folder in self.images], self.image_suffix), self.on_duplicate, problems
-        )
+        folders = None if self.images == "absolute" else [root / folder for folder in self.images]
+        samples = SampleList(ImageFinder(folders, self.image_suffix, ABSOLUTE), self.on_duplicate, problems)
         samples.extend(table.rows(path, cells, problems))
         whole = samples.split(split, self.classes, self.task, str(path))
         return _with_classes(whole, table, path)
