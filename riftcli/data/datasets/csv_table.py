@@ -13,7 +13,6 @@ from riftcli.data.split import Split
 from riftcli.errors import Problems
 from riftcli.protocols import Task
 
-
 ABSOLUTE = "; for whole paths set data.images: absolute"  # what an absolute path below `images` is answered with
 
 
