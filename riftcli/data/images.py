@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from riftcli.data.dicom import SUFFIXES, read_dicom
 from riftcli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", *SUFFIXES)
 
 
 def to_rgb(image: Image.Image, name: str, bit_depth: int | None = None) -> Image.Image:
@@ -51,6 +52,10 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
 
     at_least: let a JPEG decoder shrink the image by 2, 4 or 8 while the shorter side keeps so many pixels (draft mode).
     """
+    if path.suffix.lower() in SUFFIXES:
+        if not path.is_file():
+            raise DataError(f"{path}: image not found")
+        return read_dicom(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

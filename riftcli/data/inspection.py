@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from riftcli.data.dicom import SUFFIXES
 from riftcli.data.images import read_image
 from riftcli.errors import DataError
 
@@ -36,8 +37,11 @@ def inspect_file(bit_depth: int | None, path: Path) -> Inspected:
     """Decode a file completely and describe it; never raises for a bad one."""
     try:
         rgb = read_image(path, bit_depth)
-        with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
+        if path.suffix.lower() in SUFFIXES:
+            mode, (width, height) = "DICOM", rgb.size
+        else:
+            with Image.open(path) as image:
+                mode, (width, height) = image.mode, image.size
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except DataError as error:

@@ -146,15 +146,15 @@ def test_patients_stay_whole_in_a_test_split_that_is_cut(tmp_path, visits):
 
 
 def test_files_that_are_not_read_are_counted_by_suffix(pets):
-    for name in ("cat/scan.dcm", "cat/.hidden.dcm", "dog/b.DCM", "dog/moving.gif", "dog/notes.txt"):
+    for name in ("cat/scan.heic", "cat/.hidden.heic", "dog/b.HEIC", "dog/moving.gif", "dog/notes.txt"):
         (pets / name).write_bytes(b"x")
-    assert ImageFolder(str(pets)).load("all").ignored == {".dcm": 2, ".gif": 1, ".txt": 1}
-    assert image_split([pets / "dog"], InputSection()).ignored == {".dcm": 1, ".gif": 1, ".txt": 1}
+    assert ImageFolder(str(pets)).load("all").ignored == {".heic": 2, ".gif": 1, ".txt": 1}
+    assert image_split([pets / "dog"], InputSection()).ignored == {".heic": 1, ".gif": 1, ".txt": 1}
     (pets / "only").mkdir()
-    (pets / "only" / "a.dcm").write_bytes(b"x")
+    (pets / "only" / "a.heic").write_bytes(b"x")
     with pytest.raises(DataError) as caught:
         image_split([pets / "only"], InputSection())
-    assert str(caught.value).endswith("; there are 1 .dcm")
+    assert str(caught.value).endswith("; there are 1 .heic")
 
 
 @pytest.mark.parametrize(

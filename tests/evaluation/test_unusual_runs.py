@@ -25,7 +25,7 @@ def pictures(tmp_path) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
-    (folder / "scan.dcm").write_bytes(b"x")
+    (folder / "scan.heic").write_bytes(b"x")
     return folder
 
 
@@ -33,7 +33,7 @@ def test_one_bad_image_costs_no_others(rift, run, pictures, tmp_path):
     code, _, err = rift("predict", run, pictures, "--out", tmp_path / "p.csv")
     assert code == 3
     lines = err.strip().splitlines()
-    assert "warning: images: 1 .dcm files are ignored" in lines[0]
+    assert "warning: images: 1 .heic files are ignored" in lines[0]
     assert "error: 1 of 5 images could not be read; the others are done" in lines
     assert any(line.startswith(f"error: {pictures}/2.png: unreadable image") for line in lines)
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))

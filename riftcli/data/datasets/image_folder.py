@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from riftcli.data.dicom import GROUPS, header_group
 from riftcli.data.folders import check_exist, check_no_loose_images, check_split, existing_root, images_below, total
 from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.data.split import Split
@@ -18,12 +20,15 @@ class ImageFolder:
     """Images in `root/<split>/<class>/`, nested folders included; one label per image.
 
     Where root holds the class folders themselves, they are the split `all`: set train to it and cut the others by a fraction.
+    group_by: what belongs together, for `group` of val and test: folder (the one right below the class, e.g. a slide), name (the
+    file name without its last numbers: tiles of one slide), patient or study (of DICOM headers, column `patient` or `study`).
     Classes are the sorted folder names. Hidden folders and `__MACOSX` are skipped; an empty class folder is an error.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
+    group_by: Literal["none", "folder", "name", "patient", "study"] = "none"
 
     def load(self, split: str) -> Split:
         """List one split in sorted order."""
@@ -77,7 +82,26 @@ class ImageFolder:
             read=FileReader(paths),
             paths=paths,
             ignored=total(ignored),
+            groups={} if self.group_by == "none" else {self.group_by: group_names(paths, self.group_by, folder)},
         )
+
+
+COUNTER = re.compile(r"([ _.-]+[xyz]?[0-9]+)+$")  # what tells the tiles of a slide apart: `_12_7`, `-x3-y4`
+
+
+def group_names(paths: list[Path], how: str, folder: Path) -> list[str]:
+    """What each image belongs to. folder: the one that holds the class folders."""
+    if how in GROUPS:
+        return [header_group(path, how) for path in paths]
+    if how == "name":
+        return [COUNTER.sub("", path.stem) or path.stem for path in paths]
+    below = [path.relative_to(folder).parts for path in paths]  # class, [folder], file
+    loose = next((path for path, parts in zip(paths, below, strict=True) if len(parts) < 3), None)
+    if loose is not None:
+        raise DataError(
+            f"{loose}: lies right in its class folder, so data.group_by folder has no name for it; use another group_by"
+        )
+    return [parts[1] for parts in below]
 
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
