@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": "riftcli.commands.predict:predict",
     "wise": "riftcli.commands.wise:wise",
     "merge": "riftcli.commands.merge:merge",
+    "init": "riftcli.commands.init:init",
     "doctor": "riftcli.commands.doctor:doctor",
     "recipes": "riftcli.commands.recipes:app",
     "data": "riftcli.commands.data:app",

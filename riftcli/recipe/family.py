@@ -45,6 +45,25 @@ def compose(folder: Path, member: str) -> str:
     base = f"{name}{FAMILIES[kind]}"
     head, blocks = _parts((folder / base).read_text(encoding="utf-8"))
     own_head, own_blocks = _parts((folder / kind / f"{method}.yaml").read_text(encoding="utf-8"))
+    merged = _merged(blocks, own_head, own_blocks)
+    return "\n".join([*_header(member, base, f"{kind}/{method}.yaml", head, own_head), merged]) + "\n"
+
+
+def with_method(folder: Path, text: str, method: str) -> str:
+    """A recipe of full finetuning with the sections of `methods/<method>.yaml`; its own header stays."""
+    head, blocks = _parts(text)
+    own = _parts((folder / "methods" / f"{method}.yaml").read_text(encoding="utf-8"))
+    return "\n".join([*head, _merged(blocks, *own)]) + "\n"
+
+
+def with_sections(text: str, sections: dict[str, str]) -> str:
+    """A recipe with these sections instead of its own: key -> what stands behind it."""
+    head, blocks = _parts(text)
+    return "\n".join([*head, _merged(blocks, [], {key: f"{key}: {value}" for key, value in sections.items()})]) + "\n"
+
+
+def _merged(blocks: dict[str, str], own_head: list[str], own_blocks: dict[str, str]) -> str:
+    """The sections of a recipe with those of a method, and what the method's header says about rates."""
     decay = next((line.partition(": ")[2] for line in own_head if line.startswith("# weight_decay: ")), None)
     if decay is not None:
         blocks["optim"] = re.sub(r"\bweight_decay: [0-9.e-]+", f"weight_decay: {decay}", blocks["optim"])
@@ -54,10 +73,9 @@ def compose(folder: Path, member: str) -> str:
     for line in own_head:
         added = re.match(r"# (optim|train): (.+)", line)
         if added:
-            blocks[added[1]] = re.sub(r"\}\s*$", f", {added[2]}}}", blocks[added[1]])
+            blocks[added[1]] = re.sub(r"\}(\s*(#.*)?)$", rf", {added[2]}}}\1", blocks[added[1]])
     merged = blocks | own_blocks
-    order = sorted(merged, key=TOP_LEVEL.index)
-    return "\n".join([*_header(member, base, f"{kind}/{method}.yaml", head, own_head), *(merged[key] for key in order)]) + "\n"
+    return "\n".join(merged[key] for key in sorted(merged, key=TOP_LEVEL.index))
 
 
 def _parts(text: str) -> tuple[list[str], dict[str, str]]:

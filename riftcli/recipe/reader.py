@@ -99,6 +99,12 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=True)
+    return text.removesuffix("...\n").rstrip("\n")
+
+
 def dump(resolved: dict[str, Any]) -> str:
     """Resolved values as YAML that this module reads back."""
     return yaml.dump(resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -89,8 +89,8 @@ def test_image_folder_bad_inputs(folder, tmp_path):
     )
     (folder / "train" / "emu").mkdir()
     assert refused(ImageFolder(str(folder)).load, "train") == (
-        f"{folder}/train/emu: class folder without images (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .ppm, .pgm, .dcm, .dicom); "
-        "fill it or remove it"
+        f"{folder}/train/emu: class folder without images (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .ppm, .pgm, "
+        ".dcm, .dicom); fill it or remove it"
     )
     picture(folder / "flat" / "a.png")
     assert refused(ImageFolder(str(folder)).load, "flat") == (

@@ -1,0 +1,326 @@
+"""`rift init`: what is found in the folders and tables that people have, and that its recipe trains to a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from riftcli import recipe as recipes
+from riftcli.data.discover import discover
+from riftcli.data.splits import load_splits
+from riftcli.errors import DataError
+from riftcli.recipe.draft import Size, draft, methods
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def table(path: Path, header: list[str], rows: list[list], delimiter: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def loaded(found):
+    objective = {"name": "bce" if found.fields.get("task") == "multilabel" else "cross_entropy"}
+    section = {"format": found.format, **found.fields, **found.splits}
+    text = recipes.dump({"model": {"name": "x"}, "objective": objective, "data": section})
+    data = recipes.parse(text, "r.yaml", []).data
+    return load_splits(data.source, data.train, data.val, data.test, data.rules)
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_class_folders_with_and_without_splits(tmp_path, archive):
+    root = tmp_path / "unpacked" / "pets" if archive else tmp_path / "pets"
+    for i in range(30):
+        picture(root / "ab"[i % 2] / f"{i}.png", i)
+    (root / "a" / "b.gif").write_bytes(b"x")
+    found = discover(tmp_path / "unpacked" if archive else root)
+    assert (found.format, found.fields) == ("image_folder", {"root": str(root)})
+    assert found.splits == {
+        "train": "all", "val": {"fraction": 0.1, "from": "all"}, "test": {"fraction": 0.2, "from": "all"},
+    }  # fmt: skip
+    assert found.facts == [f"class folders in {root}, without splits", "files: 30 .png", "not read: 1 .gif"]
+    assert [len(split) for split in loaded(found).named().values()] == [22, 2, 6]
+    whole = tmp_path / "split"
+    whole.mkdir()
+    root.rename(whole / "Training")
+    picture(whole / "valid" / "a" / "v.png")
+    picture(whole / "valid" / "b" / "v.png")
+    found = discover(whole)
+    assert found.splits == {"train": "Training", "val": "valid", "test": {"fraction": 0.2, "from": "Training"}}
+    assert [len(split) for split in loaded(found).named().values()] == [24, 2, 6]
+
+
+def test_tiles_of_a_slide_stay_together(tmp_path):
+    for slide in range(20):
+        for tile in range(3):
+            picture(tmp_path / "tiles" / "ab"[slide % 2] / f"S{slide}_{tile}_7.png", 10 * slide + tile)
+    found = discover(tmp_path / "tiles")
+    assert found.fields["group_by"] == "name"
+    assert found.splits["test"] == {"fraction": 0.2, "from": "all", "group": "name"}
+    owners = [set(split.groups["name"]) for split in loaded(found).named().values()]
+    assert sum(map(len, owners)) == 20
+    for slide in range(20):
+        picture(tmp_path / "nested" / "ab"[slide % 2] / f"slide{slide}" / "1.png", slide)
+        picture(tmp_path / "nested" / "ab"[slide % 2] / f"slide{slide}" / "2.png", slide + 50)
+    assert discover(tmp_path / "nested").fields["group_by"] == "folder"
+
+
+def test_a_published_layout_is_known(tmp_path):
+    from dataset_copies import isic
+
+    isic(tmp_path / "isic")
+    found = discover(tmp_path / "isic")
+    assert found.format == "isic2018"
+    assert found.facts[0] == "laid out as isic2018"
+    assert loaded(found).train.classes[0] == "MEL"
+
+
+# ---- tables
+
+
+def test_a_table_with_patients_ids_without_suffix_and_another_delimiter(tmp_path):
+    rows = []
+    for i in range(60):
+        picture(tmp_path / "study" / "jpegs" / f"ISIC_{i:03d}.JPG", i)
+        rows.append(
+            [f"ISIC_{i:03d}", f"P{i // 3}", f"L{i // 2}", 30.5 + i, "mf"[i % 2], ["nv", "mel", "bcc"][i % 3], f"note {i}"]
+        )
+    table(tmp_path / "study" / "meta.csv", ["isic_id", "patient_id", "lesion_id", "age", "sex", "dx", "note"], rows, ";")
+    found = discover(tmp_path / "study")
+    assert found.format == "csv_table"
+    assert found.fields == {
+        "root": str(tmp_path / "study"),
+        "image_column": "isic_id",
+        "images": ["jpegs"],
+        "image_suffix": ".JPG",
+        "label_column": "dx",
+        "classes": ["bcc", "mel", "nv"],
+        "labels": {"all": "meta.csv"},
+        "delimiter": ";",
+        "group_columns": ["patient_id", "lesion_id"],
+    }
+    assert found.splits["val"] == {"fraction": 0.1, "from": "all", "group": "patient_id"}
+    assert [(q.key, q.chosen, q.others) for q in found.questions] == [("label_column", "dx", ("sex",))]
+    assert discover(tmp_path / "study" / "meta.csv", {"label_column": "sex"}).fields["classes"] == ["f", "m"]
+    splits = loaded(found)
+    assert sum(len(set(split.groups["patient_id"])) for split in splits.named().values()) == 20
+
+
+def test_a_split_column_and_paths_below_the_root(tmp_path):
+    rows = []
+    for i in range(30):
+        fold = ["Train", "Train", "Valid", "Test", "Train"][i % 5]
+        picture(tmp_path / "img" / f"{i}.png", i)
+        rows.append([f"img/{i}.png", i % 2, fold])
+    table(tmp_path / "all.csv", ["file", "target", "partition"], rows)
+    found = discover(tmp_path / "all.csv")
+    assert found.fields == {
+        "root": str(tmp_path), "image_column": "file", "label_column": "target", "classes": ["0", "1"],
+        "labels": "all.csv", "split_column": "partition",
+    }  # fmt: skip
+    assert found.splits == {"train": "Train", "val": "Valid", "test": "Test"}
+    assert [len(split) for split in loaded(found).named().values()] == [18, 6, 6]
+
+
+def test_many_flags_are_labels_and_one_hot_is_told_apart(tmp_path):
+    for i in range(20):
+        picture(tmp_path / f"{i}.png", i)
+    several = [[f"{i}.png", i % 2, (i // 2) % 2, 1 - i % 3 // 2] for i in range(20)]
+    found = discover(table(tmp_path / "m.csv", ["image", "edema", "mass", "nodule"], several))
+    assert found.fields["label_columns"] == ["edema", "mass", "nodule"]
+    assert (found.fields["task"], loaded(found).train.task) == ("multilabel", "multilabel")
+    one = [[f"{i}.png", int(i % 3 == 0), int(i % 3 == 1), int(i % 3 == 2)] for i in range(20)]
+    found = discover(table(tmp_path / "o.csv", ["image", "a", "b", "c"], one))
+    assert "task" not in found.fields
+    assert loaded(found).train.classes == ["a", "b", "c"]
+
+
+def test_labels_that_are_joined(tmp_path):
+    names = ["Mass", "Mass|Edema", "No Finding", "Edema"]
+    for i in range(24):
+        picture(tmp_path / f"{i}.png", i)
+    found = discover(
+        table(tmp_path / "t.csv", ["Image Index", "Finding Labels"], [[f"{i}.png", names[i % 4]] for i in range(24)])
+    )
+    assert found.fields["label_separator"] == "|"
+    assert found.fields["classes"] == ["Edema", "Mass", "No Finding"]
+    assert loaded(found).train.task == "multilabel"
+
+
+def test_a_competition_whose_test_table_has_no_labels(tmp_path):
+    for i in range(20):
+        picture(tmp_path / ("train_images" if i < 16 else "test_images") / f"{i}.png", i)
+    table(tmp_path / "train.csv", ["id_code", "diagnosis"], [[i, "abcd"[i % 4]] for i in range(16)])
+    table(tmp_path / "test.csv", ["id_code"], [[i] for i in range(16, 20)])
+    table(tmp_path / "sample_submission.csv", ["id_code", "diagnosis"], [[i, "a"] for i in range(16, 20)])
+    found = discover(tmp_path)
+    assert found.fields["labels"] == {"train": "train.csv"}
+    assert found.fields["images"] == ["train_images"]
+    assert found.splits["test"] == {"fraction": 0.2, "from": "train"}
+    assert len(loaded(found).test) == 3
+
+
+def test_absolute_paths(tmp_path):
+    rows = [[str(picture(tmp_path / "far" / f"{i}.png", i)), "ab"[i % 2]] for i in range(20)]
+    found = discover(table(tmp_path / "near" / "t.csv", ["path", "label"], rows))
+    assert (found.fields["images"], found.fields["image_column"]) == ("absolute", "path")
+    assert len(loaded(found).train) == 14
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda p: p / "nowhere", "{p}/nowhere: no such file or folder"),
+        (lambda p: p, "{p}: no images, no class folders, no table (CSV) in it; which folder holds the data?"),
+        (lambda p: picture(p / "x.png") and p, "{p}: 1 images and nothing that says what they show; put them into one"),
+        (lambda p: table(p / "t.csv", ["a", "b"], [["x", 1], ["y", 2]]),
+         "{p}/t.csv: no column names images below {p} (looked for .jpg, .jpeg, .png, ...); its first row is a=x, b=1; "),
+        (lambda p: table(p / "t.csv", ["a"], []), "{p}/t.csv: no rows below the header"),
+        (lambda p: picture(p / "d" / "test" / "a" / "x.png") and picture(p / "d" / "val" / "a" / "x.png") and p / "d",
+         "{p}/d: split folders (test, val), none to train on; expected {p}/d/train/<class>/<image>"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_said(tmp_path, make, expected):
+    with pytest.raises(DataError) as caught:
+        discover(make(tmp_path))
+    assert str(caught.value).startswith(expected.format(p=tmp_path))
+
+
+def test_a_table_without_a_label(tmp_path):
+    rows = [[picture(tmp_path / f"{i}.png", i).name, 1.5 * i] for i in range(10)]
+    with pytest.raises(DataError) as caught:
+        discover(table(tmp_path / "t.csv", ["image", "age"], rows))
+    assert "no column looks like a label" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        discover(tmp_path / "t.csv", {"label_column": "lable"})
+    assert str(caught.value).endswith("t.csv: no column 'lable'; it has: image, age")
+
+
+# ---- the recipe
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("gpu", [False, True])
+def test_every_method_makes_a_valid_recipe(method, gpu):
+    data = {"format": "image_folder", "root": "x y", "train": "all", "val": {"fraction": 0.1, "from": "all"}, "test": None}
+    text = draft("pets", "pets: a title", ["a fact"], data, Size(500, 2, 5.0, False, gpu), "vit_tiny_patch16_224", method)
+    checked = recipes.parse(text, "pets.yaml", [])
+    assert text.startswith("# pets: a title\n# a fact\n")
+    assert checked.eval.best == "bacc"
+    assert checked.train.batch_size == 16
+    assert checked.train.epochs <= (50 if gpu else 10)
+    assert checked.data.source.root == "x y"
+
+
+@pytest.mark.parametrize(("images", "batch"), [(3, 2), (20, 8), (100, 16), (1000, 32), (2500, 64), (100_000, 128)])
+def test_settings_fit_the_size_of_the_data(images, batch):
+    data = {"format": "digits"}
+    text = draft("d", "d", [], data, Size(images, 2, 1.0, True, True), "vit_tiny_patch16_224", "full")
+    train = recipes.parse(text.replace("name: bce", "name: cross_entropy"), "d.yaml", []).train
+    assert train.batch_size == batch
+    steps = images // batch * train.epochs
+    assert train.epochs in (5, 50) or 1900 <= steps <= 2300
+
+
+# ---- from nothing to a page
+
+
+def dicom_folder(root: Path) -> Path:
+    from test_dicom import scan
+
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        scan(root / "ab"[i % 2] / f"{i}.dcm", rng.integers(0, 4000, (16, 16)).astype("uint16"), PatientID=f"p{i // 3}")
+    return root
+
+
+def csv_with_patients(root: Path) -> Path:
+    rows = [[picture(root / "images" / f"{i}.png", i).stem, f"P{i // 3}", ["mel", "nv"][i % 2]] for i in range(60)]
+    return table(root / "labels.csv", ["image_id", "patient", "dx"], rows)
+
+
+def class_folders(root: Path) -> Path:
+    for i in range(60):
+        picture(root / ["cat", "dog"][i % 2] / f"{i}.png", i)
+    return root
+
+
+@pytest.mark.parametrize("make", [class_folders, csv_with_patients, dicom_folder])
+def test_from_nothing_to_a_page_with_one_edit(rift, tiny_weights, tmp_path, make):
+    if make is dicom_folder:
+        pytest.importorskip("pydicom")
+    data = make(tmp_path / "mine")
+    code, _, err = rift("init", data, "--model", f"local-dir:{tiny_weights}", "--yes", "--out", "mine.yaml")
+    assert code == 0, err
+    lines = err.strip().splitlines()
+    assert lines[-1] == "next: rift finetune --recipe mine.yaml"
+    assert len(lines) <= 7
+    assert any(line.startswith("images: ") and "val and test cut from the training images" in line for line in lines)
+    text = Path("mine.yaml").read_text()
+    Path("mine.yaml").write_text(text.replace("epochs: 10", "epochs: 1"))  # the one edit
+    code, _, err = rift("finetune", "--recipe", "mine.yaml", "--out", "run")
+    assert code == 0, err
+    assert Path("run/report.html").stat().st_size > 10_000
+    code, _, err = rift("init", data, "--out", "mine.yaml")
+    assert (code, err) == (2, "error: mine.yaml: exists; choose another --out or remove it\n")
+
+
+def test_data_that_is_not_in_order_is_said_after_the_recipe_is_written(rift, tmp_path):
+    path = csv_with_patients(tmp_path / "mine")
+    path.write_text(path.read_text() + "gone,P0,mel\n")
+    code, _, err = rift("init", path, "--yes", "--out", "mine.yaml")
+    assert code == 3
+    assert "recipe: mine.yaml (full + rift on vit_small_patch14_dinov2.lvd142m)" in err
+    assert "error: " in err.splitlines()[-1] and "image 'gone.png' not found" in err
+    assert Path("mine.yaml").is_file()
+    code, _, err = rift("init", path, "--method", "lorra", "--out", "b.yaml")
+    assert (code, err.startswith("error: --method lorra: unknown (did you mean 'lora'?); one of: full, rift, rsc, linear, ")) == (
+        2,
+        True,
+    )
+
+
+def test_one_example_per_format_is_valid():
+    from riftcli import catalog
+
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("data: {format: ")]
+    named = set()
+    for line in lines:
+        task = "bce" if "multilabel" in line else "cross_entropy"
+        recipe = recipes.parse(f"model: {{name: x}}\nobjective: {{name: {task}}}\n{line}\n", "example.yaml", [])
+        named.add(recipe.data.format)
+    assert named == set(catalog.names("data")) - {"captions", "demo_fashion"}, "those two are not trained on"
+
+
+def test_a_person_is_asked_where_several_columns_could_be_the_label(rift, tmp_path, monkeypatch):
+    rows = [[picture(tmp_path / "t" / f"{i}.png", i).name, "ab"[i % 2], "xyz"[i % 3]] for i in range(30)]
+    table(tmp_path / "t" / "t.csv", ["image", "label", "species"], rows)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("7\n2\n"))
+    code, _, err = rift("init", tmp_path / "t", "--out", "asked.yaml")
+    assert code == 0, err
+    assert "  1  label\n  2  species\n" in err
+    assert "label_column species" in err
+    code, _, err = rift("init", tmp_path / "t", "--label", "label", "--out", "told.yaml")
+    assert "label_column label" in err
