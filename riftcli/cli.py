@@ -35,6 +35,7 @@ COMMANDS = {
     "wise": "riftcli.commands.wise:wise",
     "merge": "riftcli.commands.merge:merge",
     "init": "riftcli.commands.init:init",
+    "runs": "riftcli.commands.runs:app",
     "doctor": "riftcli.commands.doctor:doctor",
     "recipes": "riftcli.commands.recipes:app",
     "data": "riftcli.commands.data:app",

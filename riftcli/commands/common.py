@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from riftcli.commands.completion import complete_run
 from riftcli.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 
 Runs = Annotated[
     list[Path],
-    typer.Option("--run", help="A run, a folder of --repeats, or a folder of weights; repeatable. Default: the newest finished."),
+    typer.Option(
+        "--run",
+        help="A run, a folder of --repeats, or a folder of weights; repeatable. Default: the newest finished.",
+        autocompletion=complete_run,
+    ),
 ]
 Models = Annotated[list[str], typer.Option("--model", help="A timm model that we did not train; repeatable.")]
 Overrides = Annotated[

@@ -32,6 +32,8 @@ def doctor() -> None:
             print("no GPU visible to torch: runs use the CPU")
     except (ImportError, RuntimeError, OSError) as error:
         problems.append(f"torch and torchvision do not fit together ({error}); pip install --upgrade torch torchvision")
+    for line in _faster():
+        print(f"faster: {line}")
     if os.environ.get("HF_HUB_OFFLINE"):
         print("HF_HUB_OFFLINE is set: weights come from the cache or from model.weights")
     for problem in problems:
@@ -39,3 +41,36 @@ def doctor() -> None:
     if problems:
         raise typer.Exit(ExitCode.ENVIRONMENT)
     print("all well")
+
+
+SMALL = 1 << 30  # bytes of /dev/shm below which data workers that hand over batches can run out
+
+
+def _faster() -> list[str]:
+    """What would make runs on this machine faster, each with what to do."""
+    import shutil
+
+    found = []
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
+    if os.path.exists("/dev/nvidia0") and not torch.cuda.is_available():
+        found.append(f"there is an NVIDIA GPU, and torch {torch.__version__} does not see it: install a build for CUDA")
+    if not torch.cuda.is_available() and not _cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        found.append("this CPU has no bf16 arithmetic: leave train.precision at auto or fp32, bf16 is several times slower")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and int(threads or 0) == 1 and (os.cpu_count() or 1) > 1:
+        found.append("OMP_NUM_THREADS is 1: one process then uses one core; unset it unless several processes share the machine")
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").total < SMALL:
+        found.append("/dev/shm is below 1 GB: start the container with --shm-size=8g, or use train.workers 0")
+    return found
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            line = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return {"avx512_bf16"}  # another system: nothing is known, so nothing is said
+    return set(line.partition(":")[2].split())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from riftcli.commands.completion import complete_key, complete_recipe, complete_run
 from riftcli.errors import UsageError
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
@@ -16,12 +17,24 @@ OptionalInt = Optional[int]  # noqa: UP045
 
 
 def finetune(
-    recipe: Annotated[str, typer.Option(help="A recipe file, or the name of a shipped one (`rift recipes ls`).")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(help="A recipe file, or the name of a shipped one (`rift recipes ls`).", autocompletion=complete_recipe),
+    ] = "",
     overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. optim.lr=1e-5; repeatable.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a value, e.g. optim.lr=1e-5; repeatable.",
+            autocompletion=complete_key,
+        ),
     ] = [],  # noqa: B006 - typer copies it
     out: Annotated[OptionalPath, typer.Option(help="Run folder; default runs/<recipe>-s<seed>-<time>.")] = None,
-    resume: Annotated[OptionalPath, typer.Option(help="Go on with an interrupted run, bitwise; nothing may change.")] = None,
+    resume: Annotated[
+        OptionalPath,
+        typer.Option(help="Go on with an interrupted run, bitwise; nothing may change.", autocompletion=complete_run),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     seed: Annotated[OptionalInt, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Complete runs with seeds SEED, SEED+1, ...; mean and std.")] = 1,

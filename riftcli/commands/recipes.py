@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from riftcli.commands.completion import complete_key, complete_recipe
 from riftcli.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
@@ -40,7 +41,7 @@ def _title(text: str) -> str:
 
 
 @app.command("show")
-def show(name: str) -> None:
+def show(name: Annotated[str, typer.Argument(autocompletion=complete_recipe)]) -> None:
     """Print a recipe."""
     from riftcli import recipe as recipes
 
@@ -48,7 +49,10 @@ def show(name: str) -> None:
 
 
 @app.command("cp")
-def cp(name: str, path: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
+def cp(
+    name: Annotated[str, typer.Argument(autocompletion=complete_recipe)],
+    path: Annotated[Path, typer.Argument(help="File or folder.")] = Path(),
+) -> None:
     """Copy a recipe here, to change it."""
     from riftcli import recipe as recipes
 
@@ -73,6 +77,21 @@ def validate(
 
     checked = recipes.load(path, overrides)
     print(f"{checked.name}: ok", file=sys.stderr)
+
+
+@app.command("explain")
+def explain(
+    key: Annotated[str, typer.Argument(help="A dotted key, as --set takes it.", autocompletion=complete_key)],
+) -> None:
+    """Print what a key does, its kind, default and range."""
+    from riftcli.recipe.explain import explain as meanings_of
+
+    for meaning in meanings_of(key):
+        owner = f" ({meaning.owner})" if meaning.owner else ""
+        default = "no default" if meaning.default is None else f"default {meaning.default}"
+        print(f"{meaning.key}{owner}: {', '.join(part for part in (meaning.kind, meaning.limits, default) if part)}")
+        if meaning.what:
+            print(f"  {meaning.what}")
 
 
 @app.command("schema")

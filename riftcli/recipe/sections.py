@@ -123,10 +123,12 @@ class OptimSection(Section):
 
     name: str = Field("adamw", description="any optimizer of timm.optim")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="pull towards 0, not on biases and norms")
     layer_decay: float | None = Field(None, gt=0, le=1, description="learning rate decay per block from the head down")
-    betas: list[Beta] | None = Field(None, min_length=2, max_length=2)
-    momentum: float | None = Field(None, ge=0, lt=1)
+    betas: list[Beta] | None = Field(
+        None, min_length=2, max_length=2, description="of Adam and its kin; null takes the optimizer's own"
+    )
+    momentum: float | None = Field(None, ge=0, lt=1, description="of SGD and its kin; null takes the optimizer's own")
     selective_projection: float | None = Field(
         None,
         gt=0,
@@ -149,7 +151,7 @@ class ScheduleSection(Section):
 class TrainSection(Section):
     """The loop."""
 
-    epochs: int = Field(50, gt=0)
+    epochs: int = Field(50, gt=0, description="times that every training image is seen")
     batch_size: int = Field(128, gt=1, description="global: over all ranks and accumulated micro-batches")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
     grad_checkpointing: bool = Field(False, description="recompute the blocks in backward: less memory, a third more time")
@@ -158,7 +160,7 @@ class TrainSection(Section):
         "linear_probe",
         description="linear_probe: fit the head on the pretrained features first; zero_shot: the text tower's, of `prompts`",
     )
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of order, augmentation, dropout and new weights; not of the splits")
     sampler: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="balanced: draw with replacement so that every class is seen equally often"
     )
@@ -166,16 +168,19 @@ class TrainSection(Section):
     on_collapse: Literal["stop", "warn"] = Field(
         "stop", description="when the variance of the features goes to nothing or explodes: end the run, or only warn"
     )
-    log_every_steps: int = Field(1, gt=0)
+    log_every_steps: int = Field(1, gt=0, description="steps from one line of metrics.jsonl to the next")
     save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
 
 
 class EvalSection(Section):
     """What is measured."""
 
-    every_epochs: int = Field(1, gt=0)
+    every_epochs: int = Field(1, gt=0, description="epochs from one validation to the next")
     metrics: list[str] = Field(
-        default_factory=lambda: ["acc", "cka"], min_length=1, json_schema_extra={"items": {"enum": [*catalog.CATALOG["metric"]]}}
+        default_factory=lambda: ["acc", "cka"],
+        min_length=1,
+        description="what is reported; `rift recipes schema` lists them",
+        json_schema_extra={"items": {"enum": [*catalog.CATALOG["metric"]]}},
     )
     best: str = Field("acc", description="metric on the validation split that picks the kept weights")
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")

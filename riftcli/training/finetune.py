@@ -98,9 +98,16 @@ def _finetune(
         has_page = present(folder.path, console)
         folder.update(status="completed", finished=provenance.now(), steps=state.progress.step)
         console.line(summary(report))
-        console.line(f"report: {folder.path / 'metrics.json'}" + " and report.html beside it" * has_page)
+        console.line(
+            f"report: {folder.path / 'metrics.json'}" + " and report.html beside it" * has_page + next_steps(folder.path)
+        )
     dist.barrier()
     return report
+
+
+def next_steps(run: Path) -> str:
+    """Three commands that people go on with, to paste."""
+    return f"; next: rift predict {run} IMAGES, rift similarity --run {run} --layers all --map, rift compare {run} OTHER_RUN"
 
 
 def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> runs.RunFolder | None:

@@ -1,0 +1,28 @@
+"""What a shell offers when a word is completed: recipes, runs, keys of --set. Light: a person waits for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, and recipe files beside them."""
+    from riftcli.recipe.reader import shipped_names
+
+    files = [str(path) for path in Path().glob(f"{incomplete}*.yaml")]
+    return [name for name in [*files, *shipped_names()] if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Run folders below runs/, the newest last."""
+    found = [str(path.parent) for path in sorted(Path("runs").glob("**/run.json"))]
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys of a recipe, as --set takes them."""
+    if "=" in incomplete:
+        return []
+    from riftcli.recipe.explain import all_keys
+
+    return [f"{key}=" for key in all_keys() if key.startswith(incomplete)]

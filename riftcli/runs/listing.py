@@ -1,0 +1,80 @@
+"""The runs below a folder: what each is, what came of it, and what it takes on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riftcli.errors import StorageError, UsageError
+from riftcli.runs.folder import in_progress
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run. score: accuracy, or mAP of multi-label data; cka: similarity to the pretrained model; size: bytes."""
+
+    path: Path
+    created: str
+    recipe: str
+    status: str
+    score: float | None
+    cka: float | None
+    size: int
+
+
+def runs_below(folder: Path) -> list[Entry]:
+    """Every run below a folder, the oldest first; raise UsageError where there is no such folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; `rift runs --in DIR` lists the runs below DIR (default runs/)")
+    found = [_entry(file.parent) for file in folder.glob("**/run.json")]
+    return sorted(found, key=lambda entry: (entry.created, str(entry.path)))
+
+
+def _entry(run: Path) -> Entry:
+    about, report = _read(run / "run.json"), _read(run / "metrics.json")
+    status = about.get("status", "unreadable")
+    if status == "running" and not in_progress(run):
+        status = "interrupted"  # killed before it could say so
+    scores = {name: entry.get("value") for name, entry in report.get("metrics", {}).items() if isinstance(entry, dict)}
+    score = scores.get("acc", scores.get("map"))
+    return Entry(run, about.get("created", ""), about.get("recipe", ""), status, score, scores.get("cka"), size_of(run))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none that can be read: a list of runs shows the others all the same."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder; links are not followed."""
+    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+
+
+def remove_run(run: Path, keep_best: bool) -> int:
+    """Delete a run, or with keep_best only what it needs to resume: its best weights, log and reports stay. Returns the bytes.
+
+    Raises UsageError for what is no run, or one that is being trained, or one that is not finished where only its best is kept.
+    """
+    if not (run / "run.json").is_file():
+        raise UsageError(f"{run}: not a run folder (no run.json)")
+    if in_progress(run):
+        raise UsageError(f"{run}: still in progress; stop it first")
+    if keep_best and _read(run / "run.json").get("status") != "completed":
+        raise UsageError(f"{run}: not finished, and without last/ it never can be; finish it with --resume, or remove it whole")
+    target = run / "last" if keep_best else run
+    if not target.is_dir():
+        return 0
+    freed = size_of(target)
+    try:
+        shutil.rmtree(target)
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be removed ({error.strerror})") from error
+    return freed
