@@ -36,6 +36,7 @@ COMMANDS = {
     "merge": "riftcli.commands.merge:merge",
     "init": "riftcli.commands.init:init",
     "runs": "riftcli.commands.runs:app",
+    "export": "riftcli.commands.export:export",
     "doctor": "riftcli.commands.doctor:doctor",
     "recipes": "riftcli.commands.recipes:app",
     "data": "riftcli.commands.data:app",
