@@ -101,6 +101,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "zeroshot": "riftcli.evaluation.evaluators.zeroshot:ZeroShot",
         "captions": "riftcli.evaluation.evaluators.captions:CaptionRetrieval",
         "retrieval": "riftcli.evaluation.evaluators.retrieval:Retrieval",
+        "clinical": "riftcli.evaluation.evaluators.clinical:Clinical",
     },
 }
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "captions": "riftcli.commands.captions:captions",
     "align": "riftcli.commands.align:align",
     "retrieval": "riftcli.commands.retrieval:retrieval",
+    "clinical": "riftcli.commands.clinical:clinical",
     "sharpness": "riftcli.commands.sharpness:sharpness",
     "similarity": "riftcli.commands.similarity:similarity",
     "attention": "riftcli.commands.attention:attention",

@@ -25,6 +25,7 @@ SPLIT_VALUES = {"train", "training", "val", "valid", "validation", "dev", "test"
 SAMPLE = 400  # rows that are looked at
 MOST_FILES = 300_000  # below the root, when names are sought
 FLAGS = {"0", "1", "0.0", "1.0"}
+UNCERTAIN = {"-1", "-1.0", ""}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
     one = labels.get("label_column")
     what = f"label_column {one}" if one else f"{len(labels['label_columns'])} label columns"
     facts.insert(0, f"table {first.path.name}: {len(first.rows)} rows; image_column {image_column}, {what}")
+    if "uncertain" in labels:
+        facts.append("cells of -1 (uncertain) are taken as 0: set data.uncertain to one for the other reading")
     if split_column:
         facts.append(f"splits by column {split_column}: {', '.join(splits.values())}")
     if groups:
@@ -208,7 +211,9 @@ def _labels(table: Table, taken: set[str | None], answers: dict[str, str]) -> tu
     """(the fields about labels, what was chosen among several)."""
     free = [column for column in table.header if column not in taken]
     named = answers.get("label_column")
-    flags = [column for column in free if {row[column] for row in table.rows} <= FLAGS]
+    flags = [column for column in free if {row[column] for row in table.rows} <= FLAGS | UNCERTAIN]
+    if len(flags) > 1 and named is None and any({row[column] for row in table.rows} & UNCERTAIN for column in flags):
+        return {"label_columns": flags, "task": "multilabel", "uncertain": "zero"}, []
     if len(flags) > 1 and named is None:
         sums = {sum(float(row[column]) for column in flags) for row in table.rows}
         return {"label_columns": flags, **({} if sums == {1.0} else {"task": "multilabel"})}, []

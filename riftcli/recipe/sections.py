@@ -82,7 +82,12 @@ class AugmentSection(Section):
 
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     crop_min_area: float = Field(1.0, gt=0, le=1, description="random resized crop down to this share of the area; 1 is off")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip, for images without an up")
+    rotate: float = Field(0.0, ge=0, le=180, description="degrees that an image is turned by at most, either way; 0 is off")
     color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter; 0 is off")
+    rand_augment: int | None = Field(
+        None, ge=0, le=30, description="RandAugment with two operations at this magnitude, usually 9; null is off"
+    )
     views: int | None = Field(
         None,
         ge=1,
@@ -93,7 +98,8 @@ class AugmentSection(Section):
     @property
     def off(self) -> bool:
         """True when a training image is the same in every epoch."""
-        return self.flip == 0 and self.crop_min_area == 1 and self.color_jitter == 0
+        moved = self.flip or self.vertical_flip or self.rotate or self.color_jitter
+        return not moved and self.crop_min_area == 1 and self.rand_augment is None
 
 
 class PromptsSection(Section):

@@ -324,3 +324,25 @@ def test_a_person_is_asked_where_several_columns_could_be_the_label(rift, tmp_pa
     assert "label_column species" in err
     code, _, err = rift("init", tmp_path / "t", "--label", "label", "--out", "told.yaml")
     assert "label_column label" in err
+
+
+def test_uncertain_labels_are_seen_and_the_reading_is_said(tmp_path):
+    cells = ["1", "0", "-1", "", "1.0"]
+    rows = [[picture(tmp_path / f"{i}.png", i).name, cells[i % 5], cells[(i + 2) % 5], f"p{i // 2}"] for i in range(30)]
+    path = table(tmp_path / "c.csv", ["Path", "Edema", "Pneumonia", "patient"], rows)
+    found = discover(path)
+    assert found.fields["uncertain"] == "zero"
+    assert any("cells of -1 (uncertain) are taken as 0" in fact for fact in found.facts)
+    assert loaded(found).train.targets.shape[1] == 2
+    fields = {**found.fields, "labels": {"train": "c.csv"}}
+    from riftcli.data.datasets.csv_table import CsvTable
+
+    zero, one = (CsvTable(**{**fields, "uncertain": how}).load("train").targets for how in ("zero", "one"))
+    uncertain = np.array([[cells[i % 5] == "-1", cells[(i + 2) % 5] == "-1"] for i in range(30)])
+    assert (one[uncertain] == 1).all() and (zero[uncertain] == 0).all()
+    assert (one[~uncertain] == zero[~uncertain]).all()
+    with pytest.raises(DataError) as caught:
+        CsvTable(**{**fields, "uncertain": "error"}).load("train")
+    assert "c.csv:2: column 'Pneumonia' is -1, uncertain; say what that is to be with data.uncertain: zero or one" in str(
+        caught.value
+    )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -129,3 +130,32 @@ def test_eval_transform_is_timm_s():
     pixels = torch.randint(0, 255, (40, 30, 3), generator=generator, dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
     torch.testing.assert_close(PRE.normalise(EvalTransform(PRE)(image)[None])[0], reference(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"vertical_flip": 1.0}, {"rotate": 30.0}, {"rand_augment": 9}, {"flip": 0.5, "rotate": 10.0, "rand_augment": 5}]
+)
+def test_every_augmentation_is_decided_by_the_seed_alone(settings):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image, transform = Image.fromarray(pixels), TrainTransform(PRE, **settings)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = transform(image, seed=5)
+    assert torch.equal(torch.get_rng_state(), state), "the run's own random numbers are not touched"
+    torch.manual_seed(2)
+    assert torch.equal(transform(image, seed=5), first)
+    assert first.shape == (3, PRE.size, PRE.size) and first.dtype == torch.uint8
+    plain = EvalTransform(PRE)(image)
+    if settings == {"vertical_flip": 1.0}:
+        assert torch.equal(first, plain.flip(1))
+    else:
+        assert any(not torch.equal(transform(image, seed=s), plain) for s in range(5))
+        assert len({transform(image, seed=s).numpy().tobytes() for s in range(8)}) > 1
+
+
+def test_augmentations_are_off_unless_said():
+    from riftcli.recipe.sections import AugmentSection
+
+    assert AugmentSection().off
+    for key, value in {"flip": 0.5, "vertical_flip": 0.5, "rotate": 5.0, "rand_augment": 0, "color_jitter": 0.1}.items():
+        assert not AugmentSection(**{key: value}).off, key

@@ -28,6 +28,7 @@ class CsvTable:
     classes: class names in order; needed where label_column holds names, never guessed from one split.
     group_columns: columns kept for `val.group`, e.g. [patient]. delimiter: one character.
     on_duplicate: error | first | keep, for an id listed twice with one label (two labels are always an error).
+    uncertain: error | zero | one, what CheXpert's -1 in a 0/1 column is to be; an empty cell, where nothing is said, is then 0.
     """
 
     root: str
@@ -44,6 +45,7 @@ class CsvTable:
     group_columns: list[str] = field(default_factory=list)
     delimiter: str = ","
     on_duplicate: OnDuplicate = "error"
+    uncertain: Literal["error", "zero", "one"] = "error"
 
     def __post_init__(self) -> None:
         if bool(self.label_column) == bool(self.label_columns):
@@ -80,6 +82,7 @@ class CsvTable:
             group_columns=self.group_columns,
             extra_columns=[self.split_column] if self.split_column else [],
             delimiter=self.delimiter,
+            uncertain=self.uncertain,
         )
         problems = Problems()
         cells = table.cells(path, problems)

@@ -1,0 +1,75 @@
+"""rift clinical."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Runs, Split
+
+if TYPE_CHECKING:
+    from riftcli.runs.result_table import ResultTable
+
+SHOWN = ("sensitivity", "specificity", "ppv", "npv", "f1")
+
+
+def clinical(
+    run: Runs = [],  # noqa: B006 - typer copies it
+    data: DataSets = [],  # noqa: B006
+    split: Split = "test",
+    group: Annotated[
+        str, typer.Option(help="Column that is drawn whole, e.g. patient; default: the recipe's, else images.")
+    ] = "",
+    draws: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    overrides: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """A model as a diagnostic test: sensitivity, specificity, PPV, NPV per class with intervals; ROC, PR, net benefit."""
+    from riftcli.commands import common
+    from riftcli.evaluation.evaluators.clinical import Clinical
+
+    common.check_out(out)
+    candidates = common.open_candidates(run, [], overrides, own_data=not data)
+    sets = common.open_sets(data, candidates, overrides)
+    evaluator = Clinical(split, group, draws, seed)
+    common.measure(evaluator, print_clinical, candidates, sets, candidates[0].recipe, device, out, as_json)
+
+
+def print_clinical(table: ResultTable) -> None:
+    """One grid per model and data set: classes down, AUROC and the rates at the threshold chosen on validation (else 0.5)."""
+    from riftcli.console import print_grid
+
+    for model, data in dict.fromkeys((row["model"], row["data"]) for row in table.rows):
+        rows = [row for row in table.rows if (row["model"], row["data"]) == (model, data)]
+        rule = "validation" if any(row["rule"] == "validation" for row in rows) else "0.5"
+        lines = []
+        for name in dict.fromkeys(row["class"] for row in rows):
+            own = {row["measure"]: row for row in rows if row["class"] == name and row["rule"] in ("", rule)}
+            at = next((row["threshold"] for row in own.values() if row["threshold"] is not None), None)
+            sizes = next(iter(own.values()))
+            counted = "" if sizes["negatives"] is None else f"{sizes['positives']} / {sizes['negatives']}"
+            shown = [_text(own.get(measure)) for measure in ("auroc", *SHOWN)]
+            shown[-1] = (
+                _text(own.get("f1")) if "f1" in own else (f"accuracy {_text(own['accuracy'])}" if "accuracy" in own else "")
+            )
+            lines.append([name, counted, "" if at is None else f"{at:.3f}", *shown])
+        how = "threshold chosen on validation" if rule == "validation" else "threshold 0.5"
+        unit = table.settings["drawn"][data]
+        print_grid(
+            f"{model} on {data} {rows[0]['split']}: 95 % intervals from {table.settings['draws']} draws of {unit}s; {how}",
+            ["class", "with / without", "threshold", "AUROC", *SHOWN],
+            lines,
+        )
+
+
+def _text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["value"] is None:
+        return "undefined"
+    around = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{row['value']:.3f}{around}"
