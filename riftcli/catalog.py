@@ -91,6 +91,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "overlap": "riftcli.evaluation.metrics.similarity:Overlap",
         "effective_rank": "riftcli.evaluation.metrics.similarity:EffectiveRank",
     },
+    "tracker": {
+        "tensorboard": "riftcli.training.trackers.tensorboard:TensorBoard",
+        "wandb": "riftcli.training.trackers.wandb_like:Wandb",
+        "trackio": "riftcli.training.trackers.wandb_like:Trackio",
+    },
     "evaluator": {
         "knn": "riftcli.evaluation.evaluators.knn:Knn",
         "similarity": "riftcli.evaluation.evaluators.similarity:Similarity",

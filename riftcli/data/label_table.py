@@ -28,7 +28,7 @@ class LabelTable:
     image_column: file name or id; id_pattern: what an id must look like, with id_hint to say so. label_column: a class index
     or name; or label_columns: one 0/1 column per class (multi-label, or one-hot). classes: names in order.
     group_columns: kept as groups. unlabelled_ok: rows without a label are given as None instead of refused.
-    uncertain: zero or one take the -1 of a 0/1 column as that, and an empty cell, which CheXpert leaves where nothing is said, as 0.
+    uncertain: zero or one take the -1 of a 0/1 column as that, and an empty cell, which CheXpert has for no mention, as 0.
     """
 
     image_column: str

@@ -42,6 +42,10 @@ def _metrics(parts: dict[str, Any]) -> Iterator[Broken]:
 
 def _training(parts: dict[str, Any]) -> Iterator[Broken]:
     train, reading = parts["train"], parts["input"]
+    for i, name in enumerate(train.track if train else []):
+        if name not in catalog.CATALOG["tracker"]:
+            close = did_you_mean(name, catalog.names("tracker"))
+            yield ("train", "track", i), f"unknown tracker '{name}'{close}", catalog.names("tracker")
     if train and train.micro_batch_size and train.batch_size % train.micro_batch_size:
         yield (
             ("train", "micro_batch_size"),

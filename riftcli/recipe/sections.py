@@ -176,6 +176,11 @@ class TrainSection(Section):
     )
     log_every_steps: int = Field(1, gt=0, description="steps from one line of metrics.jsonl to the next")
     save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
+    track: list[str] = Field(
+        default_factory=list,
+        description="also send every line of metrics.jsonl there: tensorboard, wandb, trackio",
+        json_schema_extra={"items": {"enum": [*catalog.CATALOG["tracker"]]}},
+    )
 
 
 class EvalSection(Section):

@@ -7,6 +7,7 @@ import fcntl
 import json
 import shutil
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path, fresh: bool = False, started: bool = False, overwrite: bool = False) -> None:
         self.path, self.fresh, self.started, self.overwrite = path, fresh, started, overwrite
+        self.watchers: list[Callable[[dict[str, Any]], None]] = []  # told every line of metrics.jsonl
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,6 +102,8 @@ class RunFolder:
         """One line of metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        for watcher in self.watchers:
+            watcher(row)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop rows past `step`: a resumed run writes them again."""

@@ -23,6 +23,7 @@ from riftcli.training.loop import run_loop
 from riftcli.training.setup import set_up
 from riftcli.training.state import Progress, StopSignal, TrainState, restore
 from riftcli.training.strength import Steering
+from riftcli.training.watching import watched
 
 Present = Callable[[Path, Console], bool]
 
@@ -86,7 +87,8 @@ def _finetune(
     if resuming:
         restore(state)
 
-    run_loop(state)
+    with watched(recipe.train.track, folder, recipe.resolved, state.progress.step, console):
+        run_loop(state)
 
     if folder and saved_weights(folder.path / "model") is None:
         keep_model(state, state.progress.step // setup.batches.steps_per_epoch)  # no evaluation was usable: the last weights

@@ -1,0 +1,64 @@
+"""Weights & Biases (extra `wandb`), and trackio, which has its interface."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riftcli.errors import EnvironmentError
+
+PROJECT = "riftcli"
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """A run of project `riftcli`, called as its folder is. Its id is that of the folder, so that a resumed run continues its
+    curves. Where it goes (server, offline) is said by the module's own environment variables, e.g. WANDB_MODE=offline.
+    """
+
+    def open(self, run: Path, settings: dict[str, Any], step: int) -> Session:
+        """step: that the run goes on after; raise EnvironmentError where wandb is not installed."""
+        return Session("wandb", run, settings, step)
+
+
+@dataclass(frozen=True)
+class Trackio:
+    """The same, kept on this machine by trackio."""
+
+    def open(self, run: Path, settings: dict[str, Any], step: int) -> Session:
+        """step: that the run goes on after; raise EnvironmentError where trackio is not installed."""
+        return Session("trackio", run, settings, step)
+
+
+class Session:
+    """A run that a module with wandb's interface has begun."""
+
+    def __init__(self, module: str, run: Path, settings: dict[str, Any], step: int) -> None:
+        try:
+            library: Any = importlib.import_module(module)
+        except ImportError:
+            raise EnvironmentError(f"train.track {module} needs it installed: pip install {module}") from None
+        place = run.resolve()
+        wanted = {
+            "project": PROJECT,
+            "name": place.name,
+            "config": settings,
+            "id": hashlib.sha256(str(place).encode()).hexdigest()[:16],
+            "resume": "allow" if step else None,
+            "dir": str(run),
+        }
+        taken = inspect.signature(library.init).parameters
+        library.init(**{key: value for key, value in wanted.items() if key in taken and value is not None})
+        self._library = library
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step."""
+        self._library.log(values, step=step)
+
+    def close(self) -> None:
+        """End of the run."""
+        self._library.finish()
