@@ -446,7 +446,7 @@ def test_divergence_stops_before_the_weights_are_touched(rift, tiny_recipe, writ
          "torch; use --device cpu, fewer processes, or run `rift doctor`"),
         ({}, ["--device", "quantum"], 5, "--device quantum: no such kind of device; use auto, cpu, cuda or cuda:N"),
         ({}, ["--set", "optim.name=adamww"], 2, "--set optim.name=adamww: optim.name: timm has no "
-         "timm.optim.list_optimizers()"),
+         "optimizer 'adamww' (did you mean 'adamw'?)"),
         ({}, ["--set", "train.batch_size=1000"], 3, "128 training samples do not fill one batch of train.batch_size 1000; use "
          "--set train.batch_size=128 or less"),
         ({"data": {"format": "image_folder", "root": "nowhere"}}, [], 3, "nowhere: no such data folder (looked in {cwd}); "

@@ -59,9 +59,7 @@ def _task(parts: dict[str, Any]) -> Iterator[Broken]:
     """The objective must be for labels such as the data has, where the data source knows that without looking."""
     data, objective = parts["data"], parts["objective"]
     task = getattr(getattr(data, "source", None), "known_task", None)
-    if task == "captions":
-        yield ("data", "format"), "images with captions have no classes to train on; they are for reference and eval.captions"
-    elif task and objective is not None and objective.task != task:
+    if task in ("multiclass", "multilabel") and objective is not None and objective.task != task:
         fitting = "bce" if task == "multilabel" else "cross_entropy"
         how = {"multilabel": "several labels an image", "multiclass": "one label per image"}
         yield ("objective", "name"), f"is for {how[objective.task]}, and the data has {how[task]}; use objective.name {fitting}"

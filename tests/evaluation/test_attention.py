@@ -75,7 +75,7 @@ def test_predict_gives_the_classes_of_the_evaluation(rift, run, tmp_path):
 
 def test_predict_refuses_what_is_no_image(rift, run, tmp_path):
     (tmp_path / "empty").mkdir()
-    extensions = ".bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+    extensions = ".bmp, .dcm, .dicom, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
     code, _, err = rift("predict", run, "empty")
     assert (code, err) == (3, f"error: empty: no image in this folder (looked for {extensions})\n")
     code, _, err = rift("predict", run, "nothing.png")

@@ -7,6 +7,7 @@ import pytest
 from riftcli import recipe as recipes
 from riftcli.training.cost import disk_bytes, measure_step
 
+SEVERAL = {"format": "medfm", "root": "nowhere", "task": "chest"}  # nothing of it is read
 CLOTHES = {"format": "demo_fashion", "split": "test", "batch_size": 24}
 
 
@@ -20,7 +21,7 @@ CLOTHES = {"format": "demo_fashion", "split": "test", "batch_size": 24}
         {"regularizer": {"name": "ldifs"}},
         {"regularizer": {"name": "ldifs", "on": "reference"}, "reference": CLOTHES, "augment": {"flip": 0.5}},
         {"regularizer": {"name": "rift", "q": "procrustes", "on": "reference"}, "reference": CLOTHES},
-        {"objective": {"name": "bce"}},
+        {"objective": {"name": "bce"}, "data": SEVERAL},
     ],
     ids=str,
 )

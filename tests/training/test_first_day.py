@@ -192,10 +192,6 @@ def test_the_first_steps_of_a_short_run_are_smaller():
             "objective.name: is for several labels an image, and the data has one label per image; "
             "use objective.name cross_entropy",
         ),
-        (
-            "data: {format: captions, root: x, labels: {train: a.csv}}",
-            "data.format: images with captions have no classes to train on; they are for reference and eval.captions",
-        ),
         ("data: {format: digits}\noptim: {name: admw}", "optim.name: timm has no optimizer 'admw' (did you mean 'adamw'?)"),
     ],
 )
