@@ -16,25 +16,30 @@ OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 OptionalInt = Optional[int]  # noqa: UP045
 
 
+RecipeName = Annotated[
+    str, typer.Option(help="A recipe file, or the name of a shipped one (`rift recipes ls`).", autocompletion=complete_recipe)
+]
+Values = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a value, e.g. optim.lr=1e-5; repeatable.", autocompletion=complete_key
+    ),
+]
+Resumed = Annotated[
+    OptionalPath, typer.Option(help="Go on with an interrupted run, bitwise; nothing may change.", autocompletion=complete_run)
+]
+Begun = Annotated[
+    OptionalPath,
+    typer.Option("--from", help="Begin with the weights of this run; short for train.start_from.", autocompletion=complete_run),
+]
+
+
 def finetune(
-    recipe: Annotated[
-        str,
-        typer.Option(help="A recipe file, or the name of a shipped one (`rift recipes ls`).", autocompletion=complete_recipe),
-    ] = "",
-    overrides: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a value, e.g. optim.lr=1e-5; repeatable.",
-            autocompletion=complete_key,
-        ),
-    ] = [],  # noqa: B006 - typer copies it
+    recipe: RecipeName = "",
+    overrides: Values = [],  # noqa: B006 - typer copies it
     out: Annotated[OptionalPath, typer.Option(help="Run folder; default runs/<recipe>-s<seed>-<time>.")] = None,
-    resume: Annotated[
-        OptionalPath,
-        typer.Option(help="Go on with an interrupted run, bitwise; nothing may change.", autocompletion=complete_run),
-    ] = None,
+    resume: Resumed = None,
+    from_run: Begun = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     seed: Annotated[OptionalInt, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Complete runs with seeds SEED, SEED+1, ...; mean and std.")] = 1,
@@ -54,8 +59,11 @@ def finetune(
 
     if seed is not None:
         overrides = [*overrides, f"train.seed={seed}"]
+    if from_run is not None:
+        overrides = [*overrides, f"train.start_from={json.dumps(str(from_run))}"]
     processes = Processes(device, nproc_per_node, nnodes, rdzv_endpoint)
     if resume is not None:
+        _refuse("--resume", **{"from": from_run})
         _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, dry_run=dry_run, nnodes=nnodes != "1")
         report = resume_run(resume, (recipe, overrides), processes)
     elif not recipe:

@@ -166,6 +166,11 @@ class TrainSection(Section):
         "linear_probe",
         description="linear_probe: fit the head on the pretrained features first; zero_shot: the text tower's, of `prompts`",
     )
+    start_from: str | None = Field(
+        None,
+        description="a finished run whose weights, head included, this one begins with; what is kept is measured against the "
+        "pretrained model all the same",
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of order, augmentation, dropout and new weights; not of the splits")
     sampler: Literal["shuffle", "balanced"] = Field(
         "shuffle", description="balanced: draw with replacement so that every class is seen equally often"

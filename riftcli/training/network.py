@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import UsageError
+from riftcli.errors import ModelError, UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
+from riftcli.models.weights import read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
 from riftcli.training.pretrained import Pretrained
@@ -69,6 +71,12 @@ def start_head(
     device = next(vit.parameters()).device
     reset_head(vit, len(classes), recipe.train.seed)
     vit.to(device)
+    if recipe.train.start_from is not None:
+        if not resuming:  # then the checkpoint holds what has become of them
+            pretrained.train_features()  # of the pretrained weights, before others take their place
+            load_start(recipe.train.start_from, vit, classes)
+            console.line(f"start: weights and head of {recipe.train.start_from}")
+        return network
     if getattr(recipe.objective, "texts", None) or recipe.train.head_init == "zero_shot":  # whatever it starts as, it is replaced
         _check_text_tower(recipe, vit)
         head = ZeroShotHead(vit, task_texts(recipe, classes))
@@ -80,6 +88,30 @@ def start_head(
     elif recipe.train.head_init == "linear_probe" and not resuming:
         _fit_head(vit, pretrained.train_features(), targets, objective, console)
     return network
+
+
+def load_start(start: str, vit: Any, classes: list[str]) -> None:
+    """Put the kept weights of a run into a network with a head for `classes`; raise UsageError or ModelError."""
+    where, folder = f"train.start_from {start}", Path(start).expanduser()
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    if not folder.is_dir():
+        raise UsageError(f"{where}: no such folder; name a finished run")
+    config = read_config(folder)
+    if saved_weights(folder) is None:
+        raise UsageError(f"{where}: no weights were kept there; finish that run first")
+    if config.get("rift", {}).get("adapter"):
+        raise UsageError(f"{where}: its adapter is no part of the backbone's own layers, so another run cannot begin with it")
+    names = config.get("label_names") or []
+    if names != classes:
+        raise UsageError(
+            f"{where}: it has {len(names)} classes ({', '.join(names[:3])}, ...), and this data has {len(classes)} "
+            f"({', '.join(classes[:3])}, ...); begin with its backbone alone: model.name local-dir:{folder}"
+        )
+    try:
+        vit.load_state_dict(saved_state(folder))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise ModelError(f"{where}: its weights do not fit this model: {lines[0][:200] if lines else error}") from error
 
 
 def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:

@@ -140,7 +140,8 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     pretrained.note_trace()
     apply_adapter(recipe, network, reads_texts=bool(texts), penalty=regularization.on_features)
 
-    cached = not recipe.adapter.trains_backbone and recipe.augment.off
+    # features stand in for images where the backbone is the pretrained one and stays it
+    cached = not recipe.adapter.trains_backbone and recipe.augment.off and recipe.train.start_from is None
     step = _step(recipe, network, objective, regularization, texts, cached, device, precision, micro, console)
     features = pretrained.train_features if cached else None
     own = train_batches(recipe, data.splits.train, network.preprocessing, features, texts.get("task"))
