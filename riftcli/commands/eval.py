@@ -22,6 +22,9 @@ def evaluate(
     temperature: Annotated[
         bool, typer.Option("--temperature-scaling", help="Fit a temperature on validation; report calibration with it.")
     ] = False,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="--run is a folder of --repeats or --folds: the mean of all its runs.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report on stdout.")] = False,
 ) -> None:
@@ -35,10 +38,18 @@ def evaluate(
     from riftcli import dist
     from riftcli.api.present import evaluate_and_draw
     from riftcli.commands.common import note_unfinished, unwritten
+    from riftcli.errors import UsageError
+    from riftcli.evaluation.evaluate import evaluate_ensemble
 
     note_unfinished([run.parent if run.name == "model" else run])
 
-    report = evaluate_and_draw(run, [m.strip() for m in metrics.split(",") if m.strip()], split, overrides, device, temperature)
+    names = [m.strip() for m in metrics.split(",") if m.strip()]
+    if ensemble and temperature:
+        raise UsageError("--ensemble does not go together with --temperature-scaling")
+    if ensemble:
+        report = evaluate_ensemble(run, names, split, overrides, device)
+    else:
+        report = evaluate_and_draw(run, names, split, overrides, device, temperature)
     main = dist.is_main()
     dist.close()
     if not main:

@@ -17,6 +17,9 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="RUN is a folder of --repeats or --folds: the mean of all its runs.")
+    ] = False,
     out: Annotated[OptionalPath, typer.Option(help="A CSV file; default: stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,13 +29,14 @@ def predict(
     from riftcli.errors import Problems, UsageError
     from riftcli.evaluation.candidates import open_run
     from riftcli.evaluation.encoder import Encoder
+    from riftcli.evaluation.ensemble import members_of
     from riftcli.evaluation.predict import predict_run, write_predictions
 
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--out {out}: not a file that can be written")  # before the work, not after it
-    candidate = open_run(run, overrides)
-    encoder = Encoder.of_recipe(candidate.recipe, dist.init(device), Console(quiet=not dist.is_main()))
-    classes, rows = predict_run(candidate, paths, encoder)
+    candidates = members_of(run, overrides) if ensemble else [open_run(run, overrides)]
+    encoder = Encoder.of_recipe(candidates[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
+    classes, rows = predict_run(candidates, paths, encoder)
     main = dist.is_main()
     dist.close()
     if not main:

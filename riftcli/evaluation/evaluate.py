@@ -17,6 +17,7 @@ from riftcli.errors import UsageError, did_you_mean
 from riftcli.evaluation.candidates import Candidate, LoadedModel, open_run
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.ensemble import ensemble_entry, load_members, mean_logits, members_of
 from riftcli.evaluation.metrics_json import eval_name, split_report, timing_part
 from riftcli.evaluation.scores import predictions, score, write_reliability, write_tables
 from riftcli.functional.calibration import fit_temperature
@@ -58,7 +59,7 @@ def evaluate_run(
     encoder = Encoder.of_recipe(recipe, torch_device, console or Console(quiet=not dist.is_main()))
     split, skipped = _matched(source, split_name, loaded, encoder)
     seen = _predicted(loaded, split, recipe, encoder)
-    if any(catalog.component("metric", name).needs_pretrained for name in names):  # type: ignore[attr-defined]
+    if any(_component(name).needs_pretrained for name in names):
         seen = replace(seen, pretrained=_pretrained_features(candidate, run, split, encoder))
     env = environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
     report = split_report(
@@ -94,6 +95,56 @@ def _write(target: Path, split: Split, seen: Predictions, report: dict[str, Any]
     except OSError as error:
         return error
     return None
+
+
+def evaluate_ensemble(
+    run: Path,
+    metrics: Sequence[str],
+    split_name: str,
+    overrides: Sequence[str],
+    device: str = "auto",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score the mean of the probabilities of all runs below a folder of seeds or folds; writes FOLDER/eval/<dataset>-<split>/.
+
+    Metrics of features have no meaning for a mean of probabilities: they are left out where the recipe names them, and refused
+    where they are asked for. Returns the report as evaluate_run does.
+    """
+    clock = Stopwatch()
+    torch_device = dist.init(device)
+    members = members_of(run, overrides)
+    recipe = members[0].recipe
+    check_metrics(metrics)
+    of_features = {name for name in metrics or recipe.eval.metrics if _component(name).needs_pretrained}
+    if metrics and of_features:
+        raise UsageError(f"--metrics {', '.join(sorted(of_features))}: an ensemble has probabilities, and no features of its own")
+    names = [name for name in metrics or recipe.eval.metrics if name not in of_features]
+    models = load_members(members, torch_device)
+    encoder = Encoder.of_recipe(recipe, torch_device, console or Console(quiet=not dist.is_main()))
+    split, skipped = _matched(EvalData.of_run(members[0]), split_name, models[0], encoder)
+    tables = [encoder.encode(model, split, recipe.input, f"{split.name}, run {i + 1}") for i, model in enumerate(models)]
+    mean = replace(tables[0], logits=mean_logits([table.logits for table in tables], models[0].task))
+    seen = predictions(split, mean, None, recipe.eval.group)
+    report = split_report(
+        "eval",
+        split,
+        seen,
+        names,
+        model=ensemble_entry(members, models, run),
+        data_name=recipe.data.name,
+        overlap=_overlap(recipe),
+        skipped={split.name: skipped} if skipped else {},
+        timing=timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds),
+        env=environment(torch_device, "fp32", dist.world_size(), recipe.train.seed),
+    )
+    target = run / "eval" / eval_name(report)
+    failed = _write(target, split, seen, report) if dist.is_main() else None
+    dist.barrier()
+    return {**report, "written_to": str(target / "metrics.json"), "unwritten": failed}
+
+
+def _component(name: str) -> Any:
+    return catalog.component("metric", name)
 
 
 def check_metrics(names: Sequence[str]) -> None:

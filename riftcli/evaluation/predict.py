@@ -14,18 +14,22 @@ from riftcli.data.reading import bad_images, print_ignored
 from riftcli.errors import DataError, UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.ensemble import load_members, mean_logits
 from riftcli.protocols import Task
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models
 
 
-def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -> tuple[list[str], list[dict[str, Any]]]:
+def predict_run(
+    candidates: Sequence[Candidate], paths: Sequence[Path], encoder: Encoder
+) -> tuple[list[str], list[dict[str, Any]]]:
     """(class names, one row per image): path, class, probability of every class, and of an unreadable one its `error` instead.
 
     Multi-label: `class` holds every label above 0.5, joined by `|`, possibly none. Raises UsageError for a model without class
-    names, DataError where no image can be read.
+    names, DataError where no image can be read. Several candidates are one model: their probabilities are averaged.
     """
-    loaded = candidate.load(encoder.device)
+    candidate, models = candidates[0], load_members(candidates, encoder.device)
+    loaded = models[0]
     if not loaded.classes:
         raise UsageError(
             f"{candidate.label}: its folder names no classes (label_names in config.json), so there is nothing to predict"
@@ -37,7 +41,7 @@ def predict_run(candidate: Candidate, paths: Sequence[Path], encoder: Encoder) -
     split = whole.take(i for i in range(len(whole)) if i not in bad)
     if len(split) == 0:
         raise DataError(f"none of the {len(whole)} images can be read: {next(iter(bad.values()))}")
-    logits = encoder.encode(loaded, split, reading, "images").logits
+    logits = mean_logits([encoder.encode(model, split, reading, "images").logits for model in models], loaded.task)
     decided = dict(zip(split.ids, decide(logits, loaded.classes, loaded.task), strict=True))
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(whole.ids):
