@@ -16,6 +16,7 @@ from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.evaluate import evaluate_run
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.report.card import write_card
 from riftcli.report.missing import missing_parts
 from riftcli.report.page import write_page
 from riftcli.report.plots.curves import plot_run
@@ -32,6 +33,7 @@ def present_run(run: Path, console: Console) -> bool:
         plot_run(run)
         plot_reliability(run / "eval" / eval_name(read_report(run)))
         write_page(run / "report.html", [open_run(run, [])])
+        write_card(run)
     except Exception as error:
         console.warn(f"{run}: the run is complete, its page is not ({type(error).__name__}: {error}); try `rift report {run}`")
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,10 @@ def clinical(
     sets = common.open_sets(data, candidates, overrides)
     evaluator = Clinical(split, group, draws, seed)
     common.measure(evaluator, print_clinical, candidates, sets, candidates[0].recipe, device, out, as_json)
+    if os.environ.get("RANK", "0") == "0":
+        from riftcli.report.card import refresh_cards
+
+        refresh_cards([candidate.folder for candidate in candidates if candidate.is_run and candidate.folder])
 
 
 def print_clinical(table: ResultTable) -> None:

@@ -1,0 +1,183 @@
+"""The model card of a finished run, for people who did not train it: data, results with intervals, what was kept, limits."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from riftcli.functional.intervals import wilson_interval
+from riftcli.runs.reader import read_report
+
+BEGIN = "<!-- what follows is made from the run's reports -->"
+NAMES = {
+    "acc": "accuracy",
+    "bacc": "balanced accuracy (mean sensitivity over the classes)",
+    "f1": "F1, mean over the classes",
+    "auroc": "area under the ROC curve, mean over the classes",
+    "map": "mean average precision",
+    "ece": "expected calibration error (0: a stated probability is right that often)",
+    "cka": "similarity of the features to the pretrained model's (CKA; 1: unchanged)",
+    "cka_debiased": "the same, without the bias of a small sample",
+}
+
+
+def write_card(run: Path) -> None:
+    """Put what the run's reports say below the card in model/README.md; again after further reports, in place of the old."""
+    path = run / "model" / "README.md"
+    head = path.read_text(encoding="utf-8").partition(BEGIN)[0].rstrip("\n")
+    text = f"{head}\n\n{BEGIN}\n{card_text(read_report(run), clinical_there(run))}"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def refresh_cards(runs: Iterable[Path]) -> None:
+    """Write the cards of these runs again where they have one that can be written; others stay as they are."""
+    for run in runs:
+        if (run / "model" / "README.md").is_file() and (run / "metrics.json").is_file() and os.access(run / "model", os.W_OK):
+            write_card(run)
+
+
+def clinical_there(run: Path) -> bool:
+    """True where `rift clinical` has measured this run."""
+    return any(run.glob("clinical/*/metrics.json"))
+
+
+def card_text(report: dict[str, Any], clinical: bool = False) -> str:
+    """The sections of a card from a run's final report."""
+    data, training = report["data"], report.get("training_data", {})
+    parts = [
+        ("Intended use", _use(report)),
+        ("Data", _data(data, training)),
+        (f"Results on {data['n']} {'validation' if 'note' in data else 'test'} images", _results(report)),
+        ("Per class", _per_class(report, clinical)),
+        ("What was kept of the pretrained model", _kept(report)),
+        ("Limits", _limits(report)),
+        ("Provenance", _provenance(report)),
+    ]
+    return "\n".join(f"## {title}\n\n{body}\n" for title, body in parts if body)
+
+
+def plain(text: object) -> str:
+    """A name inside Markdown, as it is: no table, link, tag or emphasis comes of it."""
+    safe = html.escape(str(text), quote=False).replace("\n", " ")
+    return "".join(f"\\{letter}" if letter in "\\|`*_[]" else letter for letter in safe)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def _use(report: dict[str, Any]) -> str:
+    data = report["data"]
+    several = "counts" not in report["confusion_matrix"]
+    what = "says which of these labels an image has" if several else "puts an image into one of these classes"
+    return (
+        f"It {what}: {', '.join(map(plain, data['classes']))}. It was measured on images of {plain(data['name'])} alone. How it "
+        "does with other devices, sites, patients or ways of labelling is not known, and it says nothing about what is none of "
+        "its classes. It is no medical device: nobody should be diagnosed or treated by it without a study of its own."
+    )
+
+
+def _data(data: dict[str, Any], training: dict[str, Any]) -> str:
+    counts = training.get("class_counts", {})
+    rows = [[plain(name), counts.get(name, ""), data["class_counts"].get(name, "")] for name in data["classes"]]
+    total = f"{training['n']} images were trained on. " if "n" in training else ""
+    return f"{total}Images per class:\n\n" + _table(["class", "training", "measured on"], rows)
+
+
+def _results(report: dict[str, Any]) -> str:
+    n, rows = report["data"]["n"], []
+    for name, entry in report["metrics"].items():
+        value = entry["value"]
+        around = ""
+        if name == "acc" and value is not None:
+            around = "{:.3f} to {:.3f}".format(*wilson_interval(value, n))
+        shown = f"undefined ({plain(entry.get('reason', ''))})" if value is None else f"{value:.3f}"
+        rows.append([NAMES.get(name, plain(name)), shown, around])
+    return _table(["measure", "value", "95 % interval"], rows)
+
+
+def cells_of(matrix: dict[str, Any]) -> dict[str, tuple[int, int, int, int]]:
+    """Class -> (true positives, false positives, false negatives, true negatives), each class against the others."""
+    if "counts" not in matrix:
+        cells = zip(matrix["tp"], matrix["fp"], matrix["fn"], matrix["tn"], strict=True)
+        return dict(zip(matrix["classes"], cells, strict=True))
+    counts, total = matrix["counts"], sum(map(sum, matrix["counts"]))
+    found = {}
+    for i, name in enumerate(matrix["classes"]):
+        tp, row, column = counts[i][i], sum(counts[i]), sum(line[i] for line in counts)
+        found[name] = (tp, column - tp, row - tp, total - row - column + tp)
+    return found
+
+
+def _share(right: int, of: int) -> str:
+    if of == 0:
+        return "undefined (no such image)"
+    low, high = wilson_interval(right / of, of)
+    return f"{right / of:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _per_class(report: dict[str, Any], clinical: bool) -> str:
+    cells = cells_of(report["confusion_matrix"])
+    rows = [
+        [
+            plain(name),
+            f"{tp + fn} / {fp + tn}",
+            _share(tp, tp + fn),
+            _share(tn, tn + fp),
+            _share(tp, tp + fp),
+            _share(tn, tn + fn),
+        ]
+        for name, (tp, fp, fn, tn) in cells.items()
+    ]
+    how = "at a probability of 0.5" if "counts" not in report["confusion_matrix"] else "where the likeliest class is the answer"
+    more = "`clinical/` in the run folder has" if clinical else "`rift clinical --run RUN` measures"
+    return (
+        _table(["class", "with / without", "sensitivity", "specificity", "PPV", "NPV"], rows)
+        + f"\n\nEach class against the others, {how}; 95 % intervals (Wilson) as if every image were of another patient. {more} "
+        "intervals by patient, AUROC, and thresholds chosen on validation. PPV and NPV are for the shares of classes above."
+    )
+
+
+def _kept(report: dict[str, Any]) -> str:
+    rows = []
+    for name in ("cka", "cka_debiased"):
+        entry = report["metrics"].get(name)
+        if entry and entry["value"] is not None:
+            rows.append([NAMES[name], "1.000", f"{entry['value']:.3f}"])
+    for name, entry in report.get("retention", {}).items():
+        rows.append([f"nearest neighbours on {plain(name)}", f"{entry['knn_before']:.3f}", f"{entry['knn_after']:.3f}"])
+        if entry.get("probe_before") is not None:
+            rows.append([f"linear probe on {plain(name)}", f"{entry['probe_before']:.3f}", f"{entry['probe_after']:.3f}"])
+    return _table(["measure", "before", "after"], rows) if rows else ""
+
+
+def _limits(report: dict[str, Any]) -> str:
+    data, lines = report["data"], []
+    if "note" in data:
+        lines.append(data["note"])
+    lines += [f"{count} shared between splits: {pair}" for pair, count in data.get("overlap", {}).items()]
+    lines += [f"{entry['n']} unreadable images of {name} were left out" for name, entry in data.get("skipped", {}).items()]
+    few = [name for name, count in data["class_counts"].items() if count < FEW]
+    if few:
+        lines.append(f"fewer than {FEW} images to measure on: {', '.join(few[:10])}")
+    lines += report.get("warnings", [])
+    return "\n".join(f"- {plain(line)}" for line in dict.fromkeys(lines))
+
+
+FEW = 20  # images of a class below which its numbers say little
+
+
+def _provenance(report: dict[str, Any]) -> str:
+    env, model = report["env"], report["model"]
+    versions = (
+        f"riftcli {env['riftcli']} (torch {env['torch']}, timm {env['timm']}), seed {env['seed']}, on {plain(env['device'])}"
+    )
+    return (
+        f"Made {report['created']} by {versions}; weights sha256 `{model['sha256']}`; images `{report['data']['fingerprint']}`."
+    )
