@@ -115,9 +115,9 @@ def cells_of(matrix: dict[str, Any]) -> dict[str, tuple[int, int, int, int]]:
     return found
 
 
-def _share(right: int, of: int) -> str:
+def _share(right: int, of: int, without: str = "no such image") -> str:
     if of == 0:
-        return "undefined (no such image)"
+        return f"undefined ({without})"
     low, high = wilson_interval(right / of, of)
     return f"{right / of:.3f} ({low:.3f} to {high:.3f})"
 
@@ -130,7 +130,7 @@ def _per_class(report: dict[str, Any], clinical: bool) -> str:
             f"{tp + fn} / {fp + tn}",
             _share(tp, tp + fn),
             _share(tn, tn + fp),
-            _share(tp, tp + fp),
+            _share(tp, tp + fp, "never the answer"),
             _share(tn, tn + fn),
         ]
         for name, (tp, fp, fn, tn) in cells.items()

@@ -20,6 +20,7 @@ from riftcli.report.missing import COMMANDS, missing_parts
 from riftcli.report.plots.reliability import read_reliability
 from riftcli.report.records import Record, record, start_records
 from riftcli.report.style import STYLE
+from riftcli.report.words import in_words, is_main
 from riftcli.runs.folder import read_run
 from riftcli.runs.provenance import now
 from riftcli.runs.reader import read_json, read_report, read_rows
@@ -37,16 +38,21 @@ _PAGE = """<!doctype html>
 <nav>{% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
 <a href="#provenance">Provenance</a></nav>
 <h2>Results</h2>
+{% macro results_of(columns) %}
 <table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
-{% for c in table.columns %}<tr><th>{{ c }}</th>
+{% for c in columns %}{% set name, meaning = words(c) %}
+<tr><th scope="row">{% if meaning %}<abbr title="{{ meaning }}">{{ name }}</abbr>{% else %}{{ name }}{% endif %}</th>
 {% for row in table.rows.values() %}{% set value, change = text(c, row.get(c)) %}
 <td class="n{{ ' best' if row.get(c) and row.get(c).best }}">{{ value }}{% if change %}<small>{{ change }}</small>{% endif %}</td>
 {%- endfor %}</tr>
-{% endfor %}</table>
+{% endfor %}</table>{% endmacro %}
+{{ results_of(main) }}
+{% if minor %}<details><summary>{{ minor | length }} more measures</summary>{{ results_of(minor) }}</details>{% endif %}
 <small>{{ caption }} <a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
 {% if before %}<h2>Before and after, on validation</h2>
 <table><tr><th></th><th class="n">before the first step</th><th class="n">kept weights</th></tr>
-{% for name, old, new in before %}<tr><th>{{ name }}</th><td class="n">{{ old }}</td><td class="n">{{ new }}</td></tr>
+{% for name, old, new in before %}<tr><th scope="row">{{ words(name)[0] }}</th>
+<td class="n">{{ old }}</td><td class="n">{{ new }}</td></tr>
 {% endfor %}</table>{% endif %}
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
@@ -70,11 +76,14 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
     palette = figures.colours(list(groups))
     sections = [(name, parts) for name, parts in _sections(records, groups, table, palette) if parts]
     environment = jinja2.Environment(autoescape=True)
-    environment.globals["text"] = _two_lines
+    environment.globals |= {"text": _two_lines, "words": in_words}
+    main = [column for column in table.columns if is_main(column)] or table.columns
     page = environment.from_string(_PAGE).render(
         style=STYLE,
         title=records[0].label if len(records) == 1 else f"{len(groups)} methods, {len(records)} runs",
         lead=_lead(records),
+        main=main,
+        minor=[column for column in table.columns if column not in main],
         cautions=_cautions(records),
         caption=_caption(records, table),
         before=_before_and_after(records),

@@ -120,7 +120,7 @@ def test_a_page_where_a_method_is_missing_on_one_data_set(rift, run, trained, wr
     other = shutil.copytree(trained / "rift" / "s0", tmp_path / "other")
     code, _, err = rift("report", run, "shapes-run", other, "--out", "page.html")
     assert code == 0, err
-    assert "acc (shapes)" in (tmp_path / "page.html").read_text()
+    assert "accuracy (shapes)" in (tmp_path / "page.html").read_text()
 
 
 def test_the_spread_of_many_runs_has_a_density_and_of_two_marks_only(trained):
