@@ -15,6 +15,7 @@ from riftcli.report.plots.canvas import subplots
 from riftcli.report.plots.heat_map import draw_heat
 from riftcli.report.plots.reliability import draw_reliability
 from riftcli.report.records import Record
+from riftcli.report.words import in_words
 from riftcli.runs.result_table import Row
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"]  # told apart by everyone
@@ -90,7 +91,8 @@ def trade_off(table: Comparison, score: str, similarity: str, palette: dict[str,
         axes[0].grid(alpha=0.25)
         axes[0].legend(fontsize=8)  # names beside the points would hide one another where methods are close
 
-    return figure(f"{score} and {similarity}: up and to the right is better", rows, draw, height=4.2)
+    names = [in_words(column)[0] for column in (score, similarity)]
+    return figure(f"{names[0]} and {names[1]}: up and to the right is better", rows, draw, height=4.2)
 
 
 def trade_off_svg(table: Comparison) -> bytes | None:

@@ -35,9 +35,12 @@ _PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 <p>{{ lead }}</p>
 {% if cautions %}<ul class="cautions">{% for line in cautions %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
-<nav>{% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
+<nav>{% if picture %}<a href="#kept">Kept against learned</a> {% endif %}<a href="#results">Results</a>
+{% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
 <a href="#provenance">Provenance</a></nav>
-<h2>Results</h2>
+{% if picture %}<h2 id="kept">Kept against learned</h2>
+<div class="grid wide">{% for part in picture %}{{ figure(part) }}{% endfor %}</div>{% endif %}
+<h2 id="results">Results</h2>
 {% macro results_of(columns) %}
 <table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for c in columns %}{% set name, meaning = words(c) %}
@@ -65,6 +68,7 @@ _PAGE = """<!doctype html>
 </body></html>
 """
 
+KEPT = "Kept against learned"  # the picture that a page begins with
 MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
 
@@ -89,7 +93,8 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         before=_before_and_after(records),
         table=table,
         results=figures._address("text/csv", figures.csv_of(_flat(table)).encode()),
-        sections=sections,
+        picture=dict(sections).get(KEPT),
+        sections=[(name, parts) for name, parts in sections if name != KEPT],
         missing=_missing(records),
         provenance=[_provenance(r) for r in records],
         written=now(),
@@ -177,9 +182,10 @@ def _sections(
         if score and other in table.columns:
             balance.append(figures.trade_off(table, score, other, palette))
     balance += [figures.spread_of_runs(groups, "cka", palette)] if kept == "cka" else []
+    alone = all(len(members) == 1 for members in groups.values())
     found: list[tuple[str, list[Figure | None]]] = [
-        ("Kept against learned", list(balance)),
-        ("Training: mean over seeds, the band is their range", list(figures.curves(logs, palette))),
+        (KEPT, list(balance)),
+        ("Training" if alone else "Training: mean over seeds, the band is their range", list(figures.curves(logs, palette))),
         ("Calibration", [_reliability(first, palette)]),
         ("Mistakes", [_confusion(r) for r in first]),
         ("Features, before and after", [part for r in first for part in _maps(r)]),

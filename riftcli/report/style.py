@@ -11,6 +11,7 @@ tr { border-bottom: 1px solid #e3e7ee } td.n { text-align: right; font-variant-n
 img { max-width: 100%; height: auto } pre { background: #f5f7fa; padding: 1rem; overflow-x: auto; font-size: .85rem }
 figure { margin: 1rem 0; overflow-x: auto } figcaption { font-weight: 600 } small { color: #556 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 0 1.2rem }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)) }
 .grid { align-items: start } td.n small { display: block; font-weight: 400 }
 th:first-child { position: sticky; left: 0; background: #fff } th.n { text-align: right }
 figcaption { overflow-wrap: anywhere } figure img { display: block }
@@ -19,7 +20,8 @@ abbr { text-decoration: underline dotted #99a; text-underline-offset: 3px; curso
 :root { color-scheme: light dark }
 @media (prefers-color-scheme: dark) {
   body, th:first-child { background: #14181f; color: #e4e8ef } small { color: #a8b2c1 } tr { border-color: #2c3542 }
-  pre { background: #1d232d } a { color: #8cb8ff } figure img { background: #fff; border-radius: 4px; padding: 4px }
+  pre { background: #1d232d } a { color: #8cb8ff }
+  figure img { background: #fff; border-radius: 4px; padding: 4px; box-sizing: border-box }
   .cautions { background: #3a2c12 }
 }
 @media print { nav, details summary { display: none } figure { break-inside: avoid } body { max-width: none; margin: 0 } }
