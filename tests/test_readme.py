@@ -32,7 +32,7 @@ def shell(command: str, place: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=place,
-        env={**{key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}, "PATH": path},
+        env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
         timeout=400,

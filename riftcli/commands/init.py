@@ -75,7 +75,8 @@ def _draft(found: Discovery, name: str, place: Path, model: str, method: str) ->
     from riftcli.recipe.draft import Size, draft
 
     section = {"format": found.format, **found.fields, **found.splits}
-    size, splits, problem = Size(1000, 2, 1.0, found.fields.get("task") == "multilabel", _gpu()), None, None
+    several = _objective(section)["name"] == "bce"
+    size, splits, problem = Size(1000, 2, 1.0, several, _gpu()), None, None
     try:
         data = _parsed(section)
         splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
