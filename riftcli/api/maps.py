@@ -11,6 +11,8 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.models.feature_map import FILE
+from riftcli.runs.folder import write_json
+from riftcli.runs.provenance import now, provenance
 from riftcli.runs.result_table import ResultTable
 from riftcli.training.align import align
 from riftcli.training.feature_maps import MapOptions
@@ -19,7 +21,9 @@ from riftcli.training.feature_maps import MapOptions
 def align_models(
     models: Sequence[Candidate], source: EvalData, split: str, options: MapOptions, device: str, place: Path
 ) -> ResultTable | None:
-    """Fit a map from the second model to the first and write PLACE/map.safetensors with its table; None on other ranks."""
+    """Fit a map from the second model to the first and write PLACE/map.safetensors with its table and its run.json; None on
+    other ranks.
+    """
     encoder = Encoder.of_recipe(models[1].recipe, dist.init(device), Console(quiet=not dist.is_main()))
     found, table = align(models[0], models[1], source, split, options, encoder)
     main = dist.is_main()
@@ -28,4 +32,5 @@ def align_models(
         return None
     found.save(place / FILE)
     table.write(place)
+    write_json(place / "run.json", {"schema": "rift.run/1", "status": "completed", **provenance(table.env), "finished": now()})
     return table

@@ -12,7 +12,7 @@ from riftcli.commands.common import AsJson, DataSets, Device, Out, Overrides, Ru
 if TYPE_CHECKING:
     from riftcli.runs.result_table import ResultTable
 
-SHOWN = ("sensitivity", "specificity", "ppv", "npv", "f1")
+SHOWN = ("sensitivity", "specificity", "ppv", "npv", "f1", "accuracy")
 
 
 def clinical(
@@ -34,14 +34,14 @@ def clinical(
     from riftcli.evaluation.evaluators.clinical import Clinical
 
     common.check_out(out)
-    candidates = common.open_candidates(run, [], overrides, own_data=not data)
-    sets = common.open_sets(data, candidates, overrides)
     evaluator = Clinical(split, group, draws, seed)
-    common.measure(evaluator, print_clinical, candidates, sets, candidates[0].recipe, device, out, as_json)
+    candidates = common.measure_beside_pretrained(
+        evaluator, print_clinical, run, [], data, overrides, False, device, out, as_json
+    )
     if os.environ.get("RANK", "0") == "0":
         from riftcli.report.card import refresh_cards
 
-        refresh_cards([candidate.folder for candidate in candidates if candidate.is_run and candidate.folder])
+        refresh_cards([candidate.folder for candidate in candidates if candidate.is_run and candidate.folder])  # they name it
 
 
 def print_clinical(table: ResultTable) -> None:
@@ -58,9 +58,6 @@ def print_clinical(table: ResultTable) -> None:
             sizes = next(iter(own.values()))
             counted = "" if sizes["negatives"] is None else f"{sizes['positives']} / {sizes['negatives']}"
             shown = [_text(own.get(measure)) for measure in ("auroc", *SHOWN)]
-            shown[-1] = (
-                _text(own.get("f1")) if "f1" in own else (f"accuracy {_text(own['accuracy'])}" if "accuracy" in own else "")
-            )
             lines.append([name, counted, "" if at is None else f"{at:.3f}", *shown])
         how = "threshold chosen on validation" if rule == "validation" else "threshold 0.5"
         unit = table.settings["drawn"][data]

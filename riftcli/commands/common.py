@@ -153,13 +153,16 @@ def measure_beside_pretrained(
     device: str,
     out: Path | None,
     as_json: bool,
-) -> None:
-    """Open runs and models, with `pretrained` what the runs were finetuned from too, and `measure` them on the data sets."""
+) -> list[Candidate]:
+    """Open runs and models, with `pretrained` what the runs were finetuned from too, and `measure` them on the data sets; returns
+    what was measured.
+    """
     candidates = open_candidates(runs, models, overrides, own_data=not data)
     sets = open_sets(data, candidates, overrides)
     if pretrained:
         candidates = with_pretrained(candidates)
     measure(evaluator, show, candidates, sets, candidates[-1].recipe, device, out, as_json)
+    return candidates
 
 
 def measure_against(

@@ -14,8 +14,10 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Run folders below runs/, the newest last."""
-    found = [str(path.parent) for path in sorted(Path("runs").glob("**/run.json"))]
+    """Run folders below runs/."""
+    from riftcli.runs.folder import training_runs
+
+    found = [str(run) for run in sorted(training_runs(Path("runs")))]
     return [name for name in found if name.startswith(incomplete)]
 
 

@@ -161,16 +161,21 @@ def read_run(path: Path) -> dict[str, Any]:
         raise StorageError(f"{path / 'run.json'}: not valid JSON ({error})") from error
 
 
+def training_runs(folder: Path) -> list[Path]:
+    """The runs below a folder that have a recipe: a map between two models leaves a run folder without one."""
+    return [file.parent for file in folder.glob("**/run.json") if (file.parent / "recipe.resolved.yaml").is_file()]
+
+
 def newest_finished() -> Path:
     """The run under runs/ that completed last; raise UsageError when there is none."""
     done = []
-    for file in RUNS.glob("**/run.json"):
+    for place in training_runs(RUNS):
         try:
-            run = json.loads(file.read_text(encoding="utf-8"))
+            run = json.loads((place / "run.json").read_text(encoding="utf-8"))
         except ValueError:
             continue
         if run.get("status") == "completed":
-            done.append((run.get("finished", ""), file.parent))
+            done.append((run.get("finished", ""), place))
     if not done:
         raise UsageError(f"no finished run under {RUNS}/; pass --run DIR, or start one with `rift finetune --recipe NAME`")
     return max(done)[1]

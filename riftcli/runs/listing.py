@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import StorageError, UsageError
-from riftcli.runs.folder import in_progress
+from riftcli.runs.folder import in_progress, training_runs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def runs_below(folder: Path) -> list[Entry]:
     """Every run below a folder, the oldest first; raise UsageError where there is no such folder."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `rift runs --in DIR` lists the runs below DIR (default runs/)")
-    found = [_entry(file.parent) for file in folder.glob("**/run.json")]
+    found = [_entry(run) for run in training_runs(folder)]
     return sorted(found, key=lambda entry: (entry.created, str(entry.path)))
 
 

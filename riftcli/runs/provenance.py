@@ -9,11 +9,12 @@ import resource
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from riftcli.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def now() -> str:
@@ -60,6 +61,8 @@ def _git_commit() -> str | None:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of this process: allocated on the GPU, or resident on the CPU."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,7 +23,7 @@ from riftcli.training.loop import run_loop
 from riftcli.training.setup import set_up
 from riftcli.training.state import Progress, StopSignal, TrainState, restore
 from riftcli.training.strength import Steering
-from riftcli.training.watching import watched
+from riftcli.training.watching import require_trackers, watched
 
 Present = Callable[[Path, Console], bool]
 
@@ -45,6 +45,7 @@ def finetune(
     What can be checked is checked before anything is written: a wrong recipe, data set or model leaves no folder behind,
     and with `overwrite` the old run stays until then.
     """
+    require_trackers(recipe.train.track)
     torch_device = dist.init(device)
     console = console or Console(quiet=not dist.is_main())
     folder = _open_folder(recipe, out, resume, overwrite)

@@ -25,8 +25,15 @@ class Tracker(Protocol):
         """End of the run."""
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise EnvironmentError where the extra of one of them is not installed: before anything is read or written."""
+    components: list[Any] = [catalog.component("tracker", name) for name in names]
+    for component in components:
+        component().require()
+
+
 def open_trackers(names: Sequence[str], run: Path, settings: dict[str, Any], step: int) -> list[Tracker]:
-    """One tracker per name; raise EnvironmentError where its extra is not installed."""
+    """One tracker per name."""
     components: list[Any] = [catalog.component("tracker", name) for name in names]
     return [component().open(run, settings, step) for component in components]
 

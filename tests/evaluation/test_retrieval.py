@@ -72,6 +72,8 @@ def test_a_map_is_one_file_that_retrieval_and_python_read(rift, run, tmp_path, k
     report = read(out)
     assert [row["split"] for row in report["rows"]] == ["train", "test"]
     assert report["rows"][0]["cosine"] > report["rows"][0]["cosine_before"]
+    about = json.loads((place / "run.json").read_text())
+    assert (about["schema"], about["status"]) == ("rift.run/1", "completed") and about["env"]["riftcli"] and about["command"]
     found = riftcli.load_map(place)
     assert found.about["old"]["label"].startswith("pretrained") and found.about["n"] == 128 and found.about["data"] == "digits"
     rows, _ = features(run, "test", 60)
@@ -161,6 +163,8 @@ def test_spaces_of_different_width(tmp_path, kind, width, other):
     old, new, labels = data(width=width, other=other)
     fitted = fit_map(old, new, labels, MapOptions(kind, epochs=30, layers=2))
     place = fitted.map.save(tmp_path / "map.safetensors")
+    about = json.loads((place / "run.json").read_text())
+    assert (about["schema"], about["status"]) == ("rift.run/1", "completed") and about["env"]["riftcli"] and about["command"]
     found = riftcli.load_map(place)
     assert found.width == (min if kind == "lambda" else max)(width, other)
     assert torch.equal(found.to_old(new), fitted.map.to_old(new)) and found.to_old(new).shape == found.old(old).shape

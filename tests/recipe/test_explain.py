@@ -44,6 +44,9 @@ def test_a_shell_completes_recipes_runs_and_keys(tmp_path, monkeypatch):
     for name in ("a", "series/s0"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text("{}")
+        (tmp_path / "runs" / name / "recipe.resolved.yaml").write_text("{}")
+    (tmp_path / "runs" / "a" / "align" / "lambda").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "align" / "lambda" / "run.json").write_text("{}")  # of a map
     assert complete_run("runs/") == ["runs/a", "runs/series/s0"]
     assert complete_run("runs/s") == ["runs/series/s0"]
     assert complete_key("optim.l") == ["optim.layer_decay=", "optim.lr="]
@@ -55,8 +58,8 @@ def test_completion_does_not_wait_for_torch(tmp_path):
     import subprocess
 
     program = (
-        "import sys; from riftcli.commands.completion import complete_key, complete_recipe\n"
-        "complete_key('o'), complete_recipe('d')\n"
+        "import sys; from riftcli.commands.completion import complete_key, complete_recipe, complete_run\n"
+        "complete_key('o'), complete_recipe('d'), complete_run('r')\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)

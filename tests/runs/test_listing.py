@@ -44,6 +44,17 @@ def test_runs_are_listed_with_what_came_of_them(place, rift, read_json):
     assert (code, err) == (2, "error: nowhere: no such folder; `rift runs --in DIR` lists the runs below DIR (default runs/)\n")
 
 
+def test_a_map_is_no_run_of_training(place, rift, monkeypatch):
+    from riftcli.runs import folder
+
+    code, _, err = rift("align", "pretrained", place / "one", "--map", "procrustes")
+    assert code == 0, err
+    assert (place / "one" / "align" / "procrustes" / "run.json").is_file()
+    assert len(runs_below(place)) == 3
+    monkeypatch.setattr(folder, "RUNS", place)
+    assert folder.newest_finished() in (place / "one", place / "series" / "s0")
+
+
 def test_a_run_in_progress_is_not_called_interrupted(place):
     with (place / "killed" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -134,7 +134,8 @@ def test_a_tracker_that_is_not_installed_is_one_line(rift, tiny_recipe, write_re
     monkeypatch.setitem(sys.modules, "trackio", None)
     tiny_recipe["train"]["track"] = ["trackio"]
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")
-    assert (code, err.splitlines()[-1]) == (5, "error: train.track trackio needs it installed: pip install trackio")
+    assert (code, err) == (5, "error: train.track trackio needs it installed: pip install trackio\n"), "before data is read"
+    assert not Path("run").exists()
 
 
 def test_what_is_no_finite_number_is_no_point():

@@ -13,12 +13,17 @@ from riftcli.errors import EnvironmentError
 class TensorBoard:
     """Curves in RUN/tensorboard; a resumed run drops what lies behind its checkpoint and goes on."""
 
-    def open(self, run: Path, settings: dict[str, Any], step: int) -> Writer:
-        """step: that the run goes on after; raise EnvironmentError without the extra."""
+    def require(self) -> None:
+        """Raise EnvironmentError without the extra."""
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise EnvironmentError("train.track tensorboard needs the extra: pip install 'riftcli[tensorboard]'") from None
+
+    def open(self, run: Path, settings: dict[str, Any], step: int) -> Writer:
+        """step: that the run goes on after."""
+        from torch.utils.tensorboard import SummaryWriter
+
         return Writer(SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None))
 
 

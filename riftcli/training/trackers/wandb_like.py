@@ -20,28 +20,39 @@ class Wandb:
     curves. Where it goes (server, offline) is said by the module's own environment variables, e.g. WANDB_MODE=offline.
     """
 
+    def require(self) -> None:
+        """Raise EnvironmentError where wandb is not installed."""
+        _module("wandb")
+
     def open(self, run: Path, settings: dict[str, Any], step: int) -> Session:
-        """step: that the run goes on after; raise EnvironmentError where wandb is not installed."""
-        return Session("wandb", run, settings, step)
+        """step: that the run goes on after."""
+        return Session(_module("wandb"), run, settings, step)
 
 
 @dataclass(frozen=True)
 class Trackio:
     """The same, kept on this machine by trackio."""
 
+    def require(self) -> None:
+        """Raise EnvironmentError where trackio is not installed."""
+        _module("trackio")
+
     def open(self, run: Path, settings: dict[str, Any], step: int) -> Session:
-        """step: that the run goes on after; raise EnvironmentError where trackio is not installed."""
-        return Session("trackio", run, settings, step)
+        """step: that the run goes on after."""
+        return Session(_module("trackio"), run, settings, step)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise EnvironmentError(f"train.track {name} needs it installed: pip install {name}") from None
 
 
 class Session:
     """A run that a module with wandb's interface has begun."""
 
-    def __init__(self, module: str, run: Path, settings: dict[str, Any], step: int) -> None:
-        try:
-            library: Any = importlib.import_module(module)
-        except ImportError:
-            raise EnvironmentError(f"train.track {module} needs it installed: pip install {module}") from None
+    def __init__(self, library: Any, run: Path, settings: dict[str, Any], step: int) -> None:
         place = run.resolve()
         wanted = {
             "project": PROJECT,
