@@ -63,8 +63,6 @@ def resume_run(
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Go on with a run, bitwise. wanted: (recipe, overrides) that must say the same as the one stored in the run."""
-    from riftcli.models.weights import saved_weights
-
     stored = run / "recipe.resolved.yaml"
     if not stored.is_file():
         raise UsageError(f"--resume {run}: not a run folder (no recipe.resolved.yaml)")
@@ -83,16 +81,18 @@ def resume_run(
         raise UsageError(
             f"--resume {run}: the recipe differs from the run's: {'; '.join(changed)}; resume without changes, or start a new run"
         )
-    if record.get("status") == "completed" and saved_weights(run / "model") is None:
-        raise UsageError(
-            f"--resume {run}: finished, but its weights (model/) are gone; train it again: rift finetune --recipe {stored}"
-        )
     if record.get("status") == "completed":
+        from riftcli.models.weights import saved_weights
+
+        if saved_weights(run / "model") is None:
+            raise UsageError(
+                f"--resume {run}: finished, but its weights (model/) are gone; train it again: rift finetune --recipe {stored}"
+            )
         note_line(f"{run}: already finished")
         return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     nproc = launch.processes(processes.nproc_per_node)
     if nproc > 1 and not dist.launched():
-        _check_in_parent(recipe, processes.device, nproc, "1")
+        _check_in_parent(recipe, processes.device, nproc, "1", accept=True)
         return _spawn(["finetune", "--resume", str(run), "--device", processes.device], run, nproc)
     return _train(recipe, None, run, False, processes.device, console)
 
@@ -153,11 +153,12 @@ def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", en
     return json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
 
 
-def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str) -> None:
-    """What can be checked here is checked before anything is started."""
+def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str, accept: bool = False) -> None:
+    """What can be checked here is checked before anything is started. accept: a run that goes on keeps its data, leaks too."""
     import torch
 
     from riftcli.data.batches import divide_batch
+    from riftcli.data.leaks import refuse_leaks
     from riftcli.data.splits import load_splits, query_and_bank
 
     if nnodes == "1":
@@ -171,6 +172,8 @@ def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str) -> No
             "use fewer processes or --device cpu"
         )
     data = recipe.data
-    load_splits(data.source, data.train, data.val, data.test, data.rules)
+    splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
+    if not accept:
+        refuse_leaks(splits.leaks, data.rules.allow_overlap)
     for other in recipe.retention:
         query_and_bank(other)

@@ -50,19 +50,19 @@ def print_clinical(table: ResultTable) -> None:
 
     for model, data in dict.fromkeys((row["model"], row["data"]) for row in table.rows):
         rows = [row for row in table.rows if (row["model"], row["data"]) == (model, data)]
-        rule = "validation" if any(row["rule"] == "validation" for row in rows) else "0.5"
         lines = []
         for name in dict.fromkeys(row["class"] for row in rows):
-            own = {row["measure"]: row for row in rows if row["class"] == name and row["rule"] in ("", rule)}
+            mine = [row for row in rows if row["class"] == name]
+            rule = "validation" if any(row["rule"] == "validation" for row in mine) else "0.5"
+            own = {row["measure"]: row for row in mine if row["rule"] in ("", rule)}
             at = next((row["threshold"] for row in own.values() if row["threshold"] is not None), None)
-            sizes = next(iter(own.values()))
-            counted = "" if sizes["negatives"] is None else f"{sizes['positives']} / {sizes['negatives']}"
-            shown = [_text(own.get(measure)) for measure in ("auroc", *SHOWN)]
-            lines.append([name, counted, "" if at is None else f"{at:.3f}", *shown])
-        how = "threshold chosen on validation" if rule == "validation" else "threshold 0.5"
-        unit = table.settings["drawn"][data]
+            counted = "" if mine[0]["negatives"] is None else f"{mine[0]['positives']} / {mine[0]['negatives']}"
+            lines.append([name, counted, "" if at is None else f"{at:.3f}", *(_text(own.get(key)) for key in ("auroc", *SHOWN))])
+        chosen = any(row["rule"] == "validation" for row in rows)
+        how = "thresholds chosen on validation, 0.5 without" if chosen else "threshold 0.5: no validation images beside these"
         print_grid(
-            f"{model} on {data} {rows[0]['split']}: 95 % intervals from {table.settings['draws']} draws of {unit}s; {how}",
+            f"{model} on {data} {rows[0]['split']}: 95 % intervals from {table.settings['draws']} draws of "
+            f"{table.settings['drawn'][data]}s; {how}",
             ["class", "with / without", "threshold", "AUROC", *SHOWN],
             lines,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ def export(
 
     import torch
 
+    from riftcli.commands import common
     from riftcli.console import note_line
     from riftcli.evaluation.candidates import open_run
     from riftcli.models.export import SUFFIXES, export_model
@@ -43,8 +45,9 @@ def export(
     candidate = open_run(run, [])
     place = candidate.folder if candidate.folder is not None else run
     target = out or place / f"model{SUFFIXES[kind.value]}"
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise UsageError(f"--out {target}: not a file that can be written")
+    if target.is_dir() or not os.access(target.absolute().parent, os.W_OK):
+        raise UsageError(f"--out {target}: not a file that can be written; name another with --out")
+    common.note_unfinished([candidate.folder if candidate.is_run else None])
     if target.exists() and not overwrite:
         raise UsageError(f"{target}: exists; replace it with --overwrite, or choose another --out")
     loaded = candidate.load(torch.device("cpu"))
@@ -61,4 +64,7 @@ def export(
     }
     worst = export_model(loaded.classifier, shown, about, target, kind.value, preprocess)
     size = target.stat().st_size / 1e6
-    note_line(f"exported: {target}, {size:,.1f} MB; logits differ from ours by {worst:.1e} of the largest at batches of 1 and 3")
+    note_line(
+        f"exported: {target}, {size:,.1f} MB; logits and features differ from ours by {worst:.1e} of the largest at most, "
+        "at batches of 1 and 3"
+    )

@@ -71,6 +71,7 @@ def _ask(question: Any) -> str:
 def _draft(found: Discovery, name: str, place: Path, model: str, method: str) -> tuple[str, Splits | None, DataError | None]:
     """(the recipe's text, its splits as training will see them, what is wrong with them)."""
     from riftcli.data.classes import class_counts
+    from riftcli.data.leaks import refuse_leaks
     from riftcli.data.splits import load_splits
     from riftcli.recipe.draft import Size, draft
 
@@ -80,6 +81,7 @@ def _draft(found: Discovery, name: str, place: Path, model: str, method: str) ->
     try:
         data = _parsed(section)
         splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
+        refuse_leaks(splits.leaks, data.rules.allow_overlap)
         counts = [count for count in class_counts(splits.train).values() if count]
         size = Size(len(splits.train), len(counts), max(counts) / min(counts), splits.train.task == "multilabel", size.gpu)
     except DataError as error:

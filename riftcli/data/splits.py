@@ -13,6 +13,7 @@ import numpy as np
 from riftcli.data.classes import with_classes
 from riftcli.data.folders import total
 from riftcli.data.holdout import hold_out, limit
+from riftcli.data.leaks import Leak, group_leaks
 from riftcli.data.split import DataSource, Split
 from riftcli.errors import DataError, UsageError
 from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
@@ -22,15 +23,19 @@ from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
 class Splits:
     """The splits; classes and task agree, and no sample is in two of them unless `overlap` counts it.
 
-    overlap: "train/test" -> shared samples, "train/test (patient)" -> images of the second that are of a patient in the first,
-    where that was allowed. shared: the same of group columns that the recipe does not name, and nobody forbade.
+    overlap: "train/test" -> shared samples, where that was allowed; leaks: groups and copies of files in two splits.
     """
 
     train: Split
     val: Split | None
     test: Split | None
     overlap: dict[str, int] = field(default_factory=dict)
-    shared: dict[str, int] = field(default_factory=dict)
+    leaks: tuple[Leak, ...] = ()
+
+    @property
+    def admitted(self) -> dict[str, int]:
+        """What reports say of it: shared samples, and images of groups that should have been whole."""
+        return self.overlap | {leak.key: leak.images for leak in self.leaks if leak.held}
 
     @property
     def reported_as(self) -> str:
@@ -64,12 +69,9 @@ def load_splits(
     for key in found.keys() - {"train"}:
         found[key] = with_classes(found["train"].classes, found[key], rules.allow_missing_classes)
     splits = Splits(found["train"], found.get("val"), found.get("test"))
-    overlap = check_overlap(splits.named(), rules.allow_overlap)
     held = [spec.group for spec in (val, test) if spec is not None and spec.group]
-    found_groups = shared_groups(splits.named())
-    overlap |= check_groups({key: n for key, n in found_groups.items() if key[2] in held}, rules.allow_overlap)
-    beside = {f"{one}/{other} ({column})": n for (one, other, column), n in found_groups.items() if column not in held}
-    return replace(splits, overlap=overlap, shared=beside)
+    overlap = check_overlap(splits.named(), rules.allow_overlap)
+    return replace(splits, overlap=overlap, leaks=group_leaks(splits.named(), held))
 
 
 def cut(source: DataSource, train: SplitSpec, val: SplitSpec | None, test: SplitSpec | None) -> dict[str, Split]:
@@ -88,10 +90,13 @@ def cut(source: DataSource, train: SplitSpec, val: SplitSpec | None, test: Split
 
 
 def query_and_bank(data: DataSection) -> tuple[Split, Split | None]:
-    """(the images that are looked for, those that are searched) of a set; what is cut from training is not in the bank."""
+    """(the images that are looked for, those that are searched) of a set; a query split that is cut from training is not in the
+    bank. Raises DataError where there is not one label per image.
+    """
     if data.test is not None and not data.test.held_out:
         return load_retention(data.source, data.train, data.test, data.rules)
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
+    _check_one_label(splits.reported)
     return splits.reported, splits.train
 
 
@@ -103,14 +108,18 @@ def load_retention(
     Raises DataError when the two share samples (an image would vote for itself) or are not one label per image.
     """
     queries = load_split(source, query)
-    if queries.task != "multiclass":
-        raise DataError(f"retention, split '{queries.name}': kNN needs one label per image, and this data is {queries.task}")
+    _check_one_label(queries)
     if bank == query:
         return queries, None
     samples = load_split(source, bank)
     queries = with_classes(samples.classes, queries, rules.allow_missing_classes)
     check_overlap({"bank": samples, "query": queries}, rules.allow_overlap)
     return queries, samples
+
+
+def _check_one_label(queries: Split) -> None:
+    if queries.task != "multiclass":
+        raise DataError(f"retention, split '{queries.name}': kNN needs one label per image, and this data is {queries.task}")
 
 
 def load_split(source: DataSource, spec: SplitSpec) -> Split:
@@ -198,49 +207,6 @@ def check_overlap(splits: dict[str, Split], allow: bool) -> dict[str, int]:
             if shared:
                 found[f"{first}/{second}"] = len(shared)
     return found
-
-
-COPIES = "same content"  # what stands in brackets for files that are the same under another name
-
-
-def shared_groups(splits: dict[str, Split]) -> dict[tuple[str, str, str], int]:
-    """(first, second, column) -> images of the second split whose group (patient, slide) has images in the first, too."""
-    found = {}
-    names = list(splits)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            one, other = splits[first], splits[second]
-            for column in sorted(one.groups.keys() & other.groups.keys()):
-                seen = set(one.groups[column])
-                count = sum(value in seen for value in other.groups[column])
-                if count:
-                    found[first, second, column] = count
-    return found
-
-
-def check_groups(shared: dict[tuple[str, str, str], int], allow: bool) -> dict[str, int]:
-    """Raise DataError for groups that must be whole and are in two splits, unless that is allowed; counts for the report."""
-    for (first, second, column), count in shared.items():
-        if not allow:
-            raise DataError(
-                f"group '{column}': {count} images of '{second}' are of a {column} with images in '{first}': the result would "
-                f"not be on unseen {column}s; give each {column} to one split, cut the test split from the training split with "
-                f"--set 'data.test={{fraction: 0.2, group: {column}}}', or set data.allow_overlap: true, which writes the number "
-                "into every report"
-            )
-    return {f"{first}/{second} ({column})": count for (first, second, column), count in shared.items()}
-
-
-def overlap_text(pair: str, count: int) -> str:
-    """An entry of Splits.overlap in words."""
-    names, _, column = pair.partition(" (")
-    first, second = names.split("/", 1)
-    column = column.removesuffix(")")
-    if column == COPIES:
-        return f"{count} images of {second} are copies of images in {first}"
-    if column:
-        return f"{count} images of {second} are of a {column} with images in {first}"
-    return f"{first} and {second} share {count} samples"
 
 
 def fingerprint(split: Split) -> str:

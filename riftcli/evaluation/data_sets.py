@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from riftcli import recipe as recipes
+from riftcli.console import Console
+from riftcli.data.classes import match_classes
+from riftcli.data.reading import sift
 from riftcli.data.split import Split
 from riftcli.data.splits import load_split, load_splits
 from riftcli.errors import UsageError
@@ -80,3 +83,10 @@ def list_split(source: EvalData, name: str) -> Split:
             raise UsageError("--split val: the recipe has no validation split (data.val)")
         return split
     return load_split(data.source, SplitSpec(name))
+
+
+def matched_split(source: EvalData, name: str, classes: list[str], console: Console) -> tuple[Split, list[str]]:
+    """(a split with these classes and without unreadable images, the ids of those); classes: of a model, empty for any."""
+    whole = list_split(source, name)
+    split = match_classes(whole, classes or whole.classes, source.data.rules.allow_missing_classes)
+    return sift(split, source.input, console)

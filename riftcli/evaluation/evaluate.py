@@ -9,13 +9,11 @@ from typing import Any
 
 from riftcli import catalog, dist
 from riftcli.console import Console, Stopwatch
-from riftcli.data.classes import match_classes
-from riftcli.data.reading import sift
 from riftcli.data.split import Split
-from riftcli.data.splits import load_splits
+from riftcli.data.splits import fingerprint, load_splits
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.evaluation.candidates import Candidate, LoadedModel, open_run
-from riftcli.evaluation.data_sets import EvalData, list_split
+from riftcli.evaluation.data_sets import EvalData, list_split, matched_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.ensemble import ensemble_entry, load_members, mean_logits, members_of
 from riftcli.evaluation.metrics_json import eval_name, split_report, timing_part
@@ -57,7 +55,7 @@ def evaluate_run(
 
     loaded = candidate.load(torch_device)
     encoder = Encoder.of_recipe(recipe, torch_device, console or Console(quiet=not dist.is_main()))
-    split, skipped = _matched(source, split_name, loaded, encoder)
+    split, skipped = matched_split(source, split_name, loaded.classes, encoder.console)
     seen = _predicted(loaded, split, recipe, encoder)
     if any(_component(name).needs_pretrained for name in names):
         seen = replace(seen, pretrained=_pretrained_features(candidate, run, split, encoder))
@@ -73,6 +71,7 @@ def evaluate_run(
         skipped={split.name: skipped} if skipped else {},
         timing={},
         env=env,
+        chose_weights=_chose_weights(recipe, split_name),
     )
     if temperature:
         report["temperature"] = _with_temperature(seen, source, loaded, recipe, encoder)
@@ -121,7 +120,8 @@ def evaluate_ensemble(
     names = [name for name in metrics or recipe.eval.metrics if name not in of_features]
     models = load_members(members, torch_device)
     encoder = Encoder.of_recipe(recipe, torch_device, console or Console(quiet=not dist.is_main()))
-    split, skipped = _matched(EvalData.of_run(members[0]), split_name, models[0], encoder)
+    _check_unseen(members, split_name)
+    split, skipped = matched_split(EvalData.of_run(members[0]), split_name, models[0].classes, encoder.console)
     tables = [encoder.encode(model, split, recipe.input, f"{split.name}, run {i + 1}") for i, model in enumerate(models)]
     mean = replace(tables[0], logits=mean_logits([table.logits for table in tables], models[0].task))
     seen = predictions(split, mean, None, recipe.eval.group)
@@ -136,11 +136,26 @@ def evaluate_ensemble(
         skipped={split.name: skipped} if skipped else {},
         timing=timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds),
         env=environment(torch_device, "fp32", dist.world_size(), recipe.train.seed),
+        chose_weights=_chose_weights(recipe, split_name),
     )
     target = run / "eval" / eval_name(report)
     failed = _write(target, split, seen, report) if dist.is_main() else None
     dist.barrier()
     return {**report, "written_to": str(target / "metrics.json"), "unwritten": failed}
+
+
+def _check_unseen(members: Sequence[Candidate], split_name: str) -> None:
+    """Raise UsageError where the members have different images in this split: what one of them holds out, others trained on."""
+    prints = {fingerprint(list_split(EvalData.of_run(member), split_name)) for member in members}
+    if len(prints) > 1:
+        raise UsageError(
+            f"--split {split_name}: the runs have different images in it, as folds have, so some were trained on those of "
+            "others; measure an ensemble on images that none has seen: a test split that all share"
+        )
+
+
+def _chose_weights(recipe: Recipe, split_name: str) -> bool:
+    return recipe.data.test is None and split_name in ("val", "test")
 
 
 def _component(name: str) -> Any:
@@ -153,13 +168,6 @@ def check_metrics(names: Sequence[str]) -> None:
         if name not in catalog.CATALOG["metric"]:
             known = catalog.names("metric")
             raise UsageError(f"--metrics {name}: unknown metric{did_you_mean(name, known)}; one of: {', '.join(known)}")
-
-
-def _matched(source: EvalData, name: str, loaded: LoadedModel, encoder: Encoder) -> tuple[Split, list[str]]:
-    """(a split with the classes of the model and without unreadable images, the ids of those)."""
-    whole = list_split(source, name)
-    split = match_classes(whole, loaded.classes or whole.classes, source.data.rules.allow_missing_classes)
-    return sift(split, source.input, encoder.console)
 
 
 def _predicted(loaded: LoadedModel, split: Split, recipe: Recipe, encoder: Encoder) -> Predictions:
@@ -180,7 +188,7 @@ def _with_temperature(
     seen: Predictions, source: EvalData, loaded: LoadedModel, recipe: Recipe, encoder: Encoder
 ) -> dict[str, Any]:
     """The temperature that fits the validation split best, and the calibration on `seen` with it (Guo et al. 2017)."""
-    held, _ = _matched(source, "val", loaded, encoder)
+    held, _ = matched_split(source, "val", loaded.classes, encoder.console)
     fitted = _predicted(loaded, held, recipe, encoder)
     value = fit_temperature(fitted.logits, fitted.targets)
     scores = score(list(SCALED), replace(seen, logits=seen.logits / value))
@@ -192,4 +200,4 @@ def _overlap(recipe: Recipe) -> dict[str, int]:
     data = recipe.data
     if not data.rules.allow_overlap:
         return {}
-    return load_splits(data.source, data.train, data.val, data.test, data.rules).overlap
+    return load_splits(data.source, data.train, data.val, data.test, data.rules).admitted

@@ -16,6 +16,7 @@ from riftcli.protocols import Predictions
 from riftcli.runs.provenance import now, peak_memory_bytes
 
 SCHEMA = "rift.metrics/1"
+NO_TEST = "there is no test split: these images also chose the weights, so the numbers are too good"
 
 
 def split_report(
@@ -30,8 +31,12 @@ def split_report(
     skipped: dict[str, list[str]],
     timing: dict[str, Any],
     env: dict[str, Any],
+    chose_weights: bool = False,
 ) -> dict[str, Any]:
-    """The whole report. overlap, skipped: samples that splits share, images that were left out; told where there are any."""
+    """The whole report. overlap, skipped: samples that splits share, images that were left out; told where there are any.
+
+    chose_weights: of a recipe without a test split, the images that the numbers are of also chose the weights.
+    """
     scores = score(metrics, seen)
     per_class: dict[str, dict[str, Any]] = {name: {"n": n} for name, n in class_counts(split).items()}
     for name, entry in scores.items():
@@ -45,6 +50,8 @@ def split_report(
         "class_counts": class_counts(split),
         "fingerprint": fingerprint(split),
     }
+    if chose_weights:
+        data |= {"chose_weights": True, "note": NO_TEST}
     if overlap:
         data["overlap"] = overlap
     if skipped:

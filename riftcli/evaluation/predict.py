@@ -9,8 +9,10 @@ from typing import IO, Any
 
 import torch
 
+from riftcli import dist
 from riftcli.data.image_files import image_split
 from riftcli.data.reading import bad_images, print_ignored
+from riftcli.data.split import Split
 from riftcli.errors import DataError, UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
@@ -37,11 +39,22 @@ def predict_run(
     reading = candidate.recipe.input
     whole = image_split(paths, reading, loaded.classes)
     print_ignored("images", whole.ignored, encoder.console)
-    bad = bad_images(whole, reading, encoder.console)
-    split = whole.take(i for i in range(len(whole)) if i not in bad)
-    if len(split) == 0:
-        raise DataError(f"none of the {len(whole)} images can be read: {next(iter(bad.values()))}")
-    logits = mean_logits([encoder.encode(model, split, reading, "images").logits for model in models], loaded.task)
+
+    def encode(split: Split) -> torch.Tensor:
+        return mean_logits([encoder.encode(model, split, reading, "images").logits for model in models], loaded.task)
+
+    bad: dict[int, str] = {}
+    split = whole
+    try:
+        if dist.world_size() > 1:  # one rank alone must not fail: the others would wait for it
+            raise DataError("not tried")
+        logits = encode(whole)
+    except DataError:  # only now is every image read once more, to know which it was
+        bad = bad_images(whole, reading, encoder.console)
+        split = whole.take(i for i in range(len(whole)) if i not in bad)
+        if len(split) == 0:
+            raise DataError(f"none of the {len(whole)} images can be read: {next(iter(bad.values()))}") from None
+        logits = encode(split)
     decided = dict(zip(split.ids, decide(logits, loaded.classes, loaded.task), strict=True))
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(whole.ids):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 RATES = ("sensitivity", "specificity", "ppv", "npv", "f1", "accuracy")
@@ -45,20 +47,17 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
         return (pos * (below + 0.5 * neg)).sum(1) / (pos.sum(1) * neg.sum(1))
 
 
-def group_weights(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """(draws, N): how often each sample is in a bootstrap draw of whole groups; groups (N,) of integers from 0."""
+NUMBERS = 2**24  # weights that are held at once
+
+
+def group_weights(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each sample is in a bootstrap draw of whole groups: (b, N) at a time, `draws` rows in all; groups (N,)."""
     count = int(groups.max()) + 1
     rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, groups].astype("float64")
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float | None, float | None]:
-    """Percentile interval of bootstrap values; NaN draws, in which the number is not defined, are left out."""
-    known = values[np.isfinite(values)]
-    if len(known) < 2:
-        return None, None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    rows = max(1, NUMBERS // len(groups))
+    for start in range(0, draws, rows):
+        some = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, draws - start))
+        yield some[:, groups].astype("float64")
 
 
 def youden_threshold(scores: np.ndarray, positive: np.ndarray) -> float | None:
@@ -83,15 +82,6 @@ def curve_points(scores: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarr
     ranked, truth = scores[order], positive[order].astype("float64")
     last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
     return {"threshold": ranked[last], "tp": np.cumsum(truth)[last], "fp": np.cumsum(1 - truth)[last]}
-
-
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the precision-recall curve as the sum of precision over the steps of recall; None without a positive."""
-    points, total = curve_points(scores, positive), float(positive.sum())
-    if total == 0:
-        return None
-    precision = points["tp"] / (points["tp"] + points["fp"])
-    return float((np.diff(points["tp"], prepend=0.0) * precision).sum() / total)
 
 
 def net_benefit(scores: np.ndarray, positive: np.ndarray, thresholds: np.ndarray) -> dict[str, np.ndarray]:

@@ -62,7 +62,6 @@ class Backbone:
         except Exception as error:
             raise _explained(self, name, error) from error
         _check_complete(self, vit, loads)
-        _check_patches(self, vit)
         if not all(hasattr(vit, part) for part in ("forward_features", "forward_head", "get_classifier", "reset_classifier")):
             raise ModelError(f"model.name {self.name}: not an image model with features and a head")
         # what timm needs beside the name to build it again; hub models bring arguments of their own
@@ -146,19 +145,21 @@ def _check_complete(spec: Backbone, vit: Any, loads: list[Any]) -> None:
         )
 
 
-def _check_patches(spec: Backbone, vit: Any) -> None:
+def check_patches(name: str, image_size: int | None, vit: Any) -> None:
     """Raise ModelError for an image size that does not divide into patches: the last pixels would be cut off without a word."""
     embed = getattr(vit, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
-    side = patch[0] if isinstance(patch, tuple) else patch
-    if spec.image_size is None or not isinstance(side, int) or getattr(embed, "dynamic_img_pad", False):
+    cut = getattr(embed, "proj", None)
+    if image_size is None or not isinstance(cut, nn.Conv2d) or getattr(embed, "dynamic_img_pad", False):
         return
-    rest = spec.image_size % side
+    if cut.kernel_size != cut.stride or any(cut.padding):  # patches that overlap leave nothing out
+        return
+    side = cut.stride[0]
+    rest = image_size % side
     if rest:
-        below, above = spec.image_size - rest, spec.image_size - rest + side
+        below, above = image_size - rest, image_size - rest + side
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ModelError(
-            f"model.image_size {spec.image_size}: {spec.name} has patches of {side} px, so the last {rest} px would be cut off; "
+            f"model.image_size {image_size}: {name} has patches of {side} px, so the last {rest} px would be cut off; "
             f"use {nearest}, or fill up with --set 'model.args={{dynamic_img_pad: true, dynamic_img_size: true}}'"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from riftcli.models.classifier import Classifier
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 BATCHES = (1, 3)  # sizes at which the exported model must answer as ours does
-TOLERANCE = 1e-4  # of the largest logit: other kernels sum in another order
+TOLERANCE = 1e-4  # of the largest: other kernels sum in another order
+OUTPUTS = ("logits", "features")
 
 
 class Exported(nn.Module):
@@ -50,7 +51,7 @@ def export_model(
     kind: str,
     pixels: bool = False,
 ) -> float:
-    """Write the model and return how far its logits are from ours at most, relative to the largest; nothing is left that differs.
+    """Write the model and return how far its outputs are from ours, relative to the largest; nothing that differs is left.
 
     kind: onnx | torch_export. about: what a reader needs beside the tensors (classes, task, size, how to resize): ONNX metadata,
     or `about.json` inside a .pt2 file. Raises ModelError where the exported model answers otherwise, EnvironmentError without the
@@ -61,7 +62,15 @@ def export_model(
     partial = out.with_name(f".{out.name}.partial{SUFFIXES[kind]}")
     try:
         with torch.inference_mode(False), torch.no_grad():
-            (_write_onnx if kind == "onnx" else _write_torch)(module, example, partial, about)
+            try:
+                (_write_onnx if kind == "onnx" else _write_torch)(module, example, partial, about)
+            except (EnvironmentError, OSError):
+                raise
+            except Exception as error:  # torch's exporters have no one kind of error
+                other = next(name for name in SUFFIXES if name != kind)
+                text = str(error).strip().splitlines()
+                why = f"{type(error).__name__}: {text[0][:200] if text else ''}"
+                raise ModelError(f"--format {kind}: this model cannot be exported ({why}); try --format {other}") from error
         run = onnx_session(partial) if kind == "onnx" else torch_session(partial)
         worst = compare(module, run, preprocessing, pixels)
         partial.replace(out)
@@ -79,25 +88,28 @@ def example_images(preprocessing: Preprocessing, count: int, pixels: bool, seed:
     return torch.randn(shape, generator=generator)
 
 
-def compare(module: Exported, run: Callable[[torch.Tensor], torch.Tensor], preprocessing: Preprocessing, pixels: bool) -> float:
-    """The largest difference of logits at several batch sizes, over the largest logit; raise ModelError above TOLERANCE."""
+def compare(
+    module: Exported, run: Callable[[torch.Tensor], Sequence[torch.Tensor]], preprocessing: Preprocessing, pixels: bool
+) -> float:
+    """The largest difference of logits and features at several batch sizes, over the largest of ours; raise ModelError above
+    TOLERANCE.
+    """
     worst = 0.0
     for count in BATCHES:
         images = example_images(preprocessing, count, pixels, seed=count)
         with torch.no_grad():
-            expected = module(images)[0]
-        found = run(images)
-        if found.shape != expected.shape:
-            raise ModelError(
-                f"the exported model gives {tuple(found.shape)} logits for {count} images, ours {tuple(expected.shape)}"
-            )
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not difference <= TOLERANCE:  # NaN is a difference, too
-            raise ModelError(
-                f"the exported model answers otherwise than ours (logits differ by {difference:.2g} of the largest, allowed "
-                f"{TOLERANCE:g}); nothing was kept; try --format torch_export, or another version of torch or onnxruntime"
-            )
-        worst = max(worst, difference)
+            ours = module(images)
+        for name, expected, found in zip(OUTPUTS, ours, run(images), strict=True):
+            if found.shape != expected.shape:
+                shapes = f"{tuple(found.shape)} {name} for {count} images, ours {tuple(expected.shape)}"
+                raise ModelError(f"the exported model gives {shapes}")
+            difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not difference <= TOLERANCE:  # NaN is a difference, too
+                raise ModelError(
+                    f"the exported model answers otherwise than ours ({name} differ by {difference:.2g} of the largest, allowed "
+                    f"{TOLERANCE:g}); nothing was kept; try another --format, or another version of torch or onnxruntime"
+                )
+            worst = max(worst, difference)
     return worst
 
 
@@ -114,7 +126,7 @@ def _write_onnx(module: Exported, example: torch.Tensor, out: Path, about: dict[
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         input_names=["images"],
-        output_names=["logits", "features"],
+        output_names=[*OUTPUTS],
         verbose=False,
     )
     assert program is not None
@@ -130,20 +142,20 @@ def _write_torch(module: Exported, example: torch.Tensor, out: Path, about: dict
     torch.export.save(program, out, extra_files={"about.json": json.dumps(about)})
 
 
-def onnx_session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """images -> logits of an ONNX file, by onnxruntime on the CPU."""
+def onnx_session(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """images -> OUTPUTS of an ONNX file, by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: [torch.from_numpy(found) for found in session.run([*OUTPUTS], {"images": images.numpy()})]
 
 
-def torch_session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """images -> logits of a .pt2 file."""
+def torch_session(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """images -> OUTPUTS of a .pt2 file."""
     loaded = torch.export.load(path).module()
 
-    def run(images: torch.Tensor) -> torch.Tensor:
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            return loaded(images)[0]
+            return list(loaded(images))
 
     return run

@@ -80,6 +80,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
 
 
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of weights of a run, or the folder itself."""
+    folder = Path(path).expanduser()
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
 def load_saved(path: str | os.PathLike[str]) -> nn.Module:
     """The model of a run folder or a model folder, in eval mode.
 
@@ -87,8 +93,7 @@ def load_saved(path: str | os.PathLike[str]) -> nn.Module:
     """
     from safetensors.torch import load_file
 
-    folder = Path(path)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    folder = model_folder(path)
     config = read_config(folder)
     spec = config.get("rift", {}).get("adapter")
     if (folder / CONFIG).is_file():

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from riftcli.evaluation.metrics_json import eval_name
 from riftcli.functional.intervals import wilson_interval
-from riftcli.runs.reader import read_report
+from riftcli.runs.reader import read_json, read_report
 
 BEGIN = "<!-- what follows is made from the run's reports -->"
 NAMES = {
@@ -28,7 +29,8 @@ def write_card(run: Path) -> None:
     """Put what the run's reports say below the card in model/README.md; again after further reports, in place of the old."""
     path = run / "model" / "README.md"
     head = path.read_text(encoding="utf-8").partition(BEGIN)[0].rstrip("\n")
-    text = f"{head}\n\n{BEGIN}\n{card_text(read_report(run), clinical_there(run))}"
+    report = read_report(run)
+    text = f"{head}\n\n{BEGIN}\n{card_text(report, drawn_by(run, report))}"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
@@ -41,19 +43,20 @@ def refresh_cards(runs: Iterable[Path]) -> None:
             write_card(run)
 
 
-def clinical_there(run: Path) -> bool:
-    """True where `rift clinical` has measured this run."""
-    return any(run.glob("clinical/*/metrics.json"))
+def drawn_by(run: Path, report: dict[str, Any]) -> str | None:
+    """What the intervals of `rift clinical` on the images of this report were drawn by, e.g. patient; None if it has not run."""
+    path = run / "clinical" / eval_name(report) / "metrics.json"
+    return read_json(path)["settings"]["drawn"].get(report["data"]["name"]) if path.is_file() else None
 
 
-def card_text(report: dict[str, Any], clinical: bool = False) -> str:
-    """The sections of a card from a run's final report."""
+def card_text(report: dict[str, Any], drawn: str | None = None) -> str:
+    """The sections of a card from a run's final report; drawn: see drawn_by."""
     data, training = report["data"], report.get("training_data", {})
     parts = [
         ("Intended use", _use(report)),
         ("Data", _data(data, training)),
-        (f"Results on {data['n']} {'validation' if 'note' in data else 'test'} images", _results(report)),
-        ("Per class", _per_class(report, clinical)),
+        (f"Results on {data['n']} {'validation' if data.get('chose_weights') else 'test'} images", _results(report)),
+        ("Per class", _per_class(report, drawn)),
         ("What was kept of the pretrained model", _kept(report)),
         ("Limits", _limits(report)),
         ("Provenance", _provenance(report)),
@@ -95,7 +98,7 @@ def _results(report: dict[str, Any]) -> str:
     for name, entry in report["metrics"].items():
         value = entry["value"]
         around = ""
-        if name == "acc" and value is not None:
+        if name == "acc" and value is not None and "counts" in report["confusion_matrix"]:  # else a share of all labels
             around = "{:.3f} to {:.3f}".format(*wilson_interval(value, n))
         shown = f"undefined ({plain(entry.get('reason', ''))})" if value is None else f"{value:.3f}"
         rows.append([NAMES.get(name, plain(name)), shown, around])
@@ -122,7 +125,7 @@ def _share(right: int, of: int, without: str = "no such image") -> str:
     return f"{right / of:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _per_class(report: dict[str, Any], clinical: bool) -> str:
+def _per_class(report: dict[str, Any], drawn: str | None) -> str:
     cells = cells_of(report["confusion_matrix"])
     rows = [
         [
@@ -136,11 +139,16 @@ def _per_class(report: dict[str, Any], clinical: bool) -> str:
         for name, (tp, fp, fn, tn) in cells.items()
     ]
     how = "at a probability of 0.5" if "counts" not in report["confusion_matrix"] else "where the likeliest class is the answer"
-    more = "`clinical/` in the run folder has" if clinical else "`rift clinical --run RUN` measures"
+    measures = "AUROC, and thresholds chosen on validation"
+    more = (
+        f"`rift clinical --run RUN` measures intervals by patient, {measures}."
+        if drawn is None
+        else f"`clinical/` in the run folder has intervals from draws of {drawn}s, {measures}."
+    )
     return (
         _table(["class", "with / without", "sensitivity", "specificity", "PPV", "NPV"], rows)
-        + f"\n\nEach class against the others, {how}; 95 % intervals (Wilson) as if every image were of another patient. {more} "
-        "intervals by patient, AUROC, and thresholds chosen on validation. PPV and NPV are for the shares of classes above."
+        + f"\n\nEach class against the others, {how}; 95 % intervals (Wilson) as if every image were of another patient. "
+        f"{more} PPV and NPV are for the shares of classes above."
     )
 
 
@@ -161,7 +169,8 @@ def _limits(report: dict[str, Any]) -> str:
     data, lines = report["data"], []
     if "note" in data:
         lines.append(data["note"])
-    lines += [f"{count} shared between splits: {pair}" for pair, count in data.get("overlap", {}).items()]
+    if "warnings" not in report:  # of an older run; newer ones have warned of it
+        lines += [f"{count} shared between splits: {pair}" for pair, count in data.get("overlap", {}).items()]
     lines += [f"{entry['n']} unreadable images of {name} were left out" for name, entry in data.get("skipped", {}).items()]
     few = [name for name, count in data["class_counts"].items() if count < FEW]
     if few:

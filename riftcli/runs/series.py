@@ -99,7 +99,7 @@ def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[st
         combined["cross_validation"] = {name: spread([r["validation"].get(name) for r in reports]) for name in names}
         _print_spread(combined["cross_validation"], "folds, on the held-out fold")
     write_json(folder / "metrics.json", combined)
-    on_test = "note" not in first["data"]  # without a test split, the report of a run is on its fold already
+    on_test = not first["data"].get("chose_weights")  # without a test split, the report of a run is on its fold already
     if what == "seeds" or on_test:
         _print_spread(metrics, "folds, on the test split" if what == "folds" else "seeds")
     print(f"report: {folder / 'metrics.json'}", file=sys.stderr)

@@ -10,7 +10,7 @@ from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.surgery import merge
-from riftcli.models.weights import check_saved, read_config, save_folder, saved_state
+from riftcli.models.weights import check_saved, model_folder, read_config, save_folder, saved_state
 from riftcli.training.state import TrainState
 
 
@@ -32,7 +32,9 @@ def keep_model(state: TrainState, epoch: int) -> None:
         model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None), encoding="utf-8"
     )
     if kind != "plain":
-        save_adapter(state.folder.path / "adapter", network.vit, spec, recipe.model.name)
+        start = recipe.train.start_from  # what the factors are added to
+        base = recipe.model.name if start is None else f"local-dir:{model_folder(start)}"
+        save_adapter(state.folder.path / "adapter", network.vit, spec, base)
     check_saved(folder, network.vit, network.preprocessing.input_size)
 
 

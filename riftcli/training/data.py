@@ -8,9 +8,10 @@ from typing import Any
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.copies import MOST, copies_between
+from riftcli.data.leaks import COPIES, Leak, refuse_leaks
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.splits import COPIES, Splits, check_overlap, fingerprint, load_split, load_splits, overlap_text, query_and_bank
+from riftcli.data.splits import Splits, check_overlap, fingerprint, load_split, load_splits, query_and_bank
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import EvalSet
@@ -54,8 +55,10 @@ class RunData:
         return found
 
 
-def list_data(recipe: Recipe, console: Console) -> RunData:
-    """List all splits of a recipe and take out unreadable images as `input` says; collective."""
+def list_data(recipe: Recipe, console: Console, accept: bool = False) -> RunData:
+    """List all splits of a recipe and take out unreadable images as `input` says; collective. accept: a run that goes on, or is
+    looked at again, keeps the data that it was begun with, leaks too.
+    """
     data = recipe.data
     if not dist.is_main():
         dist.barrier()  # a source that downloads does so once, on rank 0
@@ -67,18 +70,13 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     if dist.is_main():
         dist.barrier()
     copies = dist.broadcast_object(_copies(splits, console) if dist.is_main() else None)
-    splits = replace(splits, shared={**splits.shared, **copies})
+    splits = replace(splits, leaks=(*splits.leaks, *copies))
+    if not accept:
+        refuse_leaks(splits.leaks, data.rules.allow_overlap)
     for pair, count in splits.overlap.items():
-        console.warn(f"data.allow_overlap: {overlap_text(pair, count)}; the report says so")
-    for pair, count in splits.shared.items():
-        column = pair.partition(" (")[2].removesuffix(")")
-        if column == COPIES:
-            where = overlap_text(pair, count)
-            console.warn(f"{where}, under other names: the result is not on unseen images (`rift data check` lists them)")
-        elif column != recipe.eval.group:  # groups that a metric compares are in every split on purpose
-            console.warn(
-                f"{overlap_text(pair, count)}: the result is not on unseen {column}s; data.val.group {column} refuses that"
-            )
+        console.warn(f"data.allow_overlap: {pair.replace('/', ' and ')} share {count} samples; the report says so")
+    for leak in splits.leaks:
+        _warn_of(leak, recipe, console)
     skipped: dict[str, list[str]] = {}
 
     def sifted(name: str, split: Split) -> Split:
@@ -97,13 +95,22 @@ def list_data(recipe: Recipe, console: Console) -> RunData:
     return RunData(kept, beside, skipped, None if reference is None else sifted("reference", reference), watched)
 
 
-def _copies(splits: Splits, console: Console) -> dict[str, int]:
-    """Files that are in two splits under other names, as an entry of Splits.shared."""
+def _copies(splits: Splits, console: Console) -> list[Leak]:
+    """Files that are in two splits under other names."""
     named = splits.named()
     if sum(len(split.paths or []) for split in named.values()) > MOST:
         console.line(f"data: more than {MOST:,} files: not searched for copies between the splits (`rift data check` does)")
-        return {}
-    return {f"{first}/{second} ({COPIES})": len(ids) for (first, second), ids in copies_between(named).items()}
+        return []
+    return [Leak(first, second, COPIES, len(ids)) for (first, second), ids in copies_between(named).items()]
+
+
+def _warn_of(leak: Leak, recipe: Recipe, console: Console) -> None:
+    if leak.held:
+        console.warn(f"data.allow_overlap: {leak.text}; the report says so")
+    elif leak.by == COPIES:
+        console.warn(f"{leak.text}, under other names: the result is not on unseen images (`rift data check` lists them)")
+    elif leak.by != recipe.eval.group:  # groups that a metric compares are in every split on purpose
+        console.warn(f"{leak.text}: the result is not on unseen {leak.by}s; data.val.group {leak.by} refuses that")
 
 
 def load_set(recipe: Recipe, key: str, one: EvalSet, splits: Splits) -> Split:

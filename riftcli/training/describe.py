@@ -23,8 +23,11 @@ def print_data(recipe: Recipe, data: RunData, console: Console) -> None:
         f"data: {recipe.data.name}, {len(train)} train, {len(val) if val else 0} validation, {len(test) if test else 0} test, "
         f"{len(train.classes)} classes"
     )
+    told: list[dict[str, int]] = []
     for name, split in data.splits.named().items():
-        print_ignored(f"split '{name}'", split.ignored, console)
+        if split.ignored not in told:  # splits that were cut from one folder have its files in common
+            print_ignored(f"split '{name}'", split.ignored, console)
+        told.append(split.ignored)
     if test is None:
         console.line("data: no test split: the report is on validation, which also chooses the weights")
     counts = class_counts(train)

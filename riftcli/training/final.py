@@ -19,8 +19,6 @@ from riftcli.training.setup import Setup
 from riftcli.training.state import Progress, TrainState
 from riftcli.training.transfer import measure_transfer
 
-NO_TEST = "there is no test split: these images also chose the weights, so the numbers are too good"
-
 
 def final_report(state: TrainState) -> dict[str, Any]:
     """metrics.json of a run; collective. Also writes the tables of eval/<dataset>-<split>/."""
@@ -39,18 +37,17 @@ def final_report(state: TrainState) -> dict[str, Any]:
         recipe.eval.metrics,
         model=model_part(vit, recipe.method, weights, epoch, trainable),
         data_name=recipe.data.name,
-        overlap=setup.data.splits.overlap,
+        overlap=setup.data.splits.admitted,
         skipped=setup.data.skipped,
         timing={},
         env=setup.environment(),
+        chose_weights=setup.data.splits.test is None,
     )
-    if setup.data.splits.test is None:
-        report["data"]["note"] = NO_TEST
     report["training_data"] = training_data(setup)
     report["validation"] = progress.best_metrics
     if progress.start_metrics:
         report["validation_start"] = progress.start_metrics
-        worse = worse_than_start(recipe.eval.best, progress)
+        worse = worse_than_start(recipe.eval.best, progress, epoch)
         if worse:
             report["worse_than_start"] = worse
             state.console.warn(worse)
@@ -69,7 +66,7 @@ def final_report(state: TrainState) -> dict[str, Any]:
     return report
 
 
-def worse_than_start(metric: str, progress: Progress) -> str | None:
+def worse_than_start(metric: str, progress: Progress, epoch: int | None) -> str | None:
     """What to say of a run whose best weights validate worse than those before the first step; None for the others."""
     before, after = progress.start_metrics.get(metric), progress.best_metrics.get(metric)
     more: bool = catalog.component("metric", metric).higher_is_better  # type: ignore[attr-defined]
@@ -77,7 +74,7 @@ def worse_than_start(metric: str, progress: Progress) -> str | None:
         return None
     return (
         f"training made it worse: validation {metric} was {before:.4f} before the first step and is {after:.4f} with the kept "
-        f"weights (epoch {progress.best_epoch}); try a lower optim.lr, or adapter.name linear, which leaves the backbone alone"
+        f"weights (epoch {epoch}); try a lower optim.lr, or adapter.name linear, which leaves the backbone alone"
     )
 
 
@@ -103,7 +100,7 @@ def training_data(setup: Setup) -> dict[str, Any]:
 def summary(report: dict[str, Any]) -> str:
     """The last lines of a run: what it cost and what it kept."""
     data, names = report["data"], {"acc": "accuracy", "cka": "CKA to the pretrained model"}
-    which = "validation (there is no test split)" if "note" in data else "test split"
+    which = "validation (there is no test split)" if data.get("chose_weights") else "test split"
     lines = [f"{which} of {data['name']} ({data['n']} images), weights of epoch {report['model']['epoch']}:"]
     for name, entry in report["metrics"].items():
         value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"

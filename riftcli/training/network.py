@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
-from riftcli.models.weights import read_config, saved_state, saved_weights
+from riftcli.models.weights import model_folder, read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
 from riftcli.training.pretrained import Pretrained
@@ -71,11 +70,12 @@ def start_head(
     device = next(vit.parameters()).device
     reset_head(vit, len(classes), recipe.train.seed)
     vit.to(device)
-    if recipe.train.start_from is not None:
-        if not resuming:  # then the checkpoint holds what has become of them
-            pretrained.train_features()  # of the pretrained weights, before others take their place
-            load_start(recipe.train.start_from, vit, classes)
-            console.line(f"start: weights and head of {recipe.train.start_from}")
+    start = recipe.train.start_from
+    if start is not None and not resuming:  # of a resumed run, the checkpoint holds what has become of them
+        pretrained.train_features()  # of the pretrained weights, before others take their place
+        load_start(start, vit, classes)
+        console.line(f"start: weights and head of {start}")
+    if start is not None and not getattr(recipe.objective, "texts", None):
         return network
     if getattr(recipe.objective, "texts", None) or recipe.train.head_init == "zero_shot":  # whatever it starts as, it is replaced
         _check_text_tower(recipe, vit)
@@ -92,8 +92,7 @@ def start_head(
 
 def load_start(start: str, vit: Any, classes: list[str]) -> None:
     """Put the kept weights of a run into a network with a head for `classes`; raise UsageError or ModelError."""
-    where, folder = f"train.start_from {start}", Path(start).expanduser()
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    where, folder = f"train.start_from {start}", model_folder(start)
     if not folder.is_dir():
         raise UsageError(f"{where}: no such folder; name a finished run")
     config = read_config(folder)

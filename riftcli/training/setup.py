@@ -19,6 +19,7 @@ from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import View
 from riftcli.evaluation.scores import predictions
+from riftcli.models.backbone import check_patches
 from riftcli.protocols import ObjectiveFn, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
@@ -98,22 +99,20 @@ class Setup:
         return predictions(split, table, self.pretrained.splits.get(pretrained) if pretrained else None, recipe.eval.group)
 
 
-def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: bool = False) -> Setup:
-    """Every stage draws from the random state in this order, which a resumed run repeats."""
+def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: bool = False, accept: bool = False) -> Setup:
+    """Every stage draws from the random state in this order, which a resumed run repeats.
+
+    accept: of a run that exists already, what would be refused for a new one (patients in two splits, pixels cut off) stays.
+    """
+    accept = accept or resuming
     torch.manual_seed(recipe.train.seed)
     micro, accumulation = divide_batch(recipe.train.batch_size, dist.world_size(), recipe.train.micro_batch_size)
     precision = "bf16" if use_bf16(recipe.train.precision, device) else "fp32"
 
-    data = list_data(recipe, console)
-    _check_task(recipe, data.splits)
-    count_batches(recipe, len(data.splits.train)).steps_per_epoch  # noqa: B018 - raises where not one batch is full
-    if data.reference is not None:
-        beside = reference_batches(recipe, data.reference)
-        beside.steps_per_epoch  # noqa: B018 - the same
-        check_reference_batch(beside.batch_size, dist.world_size(), accumulation)
-    print_data(recipe, data, console)
-
+    data = _checked_data(recipe, accumulation, accept, console)
     network = build_network(recipe, device, accumulation)
+    if not accept:
+        check_patches(recipe.model.name, recipe.model.image_size, network.vit)
     data = read_pixels(data, recipe, network.preprocessing, console)
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
@@ -158,6 +157,19 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks
     return setup
+
+
+def _checked_data(recipe: Recipe, accumulation: int, accept: bool, console: Console) -> RunData:
+    """The data, listed and fit for this recipe; nothing is decoded yet."""
+    data = list_data(recipe, console, accept)
+    _check_task(recipe, data.splits)
+    count_batches(recipe, len(data.splits.train)).steps_per_epoch  # noqa: B018 - raises where not one batch is full
+    if data.reference is not None:
+        beside = reference_batches(recipe, data.reference)
+        beside.steps_per_epoch  # noqa: B018 - the same
+        check_reference_batch(beside.batch_size, dist.world_size(), accumulation)
+    print_data(recipe, data, console)
+    return data
 
 
 def _check_task(recipe: Recipe, splits: Splits) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from riftcli import catalog
@@ -32,38 +31,43 @@ def require_trackers(names: Sequence[str]) -> None:
         component().require()
 
 
-def open_trackers(names: Sequence[str], run: Path, settings: dict[str, Any], step: int) -> list[Tracker]:
-    """One tracker per name."""
-    components: list[Any] = [catalog.component("tracker", name) for name in names]
-    return [component().open(run, settings, step) for component in components]
-
-
 @contextmanager
 def watched(
     names: Sequence[str], folder: RunFolder | None, settings: dict[str, Any], step: int, console: Console
 ) -> Iterator[None]:
     """Inside, every line goes to the trackers too. One that fails is told once and dropped: it takes nothing from the run."""
-    trackers = [] if folder is None else open_trackers(names, folder.path, settings, step)
-    alive = dict(zip(names, trackers, strict=False))
+    alive: dict[str, Tracker] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        alive.pop(name, None)
+        console.warn(f"train.track {name}: {type(error).__name__}: {error}; the run goes on without it")
+
+    for name in names:
+        if folder is None:
+            break  # rank 0 writes
+        component: Any = catalog.component("tracker", name)
+        try:
+            alive[name] = component().open(folder.path, settings, step)
+        except Exception as error:  # no network, no login
+            failed(name, error)
 
     def hand_on(row: dict[str, Any]) -> None:
         for name, tracker in list(alive.items()):
             try:
                 tracker.log(row["step"], values_of(row))
             except Exception as error:
-                del alive[name]
-                console.warn(f"train.track {name}: {type(error).__name__}: {error}; the run goes on without it")
+                failed(name, error)
 
-    if folder is not None and trackers:
+    if folder is not None and alive:
         folder.watchers.append(hand_on)
     try:
         yield
     finally:
-        for name, tracker in alive.items():
+        for name, tracker in list(alive.items()):
             try:
                 tracker.close()
             except Exception as error:
-                console.warn(f"train.track {name}: {type(error).__name__}: {error} while it was closed")
+                failed(name, error)
 
 
 def values_of(row: dict[str, Any]) -> dict[str, float]:

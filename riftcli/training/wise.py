@@ -62,7 +62,7 @@ def wise_run(run: Path, alphas: list[float], head: str | None, device: str = "au
     clock, console = Stopwatch(), Console(quiet=not dist.is_main())
     recipe = _recipe(run, head)
     head = recipe.train.head_init if head is None else head
-    setup = set_up(recipe, dist.init(device), console)
+    setup = set_up(recipe, dist.init(device), console, accept=True)
     vit, best = setup.network.vit, setup.recipe.eval.best
     if setup.data.splits.val is None:
         raise UsageError(f"{run}: alpha is chosen on a validation split, and the recipe has none (data.val)")
@@ -114,7 +114,7 @@ def _recipe(run: Path, head: str | None) -> recipes.Recipe:
     if head == "zero_shot" and not two_towers:
         raise UsageError(f"--head zero_shot: {own.model.name} has no text tower to make a head of; use linear_probe or finetuned")
     start = "linear_probe" if head == "finetuned" else head or ("zero_shot" if two_towers else "linear_probe")
-    plain = ["adapter.name=full", "regularizer.name=none", "reference=null", f"train.head_init={start}"]
+    plain = ["adapter.name=full", "regularizer.name=none", "reference=null", "train.start_from=null", f"train.head_init={start}"]
     return recipes.parse(recipes.read(stored), f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 
@@ -145,10 +145,11 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
         recipe.eval.metrics,
         model=model_part(network.vit, method, saved_weights(folder / "model"), None),
         data_name=recipe.data.name,
-        overlap=setup.data.splits.overlap,
+        overlap=setup.data.splits.admitted,
         skipped=setup.data.skipped,
         timing=timing_part(setup.device, None, seconds=clock.seconds),
         env=setup.environment(),
+        chose_weights=setup.data.splits.test is None,
     )
     report |= measure_transfer(setup)
     report["wise"] = {"alpha": chosen, "head": head, "selected_by": recipe.eval.best, "validation": rows}

@@ -13,9 +13,10 @@ from riftcli.data.datasets.csv_table import CsvTable
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.datasets.image_folder import ImageFolder
 from riftcli.data.image_files import image_split
+from riftcli.data.leaks import refuse_leaks
 from riftcli.data.splits import load_splits, query_and_bank
 from riftcli.errors import DataError, UsageError
-from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
+from riftcli.recipe.data_sources import DataSection, SplitSpec
 from riftcli.recipe.sections import InputSection
 
 ALL, FIFTH = SplitSpec("all"), SplitSpec("all", fraction=0.2)
@@ -114,8 +115,9 @@ def visits(tmp_path: Path) -> CsvTable:
 def test_a_patient_in_two_splits_is_refused_where_patients_must_be_whole(visits):
     train, test = SplitSpec("train"), SplitSpec("test")
     val = SplitSpec("train", fraction=0.3, group="patient")
+    splits = load_splits(visits, train, val, test)
     with pytest.raises(DataError) as caught:
-        load_splits(visits, train, val, test)
+        refuse_leaks(splits.leaks, allow=False)
     message = str(caught.value)
     assert "group 'patient': 1 images of 'test' are of a patient with images in '" in message
     assert message.endswith(
@@ -123,15 +125,16 @@ def test_a_patient_in_two_splits_is_refused_where_patients_must_be_whole(visits)
         "with --set 'data.test={fraction: 0.2, group: patient}', or set data.allow_overlap: true, which writes the number into "
         "every report"
     )
-    allowed = load_splits(visits, train, val, test, SplitRules(allow_overlap=True))
-    assert list(allowed.overlap.values()) == [1]
-    assert list(allowed.overlap)[0] in ("train/test (patient)", "val/test (patient)")
+    refuse_leaks(splits.leaks, allow=True)
+    assert list(splits.admitted.values()) == [1]
+    assert list(splits.admitted)[0] in ("train/test (patient)", "val/test (patient)")
 
 
 def test_groups_that_nobody_named_are_counted(visits):
     splits = load_splits(visits, SplitSpec("train"), None, SplitSpec("test"))
-    assert splits.overlap == {}
-    assert splits.shared == {"train/test (patient)": 1, "train/test (site)": 3}
+    assert splits.admitted == {}
+    assert {leak.key: leak.images for leak in splits.leaks} == {"train/test (patient)": 1, "train/test (site)": 3}
+    refuse_leaks(splits.leaks, allow=False)
 
 
 def test_patients_stay_whole_in_a_test_split_that_is_cut(tmp_path, visits):
@@ -178,3 +181,16 @@ def test_a_resolved_recipe_says_the_same(test):
     text = f"model: {{name: vit_tiny_patch16_224}}\ndata: {{format: digits, val: {{fraction: 0.1}}, test: {test}}}\n"
     recipe = recipes.parse(text, "r.yaml", [])
     assert recipes.parse(recipes.dump(recipe.resolved), "r.yaml", []).data == recipe.data
+
+
+@pytest.mark.parametrize("test", [SplitSpec("train", fraction=0.25), None])
+def test_a_knn_needs_one_label_per_image_of_a_cut_split_too(tmp_path, test):
+    rows = ["image,a,b"]
+    for i in range(8):
+        noise(tmp_path / f"x{i}.png", i)
+        rows.append(f"x{i}.png,{i % 2},1")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    source = CsvTable(str(tmp_path), {"train": "m.csv"}, label_columns=["a", "b"], task="multilabel")
+    data = DataSection("csv_table", source, SplitSpec("train"), SplitSpec("train", fraction=0.25), test)
+    with pytest.raises(DataError, match="kNN needs one label per image, and this data is multilabel"):
+        query_and_bank(data)

@@ -45,7 +45,7 @@ def test_numbers_are_scikit_learn_s_on_the_predictions(rift, run):
         "metrics.json", "table.csv", "roc.csv", "pr.csv", "net_benefit.csv", "clinical.png",
     }  # fmt: skip
     assert len(table(place)) == len(report["rows"])
-    assert "myrun on digits test: 95 % intervals from 200 draws of images; threshold chosen on validation" in err
+    assert "myrun on digits test: 95 % intervals from 200 draws of images; thresholds chosen on validation, 0.5 without" in err
 
 
 def test_patients_are_drawn_whole_and_labels_may_be_several(rift, tiny_recipe, write_recipe, tmp_path):
@@ -84,3 +84,14 @@ def test_a_class_without_images_is_undefined_and_not_a_crash(rift, run):
     assert empty
     assert all(row["value"] is None for row in empty if row["measure"] in ("auroc", "sensitivity"))
     assert all(row["value"] is not None for row in empty if row["measure"] == "specificity")
+
+
+def test_thresholds_are_of_other_images_than_the_numbers(rift, tiny_recipe, write_recipe):
+    tiny_recipe["data"]["test"] = None
+    tiny_recipe["train"]["epochs"] = 1
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")[0] == 0
+    code, out, err = rift("clinical", "--run", "run", "--draws", 100, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert {row["rule"] for row in report["rows"]} == {"", "0.5"}
+    assert "threshold 0.5: no validation images beside these" in err

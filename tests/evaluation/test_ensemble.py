@@ -74,3 +74,17 @@ def test_mean_logits_give_the_mean_probabilities(task):
     expected = torch.stack([squash(part) for part in parts]).mean(0)
     torch.testing.assert_close(squash(mean_logits(parts, task)), expected)
     assert mean_logits([torch.full((1, 2), 3000.0)], "multilabel").isfinite().all()
+
+
+def test_folds_are_not_measured_on_images_that_some_of_them_trained_on(rift, tiny_recipe, write_recipe):
+    tiny_recipe["train"]["epochs"] = 1
+    tiny_recipe["data"] |= {"val": None, "test": None}
+    recipe = write_recipe(tiny_recipe)
+    assert rift("finetune", "--recipe", recipe, "--folds", 2, "--out", "cv")[0] == 0
+    code, _, err = rift("eval", "--run", "cv", "--ensemble")
+    assert code == 2
+    assert err.startswith("error: --split test: the runs have different images in it, as folds have, so some were trained on")
+    tiny_recipe["data"]["test"] = {"from": "test", "limit": 40}
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--folds", 2, "--out", "shared")[0] == 0
+    assert rift("eval", "--run", "shared", "--ensemble")[0] == 0
+    assert rift("eval", "--run", "shared", "--ensemble", "--split", "val")[0] == 2

@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics
 
 from riftcli.functional import clinical
+from riftcli.functional.intervals import percentile_interval
 
 
 @pytest.fixture(params=[0, 1])
@@ -43,14 +44,12 @@ def test_weighted_auroc_is_scikit_learn_s_on_the_drawn_samples(data):
     assert np.isnan(clinical.weighted_auroc(scores, np.zeros(len(scores), bool), weights)).all()
 
 
-def test_average_precision_and_roc_points(data):
+def test_points_of_the_curves_are_scikit_learn_s(data):
     scores, positive = data
-    assert clinical.average_precision(scores, positive) == pytest.approx(metrics.average_precision_score(positive, scores))
     points = clinical.curve_points(scores, positive)
     fpr, tpr, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
     assert np.r_[0, points["tp"] / positive.sum()] == pytest.approx(tpr)
     assert np.r_[0, points["fp"] / (~positive).sum()] == pytest.approx(fpr)
-    assert clinical.average_precision(scores, np.zeros(len(scores), bool)) is None
 
 
 def test_the_threshold_is_the_best_of_all_by_trying_every_one(data):
@@ -80,14 +79,17 @@ def test_net_benefit_by_hand(data):
     assert (found["treat_none"] == 0).all()
 
 
-def test_groups_are_drawn_whole():
+def test_groups_are_drawn_whole(monkeypatch):
     groups = np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
-    weights = clinical.group_weights(groups, 400, 0)
+    weights = np.concatenate(list(clinical.group_weights(groups, 400, 0)))
     for g in range(6):
         own = weights[:, groups == g]
         assert (own == own[:, :1]).all()
     assert weights[:, np.unique(groups, return_index=True)[1]].sum(1) == pytest.approx(6)
-    assert (clinical.group_weights(groups, 400, 0) == weights).all()
+    monkeypatch.setattr(clinical, "NUMBERS", 70 * len(groups))
+    parts = list(clinical.group_weights(groups, 400, 0))
+    assert [len(part) for part in parts] == [70] * 5 + [50]
+    assert (np.concatenate(parts) == weights).all(), "the same draws, some at a time"
 
 
 def test_intervals_by_group_cover_the_truth_where_those_by_image_do_not():
@@ -97,9 +99,9 @@ def test_intervals_by_group_cover_the_truth_where_those_by_image_do_not():
     for _ in range(200):
         right = np.repeat(rng.random(40) < 0.8, 10).astype(float)
         for kind, groups in (("group", np.repeat(np.arange(40), 10)), ("image", np.arange(400))):
-            weights = clinical.group_weights(groups, 200, int(rng.integers(1 << 30)))
-            low, high = clinical.interval(weights @ right / weights.sum(1))
+            (weights,) = clinical.group_weights(groups, 200, int(rng.integers(1 << 30)))
+            low, high = percentile_interval(weights @ right / weights.sum(1))
             covered[kind] += low <= 0.8 <= high
     assert covered["group"] / 200 > 0.88
     assert covered["image"] / 200 < 0.6
-    assert clinical.interval(np.array([np.nan, 1.0])) == (None, None)
+    assert percentile_interval(np.array([np.nan, 1.0])) == (None, None)

@@ -60,7 +60,7 @@ def test_onnxruntime_alone_classifies_a_folder_as_rift_predict_does(rift, run, p
     pytest.importorskip("onnxruntime")
     code, _, err = rift("export", run, "--preprocess", "--out", tmp_path / "m.onnx")
     assert code == 0, err
-    assert "logits differ from ours by " in err
+    assert "logits and features differ from ours by " in err
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(tmp_path / "m.onnx"), str(pictures)], capture_output=True, text=True, cwd=tmp_path
     )
@@ -89,7 +89,7 @@ def test_every_format_answers_as_ours_at_sizes_that_it_was_not_made_with(trained
     answer = (export.onnx_session if kind == "onnx" else export.torch_session)(out)
     images = torch.randn(7, *loaded.preprocessing.input_size)
     with torch.no_grad():
-        torch.testing.assert_close(answer(images), loaded.classifier(images).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer(images)[0], loaded.classifier(images).logits, rtol=1e-4, atol=1e-4)
     assert list(tmp_path.iterdir()) == [out], "no half-written file beside it"
     if kind == "torch_export":
         extra = {"about.json": ""}
@@ -101,18 +101,19 @@ def test_a_wrong_model_is_found_and_not_kept(run, tmp_path, monkeypatch):
     loaded = open_run(run, []).load(torch.device("cpu"))
     module = Exported(loaded.classifier, loaded.preprocessing, False).eval()
     with torch.no_grad():
-        assert compare(module, lambda images: module(images)[0], loaded.preprocessing, False) == 0.0
+        assert compare(module, module, loaded.preprocessing, False) == 0.0
         for wrong in (
-            lambda images: module(images)[0] * 1.001,
-            lambda images: module(images.flip(3))[0],
-            lambda images: module(images)[0] * float("nan"),
+            lambda images: [module(images)[0] * 1.001, module(images)[1]],
+            lambda images: [module(images)[0], module(images)[1] * 1.001],
+            lambda images: module(images.flip(3)),
+            lambda images: [part * float("nan") for part in module(images)],
         ):
             with pytest.raises(ModelError, match="the exported model answers otherwise than ours"):
                 compare(module, wrong, loaded.preprocessing, False)
         with pytest.raises(ModelError, match=r"gives \(1, 10\) logits for 3 images, ours \(3, 10\)"):
-            compare(module, lambda images: module(images[:1])[0], loaded.preprocessing, False)
+            compare(module, lambda images: module(images[:1]), loaded.preprocessing, False)
     right = export.torch_session
-    monkeypatch.setattr(export, "torch_session", lambda path: lambda images: right(path)(images) + 0.5)
+    monkeypatch.setattr(export, "torch_session", lambda path: lambda images: [part + 0.5 for part in right(path)(images)])
     with pytest.raises(ModelError):
         export_model(loaded.classifier, loaded.preprocessing, {}, tmp_path / "m.pt2", "torch_export")
     assert list(tmp_path.glob("*.pt2")) == list(tmp_path.glob(".*")) == []
@@ -123,9 +124,24 @@ def test_what_cannot_be_exported_is_one_line(rift, run, tmp_path, monkeypatch):
     code, _, err = rift("export", run, "--out", tmp_path / "there.onnx")
     assert (code, err) == (2, f"error: {tmp_path}/there.onnx: exists; replace it with --overwrite, or choose another --out\n")
     code, _, err = rift("export", run, "--out", tmp_path / "no" / "m.onnx")
-    assert (code, err) == (2, f"error: --out {tmp_path}/no/m.onnx: not a file that can be written\n")
+    assert (code, err) == (2, f"error: --out {tmp_path}/no/m.onnx: not a file that can be written; name another with --out\n")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     loaded = open_run(run, []).load(torch.device("cpu"))
     with pytest.raises(EnvironmentError) as caught:
         export_model(loaded.classifier, loaded.preprocessing, {}, tmp_path / "m.onnx", "onnx")
     assert str(caught.value) == "--format onnx needs the extra onnx (onnxscript): pip install 'riftcli[onnx]'"
+
+
+def test_a_model_that_the_exporter_cannot_take_is_one_line(run, tmp_path, monkeypatch):
+    loaded = open_run(run, []).load(torch.device("cpu"))
+
+    def refuses(*args, **kwargs):
+        raise RuntimeError("Could not guard on data-dependent expression\nand much more")
+
+    monkeypatch.setattr(torch.export, "export", refuses)
+    with pytest.raises(ModelError) as caught:
+        export_model(loaded.classifier, loaded.preprocessing, {}, tmp_path / "m.pt2", "torch_export")
+    assert str(caught.value) == (
+        "--format torch_export: this model cannot be exported (RuntimeError: Could not guard on data-dependent expression); "
+        "try --format onnx"
+    )

@@ -30,12 +30,16 @@ def test_writing_it_again_replaces_it(run):
     before = path.read_text()
     write_card(run)
     assert path.read_text() == before
+    (run / "clinical" / "digits-train").mkdir(parents=True)
+    (run / "clinical" / "digits-train" / "metrics.json").write_text("{}")
+    write_card(run)
+    assert path.read_text() == before, "of other images"
     (run / "clinical" / "digits-test").mkdir(parents=True)
-    (run / "clinical" / "digits-test" / "metrics.json").write_text("{}")
+    (run / "clinical" / "digits-test" / "metrics.json").write_text(json.dumps({"settings": {"drawn": {"digits": "patient"}}}))
     write_card(run)
     after = path.read_text()
     assert after.count(BEGIN) == 1
-    assert "`clinical/` in the run folder has intervals by patient" in after
+    assert "`clinical/` in the run folder has intervals from draws of patients" in after
     assert list((run / "model").glob("*.tmp")) == []
 
 
@@ -66,7 +70,7 @@ def test_a_class_without_images_and_a_run_without_a_test_split():
     report = {
         "created": "2026-11-28T00:00:00Z", "metrics": {"acc": {"value": 0.5}, "auroc": {"value": None, "reason": "one class"}},
         "data": {"name": "x", "n": 4, "classes": ["a", "b"], "class_counts": {"a": 4, "b": 0}, "fingerprint": "f",
-                 "note": "no test"},
+                 "chose_weights": True, "note": "no test"},
         "confusion_matrix": {"classes": ["a", "b"], "counts": [[2, 2], [0, 0]]},
         "env": {"riftcli": "0", "torch": "2", "timm": "1", "seed": 0, "device": "cpu"}, "model": {"sha256": "s"},
         "warnings": ["careful"],

@@ -33,6 +33,9 @@ def test_without_a_test_split_the_report_is_on_validation_and_says_so(rift, tiny
     for command in (["eval", "--run", "run"], ["knn", "--run", "run", "--k", "3"], ["similarity", "--run", "run"]):
         code, out, err = rift(*command, "--json")
         assert code == 0, err
+        found = json.loads(out)
+        assert "data" not in found or (found["data"]["split"], found["data"]["note"]) == ("val", report["data"]["note"])
+        assert all(row.get("split", "val") == "val" for row in found.get("rows", []))
     code, _, err = rift("report", "run")
     assert code == 0, err
     code, out, err = rift("finetune", "--recipe", recipe, "--set", "data.val=null", "--out", "none")
@@ -210,3 +213,36 @@ def test_the_optimizers_that_are_known_without_timm_are_timm_s():
     assert unknown_optimizer("adamw") is None
     assert unknown_optimizer("bnbadamw8bit") is None, "one that only timm itself knows"
     assert "adamw" in unknown_optimizer("admw")
+
+
+def test_a_run_that_was_begun_with_leaks_goes_on_and_is_looked_at(rift, tiny_recipe, write_recipe, tmp_path, monkeypatch):
+    """Of runs from before leaks were refused; nothing of theirs may become unreadable."""
+    rows = ["image,label,patient,fold"]
+    for i in range(60):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"x{i}.png")
+        rows.append(f"x{i}.png,{i // 2 % 2},p{i // 2},{'train' if i < 50 or i == 55 else 'test'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    tiny_recipe["data"] = {
+        "format": "csv_table", "root": str(tmp_path), "labels": "labels.csv", "split_column": "fold", "label_column": "label",
+        "group_columns": ["patient"], "val": {"fraction": 0.2, "group": "patient"},
+    }  # fmt: skip
+    tiny_recipe["train"] |= {"epochs": 2, "batch_size": 8}
+    from riftcli.training import data, loop
+
+    original = loop.save
+
+    def once(state):
+        original(state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "refuse_leaks", lambda leaks, allow: None)  # as it was
+    monkeypatch.setattr(loop, "save", once)
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = rift("finetune", "--resume", "run")
+    assert code == 0, err
+    for command in (["eval", "--run", "run", "--split", "val"], ["wise", "run", "--alphas", "0:1:0.5"]):
+        code, _, err = rift(*command)
+        assert code == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_it_resumes_without_the_first_run(rift, tiny_recipe, write_recipe, monke
     monkeypatch.setattr(loop, "save", once)
     assert rift("finetune", "--recipe", recipe, "--from", "first", "--out", "stopped")[0] == 130
     monkeypatch.setattr(loop, "save", original)
+    shutil.rmtree("first")
     code, _, err = rift("finetune", "--resume", "stopped")
     assert code == 0, err
     one, other = riftcli.load("whole").state_dict(), riftcli.load("stopped").state_dict()
@@ -80,3 +82,21 @@ def test_what_cannot_be_begun_with_is_one_line(rift, tiny_recipe, write_recipe, 
     code, _, err = rift("finetune", "--resume", "digits", "--from", "vpt")
     assert (code, err) == (2, "error: --resume does not go together with --from\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_lora_learned_on_another_run_names_that_run_as_its_base(rift, tiny_recipe, write_recipe, read_json):
+    recipe = write_recipe(tiny_recipe)
+    assert rift("finetune", "--recipe", recipe, "--set", "train.epochs=1", "--out", "first")[0] == 0
+    lora = ["--set", "adapter.name=lora", "--set", "train.epochs=1"]
+    assert rift("finetune", "--recipe", recipe, *lora, "--from", "first", "--out", "second")[0] == 0
+    assert read_json("second/adapter/adapter_config.json")["base_model_name_or_path"] == "local-dir:first/model"
+
+
+def test_wise_mixes_with_the_pretrained_weights_and_not_with_the_first_run(rift, tiny_recipe, write_recipe, read_json):
+    recipe = write_recipe(tiny_recipe)
+    assert rift("finetune", "--recipe", recipe, "--out", "first")[0] == 0
+    assert rift("finetune", "--recipe", recipe, "--from", "first", "--out", "second")[0] == 0
+    shutil.rmtree("first")
+    code, _, err = rift("wise", "second", "--alphas", "0:1:0.5")
+    assert code == 0, err
+    assert read_json("second/wise/metrics.json")["wise"]["validation"][0]["cka"] == pytest.approx(1.0, abs=1e-5)

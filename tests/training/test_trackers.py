@@ -77,8 +77,10 @@ class FakeService:
         self.logged: list[tuple[int, dict]] = []
         self.finished = 0
 
-    def module(self, broken: bool = False) -> SimpleNamespace:
+    def module(self, broken: bool = False, closed: bool = False) -> SimpleNamespace:
         def init(project, name=None, config=None, id=None, resume=None, dir=None):
+            if closed:
+                raise ConnectionError("not logged in")
             self.opened.append({"project": project, "name": name, "config": config, "id": id, "resume": resume})
             return SimpleNamespace()
 
@@ -117,6 +119,27 @@ def test_a_service_that_fails_is_told_once_and_takes_nothing_from_the_run(
     assert code == 0, err
     assert err.count("warning: train.track wandb: ConnectionError: no route to host; the run goes on without it") == 1
     assert read_json("run/run.json")["status"] == "completed"
+
+
+def test_a_service_that_does_not_open_takes_nothing_either(rift, tiny_recipe, write_recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeService().module(closed=True))
+    tiny_recipe["train"] |= {"track": ["wandb"], "epochs": 1}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")
+    assert code == 0, err
+    assert err.count("warning: train.track wandb: ConnectionError: not logged in; the run goes on without it") == 1
+
+
+def test_a_run_has_an_id_of_its_own_and_keeps_it_when_it_goes_on(tmp_path):
+    from riftcli.training.trackers.wandb_like import Session
+
+    ids = []
+    for begun, step in (("2026-01-01T00:00:00Z", 0), ("2026-01-01T00:00:00Z", 5), ("2026-01-02T00:00:00Z", 0)):
+        (tmp_path / "run.json").write_text(json.dumps({"created": begun, "pid": 1}))
+        service = FakeService()
+        Session(service.module(), tmp_path, {}, step)
+        ids.append((service.opened[0]["id"], service.opened[0]["resume"]))
+    assert ids[0][0] == ids[1][0] != ids[2][0]
+    assert [resume for _, resume in ids] == [None, "allow", None]
 
 
 def test_wandb_itself_offline(rift, tiny_recipe, write_recipe, monkeypatch):

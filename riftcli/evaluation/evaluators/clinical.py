@@ -11,14 +11,14 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Stopwatch
-from riftcli.data.classes import match_classes
-from riftcli.data.reading import sift
 from riftcli.data.split import Split
+from riftcli.data.splits import fingerprint
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
-from riftcli.evaluation.data_sets import EvalData, list_split
+from riftcli.evaluation.data_sets import EvalData, matched_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional import clinical
+from riftcli.functional.intervals import percentile_interval
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import ResultTable, Row
 
@@ -43,7 +43,8 @@ class Clinical:
     plot: ClassVar[str] = "riftcli.report.plots.clinical:plot_clinical"
 
     def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
-        """Rows: model, class, rule (`0.5` or `validation`), threshold, measure, value, low, high. Further tables: roc, pr, net.
+        """Rows: model, class, rule (`0.5` or `validation`), threshold, measure, value, low, high; further tables roc, pr and
+        net_benefit. Numbers are computed on rank 0 alone.
 
         Raises UsageError for a model without classes, or a group that the data does not have.
         """
@@ -51,28 +52,49 @@ class Clinical:
         rows: list[Row] = []
         entries = []
         tables: dict[str, list[Row]] = {"roc": [], "pr": [], "net_benefit": []}
-        groups_of: dict[str, str] = {}
+        units: dict[str, str] = {}
         for candidate in candidates:
             loaded = candidate.load(encoder.device)
             if not loaded.classes:
                 raise UsageError(f"{candidate.label}: its folder names no classes, so there is nothing to diagnose")
             entries.append(candidate.entry(loaded))
+            held = _validation(candidate, loaded, encoder)
             for source in data:
-                split, scores, positive = _scored(loaded, source, self.split, encoder)
-                column, members = self._groups(split, source)
-                groups_of[source.name] = column or "image"
-                chosen = self._thresholds(loaded, source, encoder)
-                place = {"model": candidate.label, "group": candidate.group, "data": source.name, "split": split.name}
-                weights = clinical.group_weights(members, self.draws, self.seed)
-                rows += [{**place, **row} for row in _overall(scores, positive, weights, loaded.task == "multiclass")]
-                for c, name in enumerate(loaded.classes):
-                    one = {**place, "class": name}
-                    rows += [{**one, **row} for row in _of_class(scores[:, c], positive[:, c], weights, chosen[c])]
-                    for key, points in _curves(scores[:, c], positive[:, c]).items():
-                        tables[key] += [{**one, **point} for point in points]
-        settings = {"split": self.split, "drawn": groups_of, "draws": self.draws, "seed": self.seed, "level": 0.95}
+                seen = _scored(loaded, source, self.split, encoder)
+                column, members = self._groups(seen.split, source)
+                units[source.name] = column or "image"
+                if not dist.is_main():
+                    continue
+                place = {"model": candidate.label, "group": candidate.group, "data": source.name, "split": seen.split.name}
+                # a threshold that these very images chose says nothing about others
+                chosen = _thresholds(None if held is None or fingerprint(held.split) == fingerprint(seen.split) else held, seen)
+                rows += [{**place, **row} for row in self._rows(seen, members, chosen)]
+                for c, name in enumerate(seen.split.classes):
+                    for key, points in _curves(seen.scores[:, c], seen.positive[:, c]).items():
+                        tables[key] += [{**place, "class": name, **point} for point in points]
+        settings = {"split": self.split, "drawn": units, "draws": self.draws, "seed": self.seed, "level": 0.95}
         env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
         return ResultTable("clinical", settings, entries, rows, env, tables, clock.seconds)
+
+    def _rows(self, seen: Scored, members: np.ndarray, chosen: Sequence[float | None]) -> list[Row]:
+        """All rows of a model on a set, from one pass over the draws."""
+        counts = [
+            {rule: clinical.counts_at(seen.scores[:, c], seen.positive[:, c], threshold) for rule, threshold in rules.items()}
+            for c, rules in enumerate(_rules(chosen))
+        ]
+        right = seen.positive[np.arange(len(seen.scores)), seen.scores.argmax(1)].astype("float64")
+        parts = []
+        for weights in clinical.group_weights(members, self.draws, self.seed):
+            of_class = [clinical.weighted_auroc(*pair, weights) for pair in zip(seen.scores.T, seen.positive.T, strict=True)]
+            sums = [{rule: weights @ own for rule, own in by_rule.items()} for by_rule in counts]
+            parts.append((np.stack(of_class, 1), sums, weights @ right / weights.sum(1)))
+        auroc = np.concatenate([part[0] for part in parts])  # (draws, C)
+        rows = _overall(seen, auroc, np.concatenate([part[2] for part in parts]), right)
+        for c, name in enumerate(seen.split.classes):
+            drawn = {rule: np.concatenate([part[1][c][rule] for part in parts]) for rule in counts[c]}
+            thresholds = _rules(chosen)[c]
+            rows += _of_class(name, seen.scores[:, c], seen.positive[:, c], auroc[:, c], thresholds, counts[c], drawn)
+        return rows
 
     def _groups(self, split: Split, source: EvalData) -> tuple[str, np.ndarray]:
         """(the column that is drawn by, or an empty text; the group of every image, numbered from 0)."""
@@ -84,62 +106,86 @@ class Clinical:
         values = split.groups[column] if column else split.ids
         return column, np.unique(values, return_inverse=True)[1]
 
-    def _thresholds(self, loaded: LoadedModel, source: EvalData, encoder: Encoder) -> list[float | None]:
-        """Of every class, chosen on validation; None where there is no validation split, or none of a kind in it."""
-        if source.data.val is None:
-            return [None] * len(loaded.classes)
-        _, scores, positive = _scored(loaded, source, "val", encoder)
-        return [clinical.youden_threshold(scores[:, c], positive[:, c]) for c in range(len(loaded.classes))]
+
+@dataclass(frozen=True)
+class Scored:
+    """A split, probabilities (N, C), and which classes each image has (N, C) bool."""
+
+    split: Split
+    scores: np.ndarray
+    positive: np.ndarray
 
 
-def _scored(loaded: LoadedModel, source: EvalData, name: str, encoder: Encoder) -> tuple[Split, np.ndarray, np.ndarray]:
-    """(the split, probabilities (N, C), which classes each image has (N, C) bool)."""
-    whole = list_split(source, name)
-    split = match_classes(whole, loaded.classes, source.data.rules.allow_missing_classes)
-    split, _ = sift(split, source.input, encoder.console)
+def _scored(loaded: LoadedModel, source: EvalData, name: str, encoder: Encoder) -> Scored:
+    split, _ = matched_split(source, name, loaded.classes, encoder.console)
     logits = encoder.encode(loaded, split, source.input, split.name).logits.double()
     multiclass = split.task == "multiclass"
     shares = (logits.softmax(1) if multiclass else logits.sigmoid()).cpu().numpy()
     truth = torch.from_numpy(split.targets)
     classes = torch.nn.functional.one_hot(truth.long(), len(loaded.classes)) if multiclass else truth
-    return split, shares, classes.numpy().astype(bool)
+    return Scored(split, shares, classes.numpy().astype(bool))
+
+
+def _validation(candidate: Candidate, loaded: LoadedModel, encoder: Encoder) -> Scored | None:
+    """The validation split of the model's own run, which thresholds are chosen on; None where there is none."""
+    if not candidate.has_data or candidate.recipe.data.val is None:
+        return None
+    return _scored(loaded, EvalData.of_run(candidate), "val", encoder)
+
+
+def _thresholds(held: Scored | None, seen: Scored) -> list[float | None]:
+    """Of every class; None without validation images of both kinds."""
+    if held is None:
+        return [None] * seen.scores.shape[1]
+    return [clinical.youden_threshold(held.scores[:, c], held.positive[:, c]) for c in range(held.scores.shape[1])]
+
+
+def _rules(chosen: Sequence[float | None]) -> list[dict[str, float]]:
+    """Of every class: rule -> threshold."""
+    return [{"0.5": 0.5} | ({} if value is None else {"validation": value}) for value in chosen]
 
 
 def _row(measure: str, value: float | None, drawn: np.ndarray, **about: Any) -> Row:
     known = value is not None and np.isfinite(value)
-    low, high = clinical.interval(drawn) if known else (None, None)
+    low, high = percentile_interval(drawn) if known else (None, None)
     return {**about, "measure": measure, "value": float(value) if known and value is not None else None, "low": low, "high": high}
 
 
-def _overall(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, multiclass: bool) -> list[Row]:
-    """Accuracy of the likeliest class (of single labels), and the mean AUROC over the classes that have one."""
-    about = {"class": OVERALL, "rule": "", "threshold": None, "positives": int(positive.sum()), "negatives": None}
-    found = []
-    if multiclass:
-        right = positive[np.arange(len(scores)), scores.argmax(1)].astype("float64")
-        found.append(_row("accuracy", right.mean(), weights @ right / weights.sum(1), **about))
-    ones = np.ones((1, len(scores)))
-    values = [clinical.weighted_auroc(scores[:, c], positive[:, c], ones)[0] for c in range(scores.shape[1])]
+def _overall(seen: Scored, auroc: np.ndarray, accuracy: np.ndarray, right: np.ndarray) -> list[Row]:
+    """Accuracy of the likeliest class (of single labels), and the mean AUROC over the classes that have one; auroc (draws, C)."""
+    about = {"class": OVERALL, "rule": "", "threshold": None, "positives": int(seen.positive.sum()), "negatives": None}
+    rows = [_row("accuracy", right.mean(), accuracy, **about)] if seen.split.task == "multiclass" else []
+    values = [_auroc(seen.scores[:, c], seen.positive[:, c]) for c in range(seen.scores.shape[1])]
     defined = [c for c, value in enumerate(values) if np.isfinite(value)]
     if defined:
-        drawn = np.stack([clinical.weighted_auroc(scores[:, c], positive[:, c], weights) for c in defined])
-        found.append(_row("auroc", float(np.mean([values[c] for c in defined])), drawn.mean(0), **about))
-    return found
+        own = auroc[:, defined]
+        # a draw without a rare class is the mean over the others, as the number itself is
+        known = np.isfinite(own)
+        means = np.where(known.any(1), np.where(known, own, 0.0).sum(1) / known.sum(1).clip(1), np.nan)
+        rows.append(_row("auroc", float(np.mean([values[c] for c in defined])), means, **about))
+    return rows
 
 
-def _of_class(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, chosen: float | None) -> list[Row]:
-    """One class against the others."""
+def _auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    return float(clinical.weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
+
+
+def _of_class(
+    name: str,
+    scores: np.ndarray,
+    positive: np.ndarray,
+    auroc: np.ndarray,
+    thresholds: dict[str, float],
+    counts: dict[str, np.ndarray],
+    drawn: dict[str, np.ndarray],
+) -> list[Row]:
+    """One class against the others; counts: rule -> (N, 4), drawn: rule -> sums of them (draws, 4)."""
     sizes = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
-    free = {"rule": "", "threshold": None, **sizes}
-    auroc = clinical.weighted_auroc(scores, positive, np.ones((1, len(scores))))[0]
-    rows = [_row("auroc", auroc, clinical.weighted_auroc(scores, positive, weights), **free)]
-    for rule, threshold in (("0.5", 0.5), ("validation", chosen)):
-        if threshold is None:
-            continue
-        counts = clinical.counts_at(scores, positive, threshold)
-        values, drawn = clinical.rates(counts.sum(0)), clinical.rates(weights @ counts)
-        about = {"rule": rule, "threshold": threshold, **sizes}
-        rows += [_row(name, float(values[name]), drawn[name], **about) for name in clinical.RATES]
+    rows = [_row("auroc", _auroc(scores, positive), auroc, **{"class": name, "rule": "", "threshold": None, **sizes})]
+    for rule, threshold in thresholds.items():
+        values, again = clinical.rates(counts[rule].sum(0)), clinical.rates(drawn[rule])
+        about = {"class": name, "rule": rule, "threshold": threshold, **sizes}
+        rows += [_row(measure, float(values[measure]), again[measure], **about) for measure in clinical.RATES]
     return rows
 
 

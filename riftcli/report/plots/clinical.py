@@ -26,11 +26,11 @@ def plot_clinical(report: Path, table: ResultTable, candidates: Sequence[Any]) -
     found = read_json(report)
     if not found.get("roc"):
         return []
-    model = found["roc"][0]["model"]
-    classes = list(dict.fromkeys(row["class"] for row in found["roc"]))[:MOST]
+    first = (found["roc"][0]["model"], found["roc"][0]["data"])  # of several models or sets, the first one is drawn
+    classes = list(dict.fromkeys(row["class"] for row in found["roc"] if (row["model"], row["data"]) == first))[:MOST]
     figure, axes = subplots(1, 3, figsize=(14, 4.4))
     for axis, (name, (x, y, x_label, y_label)) in zip(axes, CURVES.items(), strict=True):
-        rows = [row for row in found[name] if row["model"] == model]
+        rows = [row for row in found[name] if (row["model"], row["data"]) == first]
         for place, label in enumerate(classes):
             own = [row for row in rows if row["class"] == label]
             axis.plot([row[x] for row in own], [row[y] for row in own], color=f"C{place}", lw=1.4, label=label)
@@ -39,7 +39,7 @@ def plot_clinical(report: Path, table: ResultTable, candidates: Sequence[Any]) -
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.25)
     axes[0].plot([0, 1], [0, 1], ":", color="0.6", lw=1)
-    best = max(row["net_benefit"] for row in found["net_benefit"] if row["model"] == model)
+    best = max(row["net_benefit"] for row in found["net_benefit"] if (row["model"], row["data"]) == first)
     axes[2].set(ylim=(-0.05, max(0.05, best) * 1.1), title="dotted: everybody is treated; 0: nobody")
     axes[2].axhline(0, color="0.6", lw=1)
     axes[0].legend(fontsize=7, title="class against the others", title_fontsize=7)

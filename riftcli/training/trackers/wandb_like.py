@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from riftcli.errors import EnvironmentError
+from riftcli.runs.folder import read_run
 
 PROJECT = "riftcli"
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """A run of project `riftcli`, called as its folder is. Its id is that of the folder, so that a resumed run continues its
-    curves. Where it goes (server, offline) is said by the module's own environment variables, e.g. WANDB_MODE=offline.
+    """A run of project `riftcli`, called as its folder is. Its id is made of where and when it began, so that a resumed run
+    continues its curves. Where it goes (server, offline) is said by wandb's own environment variables, e.g. WANDB_MODE=offline.
     """
 
     def require(self) -> None:
@@ -53,12 +55,14 @@ class Session:
     """A run that a module with wandb's interface has begun."""
 
     def __init__(self, library: Any, run: Path, settings: dict[str, Any], step: int) -> None:
-        place = run.resolve()
+        place, begun = run.resolve(), read_run(run)
+        # the same when the run is resumed; another for what stands in its place later, or at the same place of another machine
+        identity = repr([str(place), platform.node(), begun.get("created"), begun.get("pid")])
         wanted = {
             "project": PROJECT,
             "name": place.name,
             "config": settings,
-            "id": hashlib.sha256(str(place).encode()).hexdigest()[:16],
+            "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
             "resume": "allow" if step else None,
             "dir": str(run),
         }
