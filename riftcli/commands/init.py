@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from riftcli.data.splits import Splits
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
+SHOWN = 3  # lines on what was found; the recipe has them all
 MODEL = "vit_small_patch14_dinov2.lvd142m"  # small enough for a CPU, and what most papers here start from
 
 
@@ -49,9 +50,12 @@ def init(
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
-    for line in _lines(found, splits):
+    for line in _lines(found, splits, SHOWN):
         note_line(line)
-    note_line(f"recipe: {target} ({checked.component_name('adapter')} + {checked.component_name('regularizer')} on {model})")
+    more = f"; {len(found.facts) - SHOWN} more lines on the data at its top" if len(found.facts) > SHOWN else ""
+    note_line(
+        f"recipe: {target} ({checked.component_name('adapter')} + {checked.component_name('regularizer')} on {model}){more}"
+    )
     if problem is not None:
         raise problem
     note_line(f"next: rift finetune --recipe {target}")
@@ -87,7 +91,7 @@ def _draft(found: Discovery, name: str, place: Path, model: str, method: str) ->
     except DataError as error:
         problem = error
     title = f"{name}: {place.name}, as `rift init` found it."
-    return draft(name, title, _lines(found, splits), section, size, model, method), splits, problem
+    return draft(name, title, _lines(found, splits, len(found.facts)), section, size, model, method), splits, problem
 
 
 def _parsed(section: dict[str, Any]) -> Any:
@@ -102,9 +106,9 @@ def _objective(section: dict[str, Any]) -> dict[str, str]:
     return {"name": "bce" if multilabel else "cross_entropy"}
 
 
-def _lines(found: Discovery, splits: Splits | None) -> list[str]:
-    """At most five lines on what was found."""
-    lines = list(found.facts[:3])
+def _lines(found: Discovery, splits: Splits | None, count: int) -> list[str]:
+    """The first `count` lines on what was found, and two on the images and classes."""
+    lines = list(found.facts[:count])
     if splits is not None:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.named().items())
         cut_parts = [name for name, spec in found.splits.items() if isinstance(spec, dict)]

@@ -59,8 +59,11 @@ def remove(
     import sys
 
     from riftcli.console import note_line
-    from riftcli.runs.listing import remove_run
+    from riftcli.runs.listing import check_removable, remove_run
 
+    runs = list(dict.fromkeys(runs))
+    for run in runs:  # all of them before the first is gone
+        check_removable(run, keep_best)
     if not keep_best and not yes:
         if not sys.stdin.isatty():
             raise UsageError("runs rm deletes whole runs: say --yes, or --keep-best to keep their best weights and reports")

@@ -17,7 +17,7 @@ GROUPS = {"patient": "PatientID", "study": "StudyInstanceUID"}  # what a header 
 
 
 def read_dicom(path: Path) -> Image.Image:
-    """One frame as 8-bit RGB or grey, as a viewer shows it first; raise DataError.
+    """One frame as 8-bit RGB or grey, as a viewer shows it first; raise DataError, or EnvironmentError without a decoder.
 
     Stored values -> modality LUT (rescale) -> VOI LUT or window of the header (else the range of the values) -> 0..255;
     MONOCHROME1 is inverted, YBR and palette colours become RGB (DICOM PS3.3 C.11, PS3.4 N.2).
@@ -42,6 +42,11 @@ def read_dicom(path: Path) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # pydicom raises nearly every kind for a damaged file, or one it cannot decompress
+        if "missing dependencies" in str(error):
+            raise EnvironmentError(
+                f"{path}: compressed as {header.file_meta.TransferSyntaxUID.name}, for which there is no decoder here: "
+                "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+            ) from error
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: unreadable DICOM file ({text[:200]}); replace it or take it out of the split") from error
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from riftcli import catalog
-from riftcli.data.discover_table import infer_table, tables_in
-from riftcli.data.discovery import Discovery, split_of, with_cuts
-from riftcli.data.folders import ignored_text, images_below, unusual
+from riftcli.data.datasets.image_folder import group_names, same_inside
+from riftcli.data.discover_table import NamesNoImages, infer_table, tables_in
+from riftcli.data.discovery import Discovery, with_cuts
+from riftcli.data.folders import holds_images, ignored_text, images_below, split_of, unusual, visible_folders
+from riftcli.data.images import EXTENSIONS
 from riftcli.data.split import Split
 from riftcli.errors import DataError
 
@@ -25,6 +27,8 @@ LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     ("iwildcam", {}),
     ("fmow", {}),
 ]
+DEPTH = 4  # folders with nothing in them but one folder, as archives have when they are unpacked
+GROUPS_PER_CLASS = 5  # with fewer, what files have in common names their class rather than a patient or slide
 
 
 def discover(path: Path, answers: dict[str, str] | None = None) -> Discovery:
@@ -36,29 +40,42 @@ def discover(path: Path, answers: dict[str, str] | None = None) -> Discovery:
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
         return with_cuts(infer_table(path.parent, [path], answers or {}))
+    root = _descend(path)
     for name, fields in LAYOUTS:
-        found = _layout(path, name, fields)
+        found = _layout(root, name, fields)
         if found is not None:
             return with_cuts(found)
-    tables = tables_in(path)
-    folder = _class_folder(path)
+    tables, classes = tables_in(root), _has_class_folders(root)
     if tables:  # folders beside a table that names their images are no classes
         try:
-            return with_cuts(infer_table(path, tables, answers or {}))
-        except DataError:
-            if folder is None:
+            return with_cuts(infer_table(root, tables, answers or {}))
+        except NamesNoImages:
+            if not classes:
                 raise
-    if folder is not None:
-        found = _class_folders(folder)
+    if classes:
+        found = _class_folders(root)
         beside = [f"tables beside the class folders are not read: {', '.join(t.name for t in tables)}"] if tables else []
-        return with_cuts(replace(found, facts=[*found.facts, *beside]))
-    images, _ = images_below(path)
+        return with_cuts(replace(found, facts=[found.facts[0], *beside, *found.facts[1:]]))
+    images, _ = images_below(root)
     if images:
         raise DataError(
-            f"{path}: {len(images)} images and nothing that says what they show; put them into one folder per class, or beside a "
+            f"{root}: {len(images)} images and nothing that says what they show; put them into one folder per class, or beside a "
             "table (CSV) with their names and labels"
         )
-    raise DataError(f"{path}: no images, no class folders, no table (CSV) in it; which folder holds the data?")
+    raise DataError(f"{root}: no images, no class folders, no table (CSV) in it; which folder holds the data?")
+
+
+def _descend(path: Path) -> Path:
+    """The folder below `path` where something begins, past folders that hold one folder and nothing else to look at."""
+    for _ in range(DEPTH):
+        inner = visible_folders(path)
+        alone = len(inner) == 1 and not split_of(inner[0].name) and not tables_in(path)
+        if not alone or not visible_folders(inner[0]) and not tables_in(inner[0]):
+            return path
+        if any(p.suffix.lower() in EXTENSIONS for p in path.iterdir()):
+            return path
+        path = inner[0]
+    return path
 
 
 def _layout(root: Path, name: str, fields: dict[str, Any]) -> Discovery | None:
@@ -79,54 +96,58 @@ def _layout(root: Path, name: str, fields: dict[str, Any]) -> Discovery | None:
     return Discovery(name, {"root": str(root), **fields}, splits, [f"laid out as {what}"], groups)
 
 
-def _class_folder(path: Path) -> Path | None:
-    """The folder that holds split or class folders: `path`, or the only one in it (an archive that was unpacked)."""
-    for _ in range(3):
-        inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
-        if len(inner) != 1 or split_of(inner[0].name):
-            holds = [p for p in inner if any(images_below(p))]
-            return path if len(holds) > 1 or (holds and split_of(holds[0].name)) else None
-        path = inner[0]
-    return None
+def _has_class_folders(root: Path) -> bool:
+    """True where class folders, or split folders with some, lie in `root`."""
+    holds = [p for p in visible_folders(root) if holds_images(p)]
+    return len(holds) > 1 or any(split_of(p.name) for p in holds)
 
 
 def _class_folders(root: Path) -> Discovery:
     """Class folders, below split folders or not; images by patient where they are DICOM files, else by folder or name."""
-    inner = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
-    splits = {key: name for name in inner if (key := split_of(name))}
-    if "train" not in splits and splits:
-        raise DataError(f"{root}: split folders ({', '.join(inner)}), none to train on; expected {root}/train/<class>/<image>")
-    given = splits or {"train": "all"}
-    top = root if not splits else root / splits["train"]
+    inner = visible_folders(root)
+    named = ", ".join(p.name for p in inner[:6]) + ", ..." * (len(inner) > 6)
+    splits: dict[str, Any] = {key: p.name for p in inner if (key := split_of(p.name))}
+    if splits and "train" not in splits:
+        raise DataError(f"{root}: split folders ({named}), none to train on; expected {root}/train/<class>/<image>")
+    same = [] if splits else same_inside(inner)
+    if same:
+        raise DataError(
+            f"{root}: its folders ({named}) all hold the same ones ({', '.join(same[:6])}): they look like splits or folds, not "
+            f"like classes; call the one to train on {root}/train"
+        )
+    top = root / splits["train"] if splits else root
     images, ignored = images_below(top)
-    facts = [
-        f"class folders in {root}" + (f" below {', '.join(splits.values())}" if splits else ", without splits"),
-        f"files: {', '.join(f'{n} {suffix}' for suffix, n in Counter(p.suffix.lower() for p in images).most_common())}",
-    ]
+    facts = [f"class folders in {root}" + (f" below {', '.join(splits.values())}" if splits else ", without splits")]
     if unusual(ignored):
         facts.append(f"not read: {ignored_text(unusual(ignored))}")
+    facts.append(f"files: {ignored_text(Counter(p.suffix.lower() for p in images))}")
     fields: dict[str, Any] = {"root": str(root)}
     group = _grouping(images, top)
     if group:
         fields["group_by"] = group
-    return Discovery("image_folder", fields, given, facts, (group,) if group else ())
+    return Discovery("image_folder", fields, splits or {"train": "all"}, facts, (group,) if group else ())
 
 
 def _grouping(images: list[Path], folder: Path) -> str | None:
     """What keeps images together that show the same patient or slide; None where nothing tells."""
-    from riftcli.data.datasets.image_folder import group_names
     from riftcli.data.dicom import SUFFIXES
 
     candidates = ["folder", "name"]
     if images and all(path.suffix.lower() in SUFFIXES for path in images):
         candidates = ["patient", "study"]
+    classes = [path.relative_to(folder).parts[0] for path in images]
     for how in candidates:
         try:
             names = group_names(images, how, folder)
         except DataError:
             continue
         count = len(set(names))
-        # a name that nearly every image has alone, or that hardly any two differ in, says nothing
-        if 10 <= count <= 0.7 * len(images) or (how in ("patient", "study") and 5 <= count < len(images)):
+        if how in ("patient", "study"):
+            if 5 <= count < len(images):
+                return how
+            continue
+        # a name that nearly every image has alone says nothing; one that a class has alone is the class (Abyssinian_12.jpg)
+        per_class = Counter(of for of, _ in set(zip(classes, names, strict=True)))
+        if count <= 0.7 * len(images) and min(per_class.values(), default=0) >= GROUPS_PER_CLASS:
             return how
     return None

@@ -9,23 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli.data.discovery import SPLITS, Discovery, Question
+from riftcli.data.discovery import Discovery, Question
+from riftcli.data.folders import SPLITS
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import read_csv
 from riftcli.errors import DataError
 
-TABLES = (".csv", ".tsv", ".txt")
+TABLES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t", "|")
 LABEL_NAMES = (
     "label", "labels", "class", "classes", "category", "target", "diagnosis", "dx", "finding", "findings", "y", "level", "grade",
     "species", "breed",
 )  # fmt: skip
-GROUP = re.compile(r"(patient|subject|person|participant|animal|lesion|slide|case|study|eye|specimen)", re.IGNORECASE)
-SPLIT_VALUES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-SAMPLE = 400  # rows that are looked at
+GROUP_NAMES = {"patient", "subject", "person", "participant", "animal", "lesion", "slide", "case", "study", "eye", "specimen"}
+OF_IDS = {"id", "ids", "no", "nr", "number", "code", "key", "uid", "instance", "anonymized", "anonymised", "pseudo", "unique"}
+NO_PICTURES = re.compile(r"mask|seg|annot|label|truth|_gt|heat", re.IGNORECASE)  # folders of images with the same names
+SPLIT_VALUES = {name for names in SPLITS.values() for name in names}
+SAMPLE = 400  # rows that are looked at for what a column means
 MOST_FILES = 300_000  # below the root, when names are sought
 FLAGS = {"0", "1", "0.0", "1.0"}
 UNCERTAIN = {"-1", "-1.0", ""}
+
+
+class NamesNoImages(DataError):
+    """A table without a column that names images."""
 
 
 @dataclass(frozen=True)
@@ -47,52 +54,64 @@ class Table:
         rows = [[cell.strip() for cell in cells] for _, cells in lines if len(cells) == len(header)]
         return cls(path, delimiter, header, [dict(zip(header, row, strict=True)) for row in rows])
 
-    def values(self, column: str) -> list[str]:
-        """A sample of the cells of a column, evenly spaced; empty ones too."""
+    def sample(self, column: str) -> list[str]:
+        """Some cells of a column that are not empty, evenly spaced."""
         step = max(1, len(self.rows) // SAMPLE)
-        return [row[column] for row in self.rows[::step]]
+        return [row[column] for row in self.rows[::step] if row[column]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """How a column names images. way: absolute | path (below root) | name | stem."""
+
+    column: str
+    way: str
+    root: Path
+    share: float
 
 
 def tables_in(folder: Path) -> list[Path]:
     """Tables right in a folder, without those of predictions to be handed in."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES and p.is_file() and not p.name.startswith("."))
-    return [p for p in found if p.suffix.lower() != ".txt" and "submission" not in p.name.lower()]
+    return [p for p in found if "submission" not in p.name.lower()]
 
 
 def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Discovery:
-    """The `csv_table` section for these tables; raise DataError where no column names images or none holds labels."""
+    """The `csv_table` section for these tables.
+
+    Raises NamesNoImages where no column names images, and DataError where none holds labels.
+    """
     facts: list[str] = []
-    questions: list[Question] = []
     tables = _by_split([Table.read(path) for path in paths], facts)
     first = tables.get("train") or next(iter(tables.values()))
     if not first.rows:
-        raise DataError(f"{first.path}: no rows below the header")
+        raise NamesNoImages(f"{first.path}: no rows below the header")
+    named = answers.get("label_column")
+    if named is not None and named not in first.header:
+        raise DataError(f"{first.path}: no column '{named}'; it has: {', '.join(first.header)}")
     index = _files_below(root)
-    fields: dict[str, Any] = {"root": str(root)}
-    image_column, place = _image_column(first, root, index, facts)
-    fields |= place
-    split_column = _split_column(first, image_column) if len(tables) == 1 else None
-    groups = _group_columns(first, {image_column, split_column})
-    taken = {image_column, split_column, *groups}
-    labels, found = _labels(first, taken, answers)
+    images = _image_column(first, root, index)
+    split_column = _split_column(first, {images.column, named}) if len(tables) == 1 else None
+    groups = _group_columns(first, {images.column, split_column, named}, facts)
+    labels, questions = _labels(first, {images.column, split_column, *groups} - {named}, named, facts)
+    columns = {images.column, *groups, *(labels.get("label_columns") or [labels["label_column"]])}
+    tables = {key: table for key, table in tables.items() if table is first or columns <= set(table.header)}
+    fields: dict[str, Any] = {"root": str(images.root)}
+    fields |= _places(images, [row[images.column] for table in tables.values() for row in table.rows], index, facts)
     fields |= labels
-    questions += found
-    tables = {key: table for key, table in tables.items() if table is first or _labelled(table, labels)}
-    splits = _splits(tables, split_column, root, fields)
+    splits = _splits(tables, split_column, images.root, fields)
     if first.delimiter != ",":
         fields["delimiter"] = first.delimiter
     if groups:
         fields["group_columns"] = groups
+        facts.insert(0, f"{groups[0]} is kept whole: no one of them is in two splits")
+    if questions:
+        facts.insert(0, f"could also be the label: {', '.join(questions[0].others[:5])} (rift init --label COLUMN)")
     one = labels.get("label_column")
     what = f"label_column {one}" if one else f"{len(labels['label_columns'])} label columns"
-    facts.insert(0, f"table {first.path.name}: {len(first.rows)} rows; image_column {image_column}, {what}")
-    if "uncertain" in labels:
-        facts.append("cells of -1 (uncertain) are taken as 0: set data.uncertain to one for the other reading")
-    if split_column:
-        facts.append(f"splits by column {split_column}: {', '.join(splits.values())}")
-    if groups:
-        facts.append(f"{groups[0]} is kept whole: no one of them is in two splits")
-    return Discovery("csv_table", fields, splits, facts, tuple(groups[:1]), tuple(questions))
+    whole = f"table {first.path.name}: {len(first.rows)} rows; image_column {images.column}, {what}"
+    by = [f"splits by column {split_column}: {', '.join(splits.values())}"] if split_column else []
+    return Discovery("csv_table", fields, splits, [whole, *by, *facts], tuple(groups[:1]), tuple(questions))
 
 
 def _by_split(tables: list[Table], facts: list[str]) -> dict[str, Table]:
@@ -118,11 +137,16 @@ def _by_split(tables: list[Table], facts: list[str]) -> dict[str, Table]:
     return named if len(named) > 1 else {"all": named["train"]}
 
 
-def _files_below(root: Path) -> dict[str, list[str]]:
-    """File name in lower case, with and without its suffix -> folders below root that have one; images only."""
-    found: dict[str, list[str]] = {}
-    count = 0
-    for folder, inner, names in os.walk(root):
+def _files_below(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """Name in lower case, with and without its suffix -> (folder below root, suffix) of images with it; links are followed."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    count, seen = 0, set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up
+            inner.clear()
+            continue
+        seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
         place = os.path.relpath(folder, root)
         for name in names:
@@ -130,116 +154,171 @@ def _files_below(root: Path) -> dict[str, list[str]]:
             if suffix.lower() in EXTENSIONS:
                 count += 1
                 for key in {name.lower(), stem.lower()}:
-                    found.setdefault(key, []).append(place)
+                    found.setdefault(key, []).append((place, suffix))
         if count > MOST_FILES:
             break
     return found
 
 
-def _image_column(table: Table, root: Path, index: dict[str, list[str]], facts: list[str]) -> tuple[str, dict[str, Any]]:
-    """(the column whose cells name most images, the fields that say where these lie)."""
-    best: tuple[float, str, str] = (0.0, "", "")
+def _image_column(table: Table, root: Path, index: dict[str, list[tuple[str, str]]]) -> Images:
+    """The column whose cells name most images, in whichever way."""
+    best = Images("", "", root, 0.0)
+    above, own = Path(os.path.abspath(root)).parent, os.path.basename(os.path.abspath(root))
     for column in table.header:
-        cells = [cell for cell in table.values(column) if cell]
-        if len(set(cells)) < max(2, 0.5 * len(cells)):
+        cells = table.sample(column)
+        if not cells or len(set(cells)) < max(2, 0.5 * len(cells)):
             continue
+        known = [cell for cell in cells if cell.lower() in index]
+        suffixed = sum(os.path.splitext(cell)[1].lower() in EXTENSIONS for cell in known)
         ways = {
-            "absolute": sum(cell.startswith("/") and Path(cell).is_file() for cell in cells),
-            "path": sum("/" in cell and (root / cell).is_file() for cell in cells),
-            "name": sum(os.path.splitext(cell)[1].lower() in EXTENSIONS and cell.lower() in index for cell in cells),
-            "stem": sum(os.path.splitext(cell)[1].lower() not in EXTENSIONS and cell.lower() in index for cell in cells),
+            ("absolute", root): sum(cell.startswith("/") and os.path.isfile(cell) for cell in cells),
+            ("path", root): sum("/" in cell and os.path.isfile(root / cell) for cell in cells),
+            # CheXpert's table lies in the folder that its paths begin with
+            ("path", above): sum(cell.startswith(f"{own}/") and os.path.isfile(above / cell) for cell in cells),
+            ("name", root): suffixed,
+            ("stem", root): len(known) - suffixed,
         }
-        way = max(ways, key=ways.__getitem__)
-        share = ways[way] / max(1, len(cells))
-        if share > best[0]:
-            best = (share, column, way)
-    share, column, way = best
-    if share < 0.5:
-        example = table.rows[0]
-        raise DataError(
-            f"{table.path}: no column names images below {root} (looked for {', '.join(EXTENSIONS[:3])}, ...); its first row is "
-            f"{', '.join(f'{key}={value[:30]}' for key, value in list(example.items())[:6])}; give the folder that holds both"
-        )
-    cells = [cell for cell in table.values(column) if cell]
-    if share < 1:
-        facts.append(f"about {100 * (1 - share):.0f} % of the rows name an image that is not there")
-    fields: dict[str, Any] = {} if column == "image" else {"image_column": column}
-    if way == "absolute":
-        return column, {**fields, "images": "absolute"}
-    if way == "path":
-        return column, fields
-    folders = Counter(place for cell in cells for place in index.get(cell.lower(), []))
-    wanted = [place for place, _ in folders.most_common()]
-    if wanted != ["."]:
-        fields["images"] = wanted
-    if way == "stem":
-        fields["image_suffix"] = _suffix(root, wanted, cells)
-    return column, fields
+        way, place = max(ways, key=ways.__getitem__)
+        share = ways[way, place] / len(cells)
+        if share > best.share:
+            best = Images(column, way, place, share)
+    if best.share < 0.5:
+        raise NamesNoImages(f"{table.path}: no column names images below {root} {_instead(table, root)}")
+    return best
 
 
-def _suffix(root: Path, folders: list[str], cells: list[str]) -> str:
-    """The suffix that most of the ids lack."""
-    counts: Counter[str] = Counter()
-    for cell in cells[:50]:
-        for folder in folders:
-            for suffix in (*EXTENSIONS, *(s.upper() for s in EXTENSIONS)):
-                if (root / folder / f"{cell}{suffix}").is_file():
-                    counts[suffix] += 1
-    return counts.most_common(1)[0][0]
+def _instead(table: Table, root: Path) -> str:
+    """What the table has instead of names, and what helps."""
+    for column in table.header:
+        cells = [cell for cell in table.sample(column) if cell.count("/") > 0]
+        below = sum(os.path.isfile(root / cell.partition("/")[2]) for cell in cells)
+        if cells and below > 0.5 * len(cells):
+            first = cells[0].partition("/")[0]
+            return f"as they stand: paths in column '{column}' begin with {first}/; call the folder {first}, not {root.name}"
+    row = ", ".join(f"{key}={value[:30]}" for key, value in list(table.rows[0].items())[:6])
+    return f"(looked for {', '.join(EXTENSIONS[:3])}, ...); its first row is {row}; give the folder that holds both"
 
 
-def _split_column(table: Table, image_column: str) -> str | None:
+def _places(images: Images, cells: list[str], index: dict[str, list[tuple[str, str]]], facts: list[str]) -> dict[str, Any]:
+    """The fields that say where the images of all rows lie."""
+    fields: dict[str, Any] = {} if images.column == "image" else {"image_column": images.column}
+    if images.share < 1:
+        facts.append(f"about {100 * (1 - images.share):.0f} % of the rows name an image that is not there")
+    if images.way == "absolute":
+        return {**fields, "images": "absolute"}
+    if images.way == "path":
+        return fields
+    found = [index[cell.lower()] for cell in cells if cell.lower() in index]
+    folders = _covering([{place for place, _ in places} for places in found])
+    if folders != ["."]:
+        fields["images"] = folders
+    several = sum(len({place for place, _ in places} & set(folders)) > 1 for places in found)
+    if several:
+        facts.append(f"{several} images are in more than one of {', '.join(folders)}: the first is taken")
+    if images.way == "stem":
+        suffixes = Counter(suffix for places in found for suffix in {suffix for place, suffix in places if place in folders})
+        fields["image_suffix"] = suffixes.most_common(1)[0][0]
+        if len(suffixes) > 1:
+            facts.append(f"images have several suffixes: {', '.join(f'{n} {s}' for s, n in suffixes.most_common())}")
+    return fields
+
+
+def _covering(places: list[set[str]]) -> list[str]:
+    """Few folders that have all images among them, the one with most images first; masks with the same names come last."""
+    counts = Counter(place for one in places for place in one)
+    order = sorted(counts, key=lambda place: (bool(NO_PICTURES.search(place)), -counts[place], place))
+    chosen: list[str] = []
+    left = places
+    for place in order:
+        without = [one for one in left if place not in one]
+        if len(without) < len(left):
+            chosen.append(place)
+            left = without
+    return chosen
+
+
+def _words(column: str) -> list[str]:
+    """`PatientID`, `patient_id`, `Patient ID` -> patient, id."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", column)]
+
+
+def _split_column(table: Table, taken: set[str | None]) -> str | None:
     for column in table.header:
         cells = {row[column].lower() for row in table.rows}
-        if column != image_column and len(cells) > 1 and cells <= SPLIT_VALUES and cells & {"train", "training"}:
+        if column not in taken and len(cells) > 1 and cells <= SPLIT_VALUES and cells & {"train", "training"}:
             return column
     return None
 
 
-def _group_columns(table: Table, taken: set[str | None]) -> list[str]:
+def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> list[str]:
     """Columns that name whose image it is, those with fewest values first: a patient has several lesions."""
     found = []
     for column in table.header:
+        words = _words(column)
+        if column in taken or not set(words) & GROUP_NAMES or not set(words) <= GROUP_NAMES | OF_IDS:
+            continue  # `Patient Age` names no patient
         cells = [row[column] for row in table.rows]
-        count = len(set(cells))
-        if column not in taken and GROUP.search(column) and all(cells) and 5 <= count < len(cells):
+        count, blank = len(set(cells)), cells.count("")
+        if not 5 <= count < len(cells):
+            continue
+        if blank:
+            facts.append(
+                f"{column} is empty in {blank} rows, so images are not kept together by it: fill it, and set group_columns"
+            )
+        else:
             found.append((count, column))
     return [column for _, column in sorted(found)]
 
 
-def _labels(table: Table, taken: set[str | None], answers: dict[str, str]) -> tuple[dict[str, Any], list[Question]]:
+def _labels(table: Table, taken: set[str | None], named: str | None, facts: list[str]) -> tuple[dict[str, Any], list[Question]]:
     """(the fields about labels, what was chosen among several)."""
     free = [column for column in table.header if column not in taken]
-    named = answers.get("label_column")
-    flags = [column for column in free if {row[column] for row in table.rows} <= FLAGS | UNCERTAIN]
-    if len(flags) > 1 and named is None and any({row[column] for row in table.rows} & UNCERTAIN for column in flags):
-        return {"label_columns": flags, "task": "multilabel", "uncertain": "zero"}, []
-    if len(flags) > 1 and named is None:
-        sums = {sum(float(row[column]) for column in flags) for row in table.rows}
-        return {"label_columns": flags, **({} if sums == {1.0} else {"task": "multilabel"})}, []
+    values = {column: {row[column] for row in table.rows} for column in free}
+    flags = [column for column in free if values[column] <= FLAGS | UNCERTAIN and values[column] & FLAGS]
     candidates = {}
     for column in free:
         cells = [row[column] for row in table.rows]
-        count = len(set(cells))
-        if all(cells) and 2 <= count <= max(2, min(1000, len(cells) // 2)) and not _measured(cells):
-            place = LABEL_NAMES.index(column.lower()) if column.lower() in LABEL_NAMES else len(LABEL_NAMES)
-            candidates[column] = (place, count)
-    if named is not None and named not in table.header:
-        raise DataError(f"{table.path}: no column '{named}'; it has: {', '.join(table.header)}")
-    if not candidates and named is None:
+        count = len(values[column])
+        if "" not in values[column] and 2 <= count <= max(2, min(1000, len(cells) // 2)) and not _measured(cells):
+            candidates[column] = (*_rank(column), count)
+    order = sorted(candidates, key=lambda column: candidates[column])
+    # several columns of 0 and 1 are the labels, unless another column is called so
+    called = next((column for column in order if column not in flags and _rank(column)[0] < len(LABEL_NAMES)), None)
+    if named is None and len(flags) > 1 and called is None:
+        return _flags(table, flags, values, facts), []
+    if named is None and called is not None and len(flags) > 1:
+        facts.append(
+            f"not taken for labels: {len(flags)} columns of 0 and 1 ({', '.join(flags[:4])}{', ...' * (len(flags) > 4)})"
+        )
+    if not order and named is None:
         raise DataError(
             f"{table.path}: no column looks like a label (a few values that come again and again); columns: {', '.join(free)}; "
             "name it with --label COLUMN"
         )
-    order = sorted(candidates, key=lambda column: candidates[column])
-    chosen = named or order[0]
-    questions = [Question("label_column", chosen, tuple(order[1:]))] if named is None and len(order) > 1 else []
+    chosen = named or called or order[0]
+    others = tuple(column for column in order if column != chosen)
+    questions = [Question("label_column", chosen, others)] if named is None and others else []
     cells = [row[chosen] for row in table.rows]
     separator = next((mark for mark in "|;" if sum(mark in cell for cell in cells) > 0.02 * len(cells)), None)
     if separator:
         names = sorted({part.strip() for cell in cells for part in cell.split(separator) if part.strip()})
         return {"label_column": chosen, "label_separator": separator, "task": "multilabel", "classes": names}, questions
-    return {"label_column": chosen, "classes": sorted(set(cells), key=_natural)}, questions
+    return {"label_column": chosen, "classes": sorted(set(cells) - {""}, key=_natural)}, questions
+
+
+def _rank(column: str) -> tuple[int, int]:
+    """How much a column is called like a label: (place among the names that labels have, number of other words)."""
+    words = _words(column)
+    places = [LABEL_NAMES.index(word) for word in words if word in LABEL_NAMES]
+    return (min(places, default=len(LABEL_NAMES)), len(words) - 1) if places else (len(LABEL_NAMES), 0)
+
+
+def _flags(table: Table, flags: list[str], values: dict[str, set[str]], facts: list[str]) -> dict[str, Any]:
+    if any(values[column] & UNCERTAIN for column in flags):
+        facts.append("cells of -1 (uncertain) are taken as 0: set data.uncertain to one for the other reading")
+        return {"label_columns": flags, "task": "multilabel", "uncertain": "zero"}
+    sums = {sum(float(row[column]) for column in flags) for row in table.rows}
+    return {"label_columns": flags, **({} if sums == {1.0} else {"task": "multilabel"})}
 
 
 def _measured(cells: list[str]) -> bool:
@@ -251,16 +330,11 @@ def _natural(text: str) -> tuple[Any, ...]:
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text))
 
 
-def _labelled(table: Table, labels: dict[str, Any]) -> bool:
-    columns = labels.get("label_columns") or [labels["label_column"]]
-    return set(columns) <= set(table.header)
-
-
 def _splits(tables: dict[str, Table], split_column: str | None, root: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """`train`, ... as a recipe says them; also sets `labels` and `split_column`."""
 
     def place(table: Table) -> str:
-        return str(table.path.relative_to(root))
+        return os.path.relpath(table.path, root)
 
     if split_column is None:
         fields["labels"] = {key: place(table) for key, table in tables.items()}

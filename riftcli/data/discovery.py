@@ -5,13 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from riftcli import catalog
-
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}  # what people call them
 HELD = {"val": 0.1, "test": 0.2}  # shares that are cut where there is no such split
 
 
@@ -27,7 +20,7 @@ class Question:
 @dataclass(frozen=True)
 class Discovery:
     """fields: of the data source, without defaults; splits: `train`, `val` and `test` as a recipe says them; facts: one line
-    each; groups: columns by which samples can be kept together; questions: what was chosen among several.
+    each, what matters most first; groups: columns that keep samples together; questions: what was chosen among several.
     """
 
     format: str
@@ -36,15 +29,6 @@ class Discovery:
     facts: list[str] = field(default_factory=list)
     groups: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
-
-    def source(self) -> Any:
-        """The data source; raises ValueError for fields that contradict each other."""
-        return catalog.component("data", self.format)(**self.fields)
-
-
-def split_of(name: str) -> str | None:
-    """`train`, `val` or `test` for what people call them; None for other names."""
-    return next((key for key, names in SPLITS.items() if name.lower() in names), None)
 
 
 def with_cuts(found: Discovery) -> Discovery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 from riftcli.data.images import EXTENSIONS
 from riftcli.errors import DataError, Problems, did_you_mean
 
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}  # what people call them
 COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".tsv", ".xml", ".yaml", ".yml")
 
 
@@ -23,6 +29,25 @@ def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:
         elif path.is_file():
             ignored[path.suffix.lower() or "no suffix"] += 1
     return sorted(images), dict(ignored)
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders right in a folder, sorted; no hidden ones and none that an archiver left."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX")
+
+
+def holds_images(folder: Path) -> bool:
+    """True where any image lies below a folder; looks no further than the first."""
+    for _, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
+        if any(os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".") for name in names):
+            return True
+    return False
+
+
+def split_of(name: str) -> str | None:
+    """`train`, `val` or `test` for what people call them; None for other names."""
+    return next((key for key, names in SPLITS.items() if name.lower() in names), None)
 
 
 def ignored_text(ignored: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,8 @@ class ImageFinder:
         if self.anywhere:
             if not file.is_absolute():
                 raise ValueError(f"image '{name}' is no absolute path; name the folders in data.images instead of `absolute`")
-            if not file.is_file():
-                raise ValueError(f"image '{name}' not found")
+            if not os.path.isfile(file):  # False for a text that is no file name
+                raise ValueError(f"image '{name[:200]}' not found")
             return file
         if file.is_absolute() or ".." in file.parts:
             remedy = self.absolute_remedy if file.is_absolute() else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,31 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder; links are not followed."""
-    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+    """Bytes of the files below a folder; links are not followed, and what goes while they are counted counts as nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
-def remove_run(run: Path, keep_best: bool) -> int:
-    """Delete a run, or with keep_best only what it needs to resume: its best weights, log and reports stay. Returns the bytes.
-
-    Raises UsageError for what is no run, or one that is being trained, or one that is not finished where only its best is kept.
-    """
+def check_removable(run: Path, keep_best: bool) -> None:
+    """Raise UsageError for what is no run, or one that is being trained, or one that is not finished where its best is kept."""
     if not (run / "run.json").is_file():
         raise UsageError(f"{run}: not a run folder (no run.json)")
     if in_progress(run):
         raise UsageError(f"{run}: still in progress; stop it first")
     if keep_best and _read(run / "run.json").get("status") != "completed":
         raise UsageError(f"{run}: not finished, and without last/ it never can be; finish it with --resume, or remove it whole")
+
+
+def remove_run(run: Path, keep_best: bool) -> int:
+    """Delete a run, or with keep_best only what it needs to resume: its best weights, log and reports stay. Returns the bytes.
+
+    Raises UsageError as check_removable does, and StorageError.
+    """
+    check_removable(run, keep_best)
     target = run / "last" if keep_best else run
     if not target.is_dir():
         return 0

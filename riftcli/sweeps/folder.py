@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from riftcli import recipe as recipes
 from riftcli.errors import UsageError
-from riftcli.runs.folder import write_json
+from riftcli.runs.folder import in_progress, write_json
 from riftcli.runs.provenance import now
 from riftcli.runs.reader import read_json, read_rows
 from riftcli.sweeps.plan import Plan
@@ -164,25 +164,13 @@ def _standing(run: Path, noted: dict[str, Any]) -> Standing:
     seconds = noted.get("seconds")
     if state == "completed":
         return Standing("completed", seconds=seconds)
-    if state == "running" and held(run):
+    if state == "running" and in_progress(run):
         return Standing("running")
     if noted.get("state") == "pruned":
         return Standing("pruned", seconds=seconds)
     if noted.get("state") == "failed" or state == "failed":
         return Standing("failed", noted.get("error") or record.get("error"), noted.get("code"), seconds=seconds)
     return Standing("interrupted" if record else "waiting")
-
-
-def held(run: Path) -> bool:
-    """True while a process writes to a run."""
-    try:
-        with (run / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def progress(sweep: Path, name: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from riftcli.errors import ExitCode
-from riftcli.sweeps.folder import Standing, SweepFolder, held, standing
+from riftcli.runs.folder import in_progress
+from riftcli.sweeps.folder import Standing, SweepFolder, standing
 from riftcli.sweeps.pool import TRIES, Tell, give_up, last_error, start_trial, to_do
 from riftcli.sweeps.trial import Trial
 
@@ -36,7 +37,7 @@ class TrialJob:
     def __call__(self) -> int:
         """Run to the end; returns the exit code."""
         deadline = time.monotonic() + GRACE
-        while held(self.run) and time.monotonic() < deadline:  # what a lost node or a killed sweep left is still saving
+        while in_progress(self.run) and time.monotonic() < deadline:  # what a lost node or a killed sweep left is still saving
             time.sleep(0.2)
         where = (self.run, self.recipe, self.overrides, self.log, self.device)
         self._process = start_trial(*where, self.again, self.environment)

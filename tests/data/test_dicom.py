@@ -144,6 +144,15 @@ def test_what_cannot_be_read_is_one_line(tmp_path, stored, monkeypatch):
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "gone.dcm")
     assert str(caught.value) == f"{tmp_path}/gone.dcm: image not found"
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGLSLossless
+
+    packed = pydicom.dcmread(scan(tmp_path / "packed.dcm", stored))
+    packed.file_meta.TransferSyntaxUID = JPEGLSLossless
+    packed.PixelData = encapsulate([b"x" * 10])
+    packed.save_as(tmp_path / "packed.dcm")
+    with pytest.raises(EnvironmentError, match="packed.dcm: compressed as JPEG-LS Lossless.*: pip install pylibjpeg"):
+        read_image(tmp_path / "packed.dcm")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(EnvironmentError) as caught:
         read_image(many)

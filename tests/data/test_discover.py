@@ -54,7 +54,7 @@ def test_class_folders_with_and_without_splits(tmp_path, archive):
     assert found.splits == {
         "train": "all", "val": {"fraction": 0.1, "from": "all"}, "test": {"fraction": 0.2, "from": "all"},
     }  # fmt: skip
-    assert found.facts == [f"class folders in {root}, without splits", "files: 30 .png", "not read: 1 .gif"]
+    assert found.facts == [f"class folders in {root}, without splits", "not read: 1 .gif", "files: 30 .png"]
     assert [len(split) for split in loaded(found).named().values()] == [22, 2, 6]
     whole = tmp_path / "split"
     whole.mkdir()
@@ -79,6 +79,25 @@ def test_tiles_of_a_slide_stay_together(tmp_path):
         picture(tmp_path / "nested" / "ab"[slide % 2] / f"slide{slide}" / "1.png", slide)
         picture(tmp_path / "nested" / "ab"[slide % 2] / f"slide{slide}" / "2.png", slide + 50)
     assert discover(tmp_path / "nested").fields["group_by"] == "folder"
+
+
+def test_names_that_begin_with_their_class_are_no_groups(tmp_path):
+    for breed in range(12):
+        for i in range(4):
+            picture(tmp_path / f"n{breed}" / f"breed_{breed}_x_{i}.png", 10 * breed + i)
+    assert "group_by" not in discover(tmp_path).fields
+
+
+def test_folds_are_not_taken_for_classes_and_an_empty_class_is_named(tmp_path):
+    for i in range(12):
+        picture(tmp_path / "folds" / f"fold{i % 2}" / "ab"[i // 2 % 2] / f"{i}.png", i)
+    with pytest.raises(DataError, match="all hold the same ones \\(a, b\\): they look like splits or folds, not like classes"):
+        discover(tmp_path / "folds")
+    for i in range(6):
+        picture(tmp_path / "pets" / "ab"[i % 2] / f"{i}.png", i)
+    (tmp_path / "pets" / "c").mkdir()
+    with pytest.raises(DataError, match="c: class folder without images"):
+        loaded(discover(tmp_path / "pets"))
 
 
 def test_a_published_layout_is_known(tmp_path):
@@ -181,6 +200,84 @@ def test_absolute_paths(tmp_path):
     found = discover(table(tmp_path / "near" / "t.csv", ["path", "label"], rows))
     assert (found.fields["images"], found.fields["image_column"]) == ("absolute", "path")
     assert len(loaded(found).train) == 14
+
+
+def test_columns_that_speak_of_a_patient_are_no_groups_and_one_with_gaps_is_said(tmp_path):
+    rows = [[picture(tmp_path / f"{i}.png", i).name, 20 + i % 40, f"P{i // 3}" if i else "", "ab"[i % 2]] for i in range(60)]
+    found = discover(table(tmp_path / "t.csv", ["image", "Patient Age", "Patient ID", "Finding Label"], rows))
+    assert "group_columns" not in found.fields
+    assert found.fields["label_column"] == "Finding Label"
+    assert "Patient ID is empty in 1 rows, so images are not kept together by it: fill it, and set group_columns" in found.facts
+    answered = discover(tmp_path / "t.csv", {"label_column": "Patient ID"}).fields  # whoever is named is the label
+    assert (answered["label_column"], answered["classes"][0]) == ("Patient ID", "P0")
+
+
+def test_paths_that_begin_with_the_folder_of_the_table(tmp_path):
+    root = tmp_path / "CheXpert-small"
+    rows = []
+    for i in range(20):
+        picture(root / "train" / f"p{i // 2}" / f"v{i % 2}.png", i)
+        rows.append([f"CheXpert-small/train/p{i // 2}/v{i % 2}.png", i % 2, (i // 2) % 2])
+    table(root / "train.csv", ["Path", "Edema", "Mass"], rows)
+    found = discover(root)
+    assert (found.fields["root"], found.fields["labels"]) == (str(tmp_path), {"all": "CheXpert-small/train.csv"})
+    assert len(loaded(found).train) == 14
+    root.rename(tmp_path / "renamed")
+    with pytest.raises(DataError) as caught:
+        discover(tmp_path / "renamed" / "train.csv")
+    assert "paths in column 'Path' begin with CheXpert-small/; call the folder CheXpert-small, not renamed" in str(caught.value)
+
+
+def test_what_is_wrong_with_a_table_is_not_hidden_by_folders_of_images(tmp_path):
+    rows = [[picture(tmp_path / "ab"[i % 2] / f"{i}.png", i).name, 1.5 * i] for i in range(10)]
+    table(tmp_path / "t.csv", ["image", "age"], rows)
+    with pytest.raises(DataError, match="no column looks like a label"):
+        discover(tmp_path)
+    table(tmp_path / "t.csv", ["site", "price"], [["x", 1.5], ["y", 2.5]])
+    found = discover(tmp_path)
+    assert found.format == "image_folder"
+    assert found.facts[1] == "tables beside the class folders are not read: t.csv"
+
+
+def test_images_of_all_tables_and_rows_are_found_and_masks_are_none(tmp_path):
+    for part, count in (("train", 900), ("test", 12)):
+        for i in range(count):
+            place = "late" if i == 1 and part == "train" else part  # one row of many, between those that are sampled
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / f"{part}{i}.jpg").write_bytes(b"x")
+    (tmp_path / "masks").mkdir()
+    for i in range(900):
+        (tmp_path / "masks" / f"train{i}.png").write_bytes(b"x")
+    for part, count in (("train", 900), ("test", 12)):
+        table(tmp_path / f"{part}.csv", ["id", "label"], [[f"{part}{i}", "ab"[i % 2]] for i in range(count)])
+    found = discover(tmp_path)
+    assert found.fields["images"] == ["train", "test", "late"]
+    assert found.fields["image_suffix"] == ".jpg"
+    assert found.splits["test"] == "test"
+
+
+def test_images_behind_a_link_in_an_archive_within_an_archive(tmp_path):
+    far = tmp_path / "far"
+    rows = [[picture(far / f"{i}.png", i).stem, "ab"[i % 2]] for i in range(20)]
+    inner = tmp_path / "download" / "set" / "v1"
+    inner.mkdir(parents=True)
+    (inner / "images").symlink_to(far)
+    (far / "back").symlink_to(far)
+    table(inner / "labels.csv", ["id", "label"], rows)
+    found = discover(tmp_path / "download")
+    assert (found.fields["root"], found.fields["images"]) == (str(inner), ["images"])
+    assert len(loaded(found).train) == 14
+
+
+def test_a_label_column_comes_before_columns_of_0_and_1(tmp_path):
+    rows = [[picture(tmp_path / f"{i}.png", i).name, i % 2, (i // 2) % 2, "", ["nv", "mel", "bcc"][i % 3]] for i in range(30)]
+    found = discover(table(tmp_path / "t.csv", ["image", "smoker", "male", "note", "dx"], rows))
+    assert found.fields["label_column"] == "dx"
+    assert "not taken for labels: 2 columns of 0 and 1 (smoker, male)" in found.facts
+    assert found.facts[1] == "could also be the label: smoker, male (rift init --label COLUMN)"
+    long = [["x" * 5000, "a"], ["y" * 5000, "b"]] * 5
+    with pytest.raises(DataError, match="no column names images"):
+        discover(table(tmp_path / "long.csv", ["text", "label"], long))
 
 
 @pytest.mark.parametrize(

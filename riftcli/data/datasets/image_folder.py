@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from riftcli.data.dicom import GROUPS, header_group
-from riftcli.data.folders import check_exist, check_no_loose_images, check_split, existing_root, images_below, total
+from riftcli.data.folders import (
+    check_exist,
+    check_no_loose_images,
+    check_split,
+    existing_root,
+    holds_images,
+    images_below,
+    split_of,
+    total,
+    visible_folders,
+)
 from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.data.split import Split
 from riftcli.errors import DataError
@@ -35,7 +45,7 @@ class ImageFolder:
         import numpy as np
 
         root = existing_root(self.root)
-        splits = [p.name for p in sorted(root.iterdir()) if _visible_folder(p)]
+        splits = [p.name for p in visible_folders(root)]
         whole = split not in splits and holds_classes(root)
         if whole and split != "all":
             named = ", ".join(splits[:3]) + ", ..." * (len(splits) > 3)
@@ -46,7 +56,7 @@ class ImageFolder:
         if not whole:
             check_split(f"image_folder {self.root}", split, splits, cuttable=True)
         folder = root if whole else root / split
-        class_folders = [p for p in sorted(folder.iterdir()) if _visible_folder(p)]
+        class_folders = visible_folders(folder)
         if not class_folders:
             loose = [p.name for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS]
             other = (
@@ -58,7 +68,7 @@ class ImageFolder:
                 f"{folder}: no class folders{f' but {len(loose)} loose images' if loose else ''}; "
                 f"expected {folder}/<class>/<image>, or use data.format {other}"
             )
-        if len(class_folders) == 1 and [p for p in class_folders[0].iterdir() if _visible_folder(p)]:
+        if len(class_folders) == 1 and visible_folders(class_folders[0]):
             inner = class_folders[0]
             raise DataError(
                 f"{folder}: holds one folder, {inner.name}/, with folders in it: it would be the only class; "
@@ -104,16 +114,17 @@ def group_names(paths: list[Path], how: str, folder: Path) -> list[str]:
     return [parts[1] for parts in below]
 
 
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
-
-
 def holds_classes(root: Path) -> bool:
-    """True when the folders of `root` are classes rather than splits: two or more, none named like a split, all with images."""
-    folders = [p for p in root.iterdir() if _visible_folder(p)]
-    if len(folders) < 2 or any(p.name.lower() in SPLIT_NAMES for p in folders):
+    """True when the folders of `root` are classes rather than splits: two or more with images (an empty one is then an empty
+    class), none named like a split, and not all with the same folders in them, as folds have.
+    """
+    folders = visible_folders(root)
+    if any(split_of(p.name) for p in folders) or same_inside(folders):
         return False
-    return all(any(file.suffix.lower() in EXTENSIONS for file in p.rglob("*")) for p in folders)
+    return sum(map(holds_images, folders)) > 1
 
 
-def _visible_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX"
+def same_inside(folders: list[Path]) -> list[str]:
+    """The names of the folders that all of several folders have in them, two or more and no others: folds; else none."""
+    inside = [[p.name for p in visible_folders(folder)] for folder in folders]
+    return inside[0] if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside) else []
