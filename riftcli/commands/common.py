@@ -213,7 +213,8 @@ def finish(evaluator: Any, table: ResultTable, candidates: Sequence[Candidate], 
 
 def unwritten(error: OSError, remedy: str) -> StorageError:
     """What to say when numbers were printed and could not be kept."""
-    return StorageError(f"{error.filename}: cannot be written ({error.strerror}); the numbers above are complete; {remedy}")
+    what = error.filename or "a file"  # a full disk comes without a name
+    return StorageError(f"{what}: cannot be written ({error.strerror}); the numbers above are complete; {remedy}")
 
 
 def print_by_data_set(title: str, sets: Sequence[str], cells: Mapping[str, Mapping[str, MeanAndStd]]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Names of shipped recipes, and recipe files beside them."""
+    from glob import escape, glob
+
     from riftcli.recipe.reader import shipped_names
 
-    files = [str(path) for path in Path().glob(f"{incomplete}*.yaml")]
+    files = glob(f"{escape(incomplete)}*.yaml")
     return [name for name in [*files, *shipped_names()] if name.startswith(incomplete)]
 
 

@@ -43,6 +43,7 @@ def doctor() -> None:
     print("all well")
 
 
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # what Linux calls it on x86 and on ARM
 SMALL = 1 << 30  # bytes of /dev/shm below which data workers that hand over batches can run out
 
 
@@ -57,10 +58,9 @@ def _faster() -> list[str]:
         return []
     if os.path.exists("/dev/nvidia0") and not torch.cuda.is_available():
         found.append(f"there is an NVIDIA GPU, and torch {torch.__version__} does not see it: install a build for CUDA")
-    if not torch.cuda.is_available() and not _cpu_flags() & {"avx512_bf16", "amx_bf16"}:
-        found.append("this CPU has no bf16 arithmetic: leave train.precision at auto or fp32, bf16 is several times slower")
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads and int(threads or 0) == 1 and (os.cpu_count() or 1) > 1:
+    if not torch.cuda.is_available() and not _cpu_flags() & BF16:
+        found.append("this CPU has no bf16 arithmetic: leave train.precision at auto or fp32, bf16 is only emulated here")
+    if os.environ.get("OMP_NUM_THREADS", "").strip() == "1" and (os.cpu_count() or 1) > 1:
         found.append("OMP_NUM_THREADS is 1: one process then uses one core; unset it unless several processes share the machine")
     if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").total < SMALL:
         found.append("/dev/shm is below 1 GB: start the container with --shm-size=8g, or use train.workers 0")
@@ -70,7 +70,7 @@ def _faster() -> list[str]:
 def _cpu_flags() -> set[str]:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            line = next((line for line in file if line.startswith("flags")), "")
+            line = next((line for line in file if line.startswith(("flags", "Features"))), None)
     except OSError:
-        return {"avx512_bf16"}  # another system: nothing is known, so nothing is said
-    return set(line.partition(":")[2].split())
+        line = None
+    return BF16 if line is None else set(line.partition(":")[2].split())  # nothing known, nothing said

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from riftcli.commands.common import AsJson, Device, OptionalPath, Overrides
+from riftcli.commands.common import AsJson, Device, OptionalPath, Overrides, note_unfinished
 
 
 def predict(
@@ -35,6 +35,7 @@ def predict(
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UsageError(f"--out {out}: not a file that can be written")  # before the work, not after it
     candidates = members_of(run, overrides) if ensemble else [open_run(run, overrides)]
+    note_unfinished([candidate.folder if candidate.is_run else None for candidate in candidates])
     encoder = Encoder.of_recipe(candidates[0].recipe, dist.init(device), Console(quiet=not dist.is_main()))
     classes, rows = predict_run(candidates, paths, encoder)
     main = dist.is_main()
@@ -52,8 +53,8 @@ def predict(
     elif out is None:
         write_predictions(sys.stdout, classes, rows)
     if failed:
+        print(f"error: {len(failed)} of {len(rows)} images could not be read; the others are done", file=sys.stderr)
         problems = Problems()
         for text in failed:
             problems.add(text)
-        problems.lines.insert(0, f"{len(failed)} of {len(rows)} images could not be read; the others are done")
         problems.raise_if_any()

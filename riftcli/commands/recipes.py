@@ -86,7 +86,7 @@ def explain(
     """Print what a key does, its kind, default and range."""
     from riftcli.recipe.explain import explain as meanings_of
 
-    for meaning in meanings_of(key):
+    for meaning in meanings_of(key.removesuffix("=")):  # completion adds it
         owner = f" ({meaning.owner})" if meaning.owner else ""
         default = "no default" if meaning.default is None else f"default {meaning.default}"
         print(f"{meaning.key}{owner}: {', '.join(part for part in (meaning.kind, meaning.limits, default) if part)}")

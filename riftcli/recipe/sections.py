@@ -56,7 +56,7 @@ class SplitSection(Section):
     folds: int | None = Field(None, ge=2, description="hold out one of so many parts (validation only), stratified")
     fold: int = Field(0, ge=0, description="which of the folds, from 0")
     group: str | None = Field(None, description="column that must not be split, e.g. patient")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="which samples a limit, a fraction or folds draw; apart from train.seed")
 
 
 class InputSection(Section):

@@ -18,12 +18,33 @@ WORDS = {
     "knn": ("nearest neighbours", "Share of the images of a set not trained on whose neighbours have their class: what is kept."),
     "probe": ("linear probe", "A linear classifier on the frozen features of a set not trained on: what is kept."),
     "sharpness": ("sharpness", "How far the loss rises when all weights move a little; lower is flatter."),
+    "zero-shot": ("zero-shot accuracy", "Accuracy on a set not trained on, with classes named in words alone: what is kept."),
+    "shifted": ("accuracy elsewhere", "Accuracy on images of the same classes from elsewhere."),
+    "image_to_text_r1": ("caption found first (R@1)", "Share of the images whose own caption is the nearest of all."),
+    "text_to_image_r1": ("image found first (R@1)", "Share of the captions whose own image is the nearest of all."),
+    "cmc_1": ("retrieval (CMC-1)", "Share of the queries whose nearest image of the gallery has their class."),
     "rsa": ("representational similarity (RSA)", "Correlation of the distances between images in both models."),
     "trainable parameters": ("trainable parameters", "Numbers that training may change."),
     "train seconds": ("seconds of training", "Wall-clock time of the training loop, without evaluation."),
     "peak memory GB": ("peak memory, GB", "Most memory that the run held: allocated on the GPU, or resident on the CPU."),
 }  # fmt: skip
-MAIN = ("acc or map", "acc", "bacc", "map", "auroc", "ece", "cka", "cka_debiased", "knn", "probe")  # shown at once; others fold
+MAIN = (
+    "acc or map",
+    "acc",
+    "bacc",
+    "map",
+    "auroc",
+    "ece",
+    "cka",
+    "cka_debiased",
+    "knn",
+    "probe",
+    "zero-shot",
+    "shifted",
+    "image_to_text_r1",
+    "text_to_image_r1",
+    "rsa",
+)  # shown at once; others fold
 
 
 def in_words(column: str) -> tuple[str, str]:

@@ -403,6 +403,9 @@ def test_one_example_per_format_is_valid():
         task = "bce" if "multilabel" in line else "cross_entropy"
         recipe = recipes.parse(f"model: {{name: x}}\nobjective: {{name: {task}}}\n{line}\n", "example.yaml", [])
         named.add(recipe.data.format)
+    beside = [line for line in page.splitlines() if line.startswith("eval: {shifted: ")]
+    recipe = recipes.parse(f"model: {{name: x}}\ndata: {{format: digits}}\n{beside[0]}\n", "example.yaml", [])
+    named.add(recipe.shifted[0].format)
     assert named == set(catalog.names("data")) - {"captions", "demo_fashion"}, "those two are not trained on"
 
 

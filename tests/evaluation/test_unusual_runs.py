@@ -118,3 +118,12 @@ def test_a_run_without_its_weights_has_one_way_on(rift, run):
     assert rift("finetune", "--resume", run)[::2] == (2, f"error: --resume {run}: {again}\n")
     code, _, err = rift("finetune", "--recipe", run / "recipe.resolved.yaml", "--out", "again")
     assert code == 0, err
+
+
+def test_many_bad_images_are_counted_once(rift, run, pictures, tmp_path):
+    for i in range(5, 13):
+        (pictures / f"{i}.png").write_bytes(b"no image")
+    code, _, err = rift("predict", run, pictures, "--out", tmp_path / "p.csv")
+    assert code == 3
+    assert "error: 9 of 13 images could not be read; the others are done" in err
+    assert "and 4 more (9 in all)" in err

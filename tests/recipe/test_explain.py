@@ -21,12 +21,13 @@ def test_a_key_says_what_it_does_its_kind_default_and_range(rift):
     assert "regularizer.strength (rsc): number, default 1.0\n" in out
     code, out, err = rift("recipes", "explain", "data.format")
     assert out.startswith("data.format: text, one of: digits, demo_fashion, ")
+    assert rift("recipes", "explain", "optim.lr=")[1] == "optim.lr: number, above 0, default 0.0001\n  peak learning rate\n"
     code, out, err = rift("recipes", "explain", "optim.lrr")
     assert (code, err) == (2, "error: optim.lrr: no such key (did you mean 'optim.lr'?); `rift recipes schema` has them all\n")
 
 
 def test_every_key_of_every_component_is_explained():
-    missing = [f"{m.key} ({m.owner})" for m in meanings() if not m.what and not m.key.startswith("data.")]
+    missing = [f"{m.key} ({m.owner})" for m in meanings() if not m.what]
     assert missing == []
     assert all(m.kind for m in meanings())
     defaults = {(m.key, m.owner): m.default for m in meanings()}
@@ -41,6 +42,8 @@ def test_a_shell_completes_recipes_runs_and_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo_mine.yaml").touch()
     assert {"demo_mine.yaml", "demo_rift", "demo_lora_rift"} <= set(complete_recipe("demo_"))
+    assert complete_recipe(f"{tmp_path}/demo_m") == [f"{tmp_path}/demo_mine.yaml"]
+    assert complete_recipe("[") == []
     for name in ("a", "series/s0"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text("{}")
