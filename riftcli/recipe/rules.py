@@ -16,7 +16,7 @@ Broken = tuple[Key, str] | tuple[Key, str, list[str]]  # (key, what is wrong, an
 
 def broken_rules(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
     """Every rule that does not hold. parts: the checked sections, None for one with errors of its own; raw: the file's data."""
-    for rules in (_metrics, _training, _task, _optimizer, _views, _components, _texts):
+    for rules in (_metrics, _training, _task, _optimizer, _views, _mixed, _components, _texts):
         yield from rules(parts)
     yield from _regularizer(parts, raw)
     yield from _reference(parts, raw)
@@ -80,6 +80,26 @@ def _views(parts: dict[str, Any]) -> Iterator[Broken]:
         yield ("augment", "views"), "has no effect without augmentation: every epoch shows the same pixels"
     elif views and train and views > train.epochs:
         yield ("augment", "views"), f"{views} views, and train.epochs {train.epochs} shows no image more often than that"
+
+
+def _mixed(parts: dict[str, Any]) -> Iterator[Broken]:
+    """Mixed images go through the pretrained model too; what looks at whole images alone cannot have them."""
+    augment, regularizer = parts["augment"], parts["regularizer"]
+    if not augment or not augment.mixed:
+        return
+    key = ("augment", "mixup" if augment.mixup else "cutmix")
+    if augment.views:
+        yield key, "cannot be used with augment.views: a mixed image is never the same again"
+    if getattr(parts["objective"], "texts", None) == "sample":
+        yield key, "cannot be used with an objective of images and their texts: a mixed image has no text of its own"
+    if getattr(regularizer, "on", "task") != "task":
+        return
+    if getattr(regularizer, "texts", None):
+        what = "cannot be used with a regularizer of images and their texts on the task's batches; set regularizer.on: reference"
+        yield key, what
+    if getattr(regularizer, "estimator", "paired") != "paired" and getattr(regularizer, "strength", 1) != 0:
+        what = f"cannot be used with regularizer.estimator {regularizer.estimator}, which compares with the covariance of whole"
+        yield key, f"{what} images; set regularizer.estimator: paired, or regularizer.on: reference"
 
 
 def _components(parts: dict[str, Any]) -> Iterator[Broken]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -88,6 +88,13 @@ class AugmentSection(Section):
     rand_augment: int | None = Field(
         None, ge=0, le=30, description="RandAugment with two operations at this magnitude, usually 9; null is off"
     )
+    mixup: float = Field(0.0, ge=0, le=10, description="mix images in pairs, with shares from Beta(mixup, mixup); 0 is off")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="paste a box of another image, its area from Beta(cutmix, cutmix); 0 is off; with mixup: either",
+    )
     views: int | None = Field(
         None,
         ge=1,
@@ -96,8 +103,18 @@ class AugmentSection(Section):
     )
 
     @property
+    def mixed(self) -> bool:
+        """True when the task's images are mixed with each other, after what is done to each of them."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def of_one_image(self) -> dict[str, Any]:
+        """What is done to each image, as TrainTransform takes it."""
+        return self.model_dump(exclude={"views", "mixup", "cutmix"})
+
+    @property
     def off(self) -> bool:
-        """True when a training image is the same in every epoch."""
+        """True when an image by itself is the same in every epoch."""
         moved = self.flip or self.vertical_flip or self.rotate or self.color_jitter
         return not moved and self.crop_min_area == 1 and self.rand_augment is None
 
@@ -176,6 +193,13 @@ class TrainSection(Section):
         "shuffle", description="balanced: draw with replacement so that every class is seen equally often"
     )
     workers: int = Field(2, ge=0, description="data workers per rank")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running average of the weights, e.g. 0.999, which is validated and kept in their place; lower in "
+        "the first steps; null keeps the weights themselves",
+    )
     on_collapse: Literal["stop", "warn"] = Field(
         "stop", description="when the variance of the features goes to nothing or explodes: end the run, or only warn"
     )

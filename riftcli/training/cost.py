@@ -62,7 +62,7 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         on_weights.attach(network.vit)
     on_features = None if isinstance(penalty, WeightPenalty) else penalty
     depths, stream = network.classifier.depths, getattr(recipe.regularizer, "on", "task")
-    live = not recipe.augment.off and not recipe.augment.views
+    live = recipe.augment.mixed or (not recipe.augment.off and not recipe.augment.views)
     tokens = _made_up_texts(recipe, network.vit, streams)
     teacher = _teacher(on_features, network)
     known = on_features is not None and teacher is network.classifier and not live

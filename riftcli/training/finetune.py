@@ -92,7 +92,8 @@ def _finetune(
         run_loop(state)
 
     if folder and saved_weights(folder.path / "model") is None:
-        keep_model(state, state.progress.step // setup.batches.steps_per_epoch)  # no evaluation was usable: the last weights
+        with setup.averaged():
+            keep_model(state, state.progress.step // setup.batches.steps_per_epoch)  # no evaluation was usable: the last weights
     report = final_report(state)
     if folder:
         report["timing"]["seconds"] = clock.seconds

@@ -38,12 +38,13 @@ def run_loop(state: TrainState) -> None:
             _epoch(state, bar, epoch, first, beside)
         progress.train_seconds += clock.seconds
         done = epoch + 1
-        if setup.data.splits.val is None:
-            progress.best_epoch = done
-            keep_model(state, done)
-            console.line(f"epoch {done}/{epochs}: {clock.seconds:.1f} s (no validation split: the last weights are kept)")
-        elif done % recipe.eval.every_epochs == 0 or progress.step == setup.total_steps:
-            _select(state, done, clock.seconds)
+        with setup.averaged():
+            if setup.data.splits.val is None:
+                progress.best_epoch = done
+                keep_model(state, done)
+                console.line(f"epoch {done}/{epochs}: {clock.seconds:.1f} s (no validation split: the last weights are kept)")
+            elif done % recipe.eval.every_epochs == 0 or progress.step == setup.total_steps:
+                _select(state, done, clock.seconds)
         save(state)
         if dist.sum_over_ranks(torch.tensor(float(state.stop.received), device=setup.device)):
             raise _terminated(state)
@@ -73,7 +74,7 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Ite
         factor = setup.rate(progress.step)
         set_lr(optimizer, factor)
         optimizer.zero_grad(set_to_none=True)
-        result = step({"task": batch, **next(beside)})
+        result = step({"task": batch, **next(beside)}, progress.step)
         grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
         stopping = check_health(state, result, grad_norm, batch[2])
         progress.step += 1
@@ -103,6 +104,8 @@ def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> N
     setup.step.optimizer.step()
     if setup.projection:
         setup.projection.after_step()
+    if setup.average:
+        setup.average.after_step(progress.step)
     if setup.step.penalty is not None and hasattr(setup.step.penalty, "after_step"):
         setup.step.penalty.after_step(progress.step)
     if getattr(setup.recipe.objective, "clamp_scale", False):

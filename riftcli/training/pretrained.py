@@ -85,7 +85,7 @@ class Pretrained:
         tower = text_tower(self._vit)
         assert tower is not None
         scale = tower.scale.detach().clone()
-        if recipe.augment.off or recipe.augment.views:
+        if _look_up(recipe, stream):
             images_of = self.of_batches(recipe, stream, 0, preprocessing, device, bf16)
             table = encode_texts(tower, texts).to(device)
             return lambda index, images, tokens: Pairs(images_of(index[:, 0], images), table[index[:, 1].to(device)], scale)
@@ -101,17 +101,18 @@ class Pretrained:
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """(positions, images) -> pretrained features (n_local, D) of what a step sees.
 
-        Looked up where images repeat exactly: without augmentation, or with `augment.views`. Else a second, frozen forward, in
-        the precision of the network that trains. depths: of so many depths side by side (n_local, L * D).
+        Looked up where images repeat exactly: without augmentation, or with `augment.views`. Else, and for mixed images, a
+        second, frozen forward, in the precision of the network that trains. depths: of so many depths side by side
+        (n_local, L * D).
         """
         split, augment = self._streams[stream], recipe.augment
         assert split is not None
         model: nn.Module = Depths(self._vit, depths) if depths else self._model
-        if augment.off:
+        if _look_up(recipe, stream) and augment.off:
             table = self.features(stream) if not depths else self._encode(model, split, f"{stream} with the pretrained model")
             return lambda index, images: table[index].to(device)
-        if augment.views:
-            settings = augment.model_dump(exclude={"views"})
+        if _look_up(recipe, stream) and augment.views:
+            settings = augment.of_one_image
             transform = TrainTransform(preprocessing, **settings)
             views = [View(transform, recipe.train.seed, number, settings) for number in range(augment.views)]
             names = [f"view {view.number + 1} of {augment.views}, with the pretrained model" for view in views]
@@ -125,6 +126,12 @@ class Pretrained:
                 return teacher(preprocessing.normalise(images)).features.float()
 
         return forward
+
+
+def _look_up(recipe: Recipe, stream: str) -> bool:
+    """True where the images of a stream repeat exactly."""
+    augment = recipe.augment
+    return (augment.off or bool(augment.views)) and not (stream == "task" and augment.mixed)
 
 
 def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16: bool) -> Pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +24,10 @@ from riftcli.models.backbone import check_patches
 from riftcli.protocols import ObjectiveFn, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
+from riftcli.training.averaging import WeightAverage
 from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
+from riftcli.training.mixing import MixedObjective
 from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer, lr_factor, warmup_steps
 from riftcli.training.pretrained import Pretrained
@@ -48,6 +51,7 @@ class Setup:
     pretrained: Pretrained
     step: Step
     projection: SelectiveProjection | None = None
+    average: WeightAverage | None = None
     class_texts: Texts | None = None  # of an objective that reads a text of every class
     start: Start | None = None  # what the text tower said before training
 
@@ -83,6 +87,17 @@ class Setup:
                 drawn = class_draws(self.class_texts, count, self.recipe.train.seed, number)
                 streams["classes"] = (nothing, nothing, nothing, drawn)
             yield streams
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the weights that are validated and kept: their running average, where there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place():
+            yield
+        if self.network.head is not None:  # it was made of the averaged text tower
+            self.network.head.refresh()
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, precision, seed: the `env` of every report."""
@@ -139,24 +154,30 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     pretrained.note_trace()
     apply_adapter(recipe, network, reads_texts=bool(texts), penalty=regularization.on_features)
 
-    # features stand in for images where the backbone is the pretrained one and stays it
-    cached = not recipe.adapter.trains_backbone and recipe.augment.off and recipe.train.start_from is None
+    cached = features_stand_in(recipe)
     step = _step(recipe, network, objective, regularization, texts, cached, device, precision, micro, console)
     features = pretrained.train_features if cached else None
     own = train_batches(recipe, data.splits.train, network.preprocessing, features, texts.get("task"))
-    data = replace(data, batches=own)
+    beside = None
     if data.reference is not None and step.penalty is not None:  # a strength of 0 looks at nothing
         beside = reference_batches(recipe, data.reference, network.preprocessing, texts.get("reference"))
-        data = replace(data, reference_batches=beside)
+    data = replace(data, batches=own, reference_batches=beside)
     attach = getattr(step.penalty, "attach", None)
     if attach is not None:  # it keeps an average of the weights that train
         attach(network.vit, own.steps_per_epoch * recipe.train.epochs)
+    projection, average = _projection(recipe, network, console), WeightAverage.of(network.vit, recipe.train.ema)
     drawn = texts.get("classes")
-    setup = Setup(recipe, device, precision, data, network, pretrained, step, _projection(recipe, network, console), drawn, start)
+    setup = Setup(recipe, device, precision, data, network, pretrained, step, projection, average, drawn, start)
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks
     return setup
+
+
+def features_stand_in(recipe: Recipe) -> bool:
+    """True where features stand in for images: the backbone stays the pretrained one, and images are always the same."""
+    same = recipe.augment.off and not recipe.augment.mixed
+    return not recipe.adapter.trains_backbone and same and recipe.train.start_from is None
 
 
 def _checked_data(recipe: Recipe, accumulation: int, accept: bool, console: Console) -> RunData:
@@ -234,7 +255,7 @@ def _step(
     )
     return Step(
         module=module,
-        objective=objective,
+        objective=MixedObjective.of(objective, recipe.augment, recipe.train.seed),
         optimizer=optimizer,
         penalty=penalty,
         weight_penalty=on_weights,

@@ -91,6 +91,7 @@ def save(state: TrainState) -> None:
         "optimizer": optimizer,
         "penalty": step.regularizer.state_dict() if step.regularizer else {},
         **({"projection": setup.projection.state_dict()} if setup.projection else {}),
+        **({"average": setup.average.state_dict()} if setup.average else {}),
         "random": {f"{rank}/{name}": value for rank, table in enumerate(states) for name, value in table.items()},
     }
     if state.steering:
@@ -142,6 +143,8 @@ def restore(state: TrainState) -> None:
         step.regularizer.load_state_dict(tensors["penalty"])
     if setup.projection:
         setup.projection.load_state_dict(tensors["projection"])
+    if setup.average:
+        setup.average.load_state_dict(tensors["average"])
     checkpoint.unpack_optimizer(step.optimizer, tensors["optimizer"], plain["optimizer"])
     torch.set_rng_state(tensors["random"][f"{dist.rank()}/cpu"])
     if setup.device.type == "cuda":

@@ -87,11 +87,14 @@ class Step:
         penalty: Any = self.penalty
         return penalty.diagnostics(result.compared, result.pretrained) if penalty is not None else {}
 
-    def __call__(self, streams: Mapping[str, Batch | TextBatch]) -> StepResult:
+    def __call__(self, streams: Mapping[str, Batch | TextBatch], number: int = 0) -> StepResult:
         """Accumulate gradients of the whole global batch. streams: name of a data stream -> this rank's share of its batch;
-        `task` is the one that the objective is computed on.
+        `task` is the one that the objective is computed on. number: of the step in the run, from 0, for what is drawn anew.
         """
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in streams["task"][:2])
+        mix = getattr(self.objective, "mix", None)
+        if mix is not None:  # on whole batches, before they are cut, so that the pretrained model sees them mixed too
+            inputs, targets = mix(inputs, targets, number)
         # Each rank's DDP gradient is divided by world_size, hence the factor: sum(losses) / sum(weights) over all ranks.
         scale = dist.world_size() / dist.sum_over_ranks(self.objective.weights(targets).sum())
         parts = len(inputs) // self.micro_batch_size

@@ -104,4 +104,4 @@ def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
     augment = recipe.augment
     if augment.off:
         return EvalTransform(preprocessing)
-    return TrainTransform(preprocessing, **augment.model_dump(exclude={"views"}))
+    return TrainTransform(preprocessing, **augment.of_one_image)
