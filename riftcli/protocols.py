@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Task = Literal["multiclass", "multilabel", "captions"]
+UNKNOWN = 255  # in targets of several labels: neither 0 nor 1; no loss is computed of it and no metric counts it
 
 
 class Output(NamedTuple):
@@ -213,7 +214,7 @@ class Predictions:
     """A split as the model sees it, rows in the order of the split; what every metric is computed from."""
 
     logits: torch.Tensor  # (N, C) fp32
-    targets: torch.Tensor  # (N,) int64 or (N, C) uint8
+    targets: torch.Tensor  # (N,) int64 or (N, C) uint8 of 0, 1 and UNKNOWN
     features: torch.Tensor  # (N, D) fp32
     classes: list[str]
     task: Task

@@ -100,7 +100,7 @@ def balancing_weights(targets: torch.Tensor) -> torch.Tensor:
     """
     if targets.dim() == 1:
         return 1.0 / targets.bincount()[targets].double()
-    rows = targets.double()
+    rows = (targets == 1).double()
     healthy = (rows.sum(1) == 0).double()
     rows = torch.cat([rows, healthy[:, None]], 1)
     return (rows / rows.sum(0).clamp_min(1)).sum(1) / rows.sum(1)

@@ -57,5 +57,5 @@ def with_classes(trained: list[str], other: Split, allow_missing: bool) -> Split
 def class_counts(split: Split) -> dict[str, int]:
     """Samples (positives, for multi-label) per class."""
     multilabel = split.task == "multilabel"
-    counts = split.targets.sum(0) if multilabel else np.bincount(split.targets, minlength=len(split.classes))
+    counts = (split.targets == 1).sum(0) if multilabel else np.bincount(split.targets, minlength=len(split.classes))
     return {name: int(count) for name, count in zip(split.classes, counts, strict=True)}

@@ -315,7 +315,7 @@ def _rank(column: str) -> tuple[int, int]:
 
 def _flags(table: Table, flags: list[str], values: dict[str, set[str]], facts: list[str]) -> dict[str, Any]:
     if any(values[column] & UNCERTAIN for column in flags):
-        facts.append("cells of -1 (uncertain) are taken as 0: set data.uncertain to one for the other reading")
+        facts.append("cells of -1 (uncertain) are taken as 0: set data.uncertain to one or ignore for another reading")
         return {"label_columns": flags, "task": "multilabel", "uncertain": "zero"}
     sums = {sum(float(row[column]) for column in flags) for row in table.rows}
     return {"label_columns": flags, **({} if sums == {1.0} else {"task": "multilabel"})}

@@ -12,11 +12,13 @@ from typing import Literal
 
 from riftcli.data.sample_list import LabelRow
 from riftcli.errors import DataError, Problems, did_you_mean
-from riftcli.protocols import Task
+from riftcli.protocols import UNKNOWN, Task
 
 MAX_CLASSES = 100_000
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?$")  # 2 and, after a round trip through a data frame, 2.0
 _NUMBER = re.compile(r"[-+]?([0-9.]+([eE][-+]?[0-9]+)?|nan|inf(inity)?)$", re.IGNORECASE)
+
+UNCERTAIN = {"zero": 0, "one": 1, "ignore": UNKNOWN}  # what a cell of -1 becomes
 
 Cells = tuple[int, dict[str, str]]  # line number, column -> cell
 
@@ -28,7 +30,8 @@ class LabelTable:
     image_column: file name or id; id_pattern: what an id must look like, with id_hint to say so. label_column: a class index
     or name; or label_columns: one 0/1 column per class (multi-label, or one-hot). classes: names in order.
     group_columns: kept as groups. unlabelled_ok: rows without a label are given as None instead of refused.
-    uncertain: zero or one take the -1 of a 0/1 column as that, and an empty cell, which CheXpert has for no mention, as 0.
+    uncertain: zero or one take the -1 of a 0/1 column as that, ignore as protocols.UNKNOWN; an empty cell, which CheXpert has for
+    no mention, is then 0.
     """
 
     image_column: str
@@ -44,7 +47,7 @@ class LabelTable:
     id_hint: str = ""
     unlabelled_ok: bool = False
     unlabelled_hint: str = "an unlabelled split?"
-    uncertain: Literal["error", "zero", "one"] = "error"  # what a cell of -1 becomes, and an empty one beside it
+    uncertain: Literal["error", "zero", "one", "ignore"] = "error"  # what a cell of -1 becomes, and an empty one beside it
 
     def cells(self, path: Path, problems: Problems) -> list[Cells]:
         """The rows of a file, checked against its header; blank rows are skipped."""
@@ -122,9 +125,12 @@ class LabelTable:
         for column in self.label_columns:
             cell = row[column].strip()
             if self.uncertain != "error" and cell in ("-1", "-1.0", ""):
-                cell = "1" if self.uncertain == "one" and cell else "0"
+                flags.append(UNCERTAIN[self.uncertain] if cell else 0)
+                continue
             if cell in ("-1", "-1.0"):
-                raise ValueError(f"column '{column}' is -1, uncertain; say what that is to be with data.uncertain: zero or one")
+                raise ValueError(
+                    f"column '{column}' is -1, uncertain; say what that is to be with data.uncertain: zero, one or ignore"
+                )
             if cell not in ("0", "1", "0.0", "1.0"):
                 hint = f" ({self.unlabelled_hint})" if cell == "" else ""
                 raise ValueError(f"column '{column}' must be 0 or 1, got '{cell}'{hint}")

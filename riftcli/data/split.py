@@ -28,7 +28,7 @@ class Split:
 
     name: str
     ids: list[str]
-    targets: np.ndarray  # (N,) int64 class index, or (N, C) uint8 of 0/1 for multi-label
+    targets: np.ndarray  # (N,) int64 class index, or (N, C) uint8 of 0, 1 and protocols.UNKNOWN for multi-label
     classes: list[str]
     read: Callable[[int], Image.Image]
     task: Task = "multiclass"

@@ -14,7 +14,7 @@ from riftcli.data.split import Split
 from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.functional.calibration import reliability
-from riftcli.protocols import Predictions
+from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.runs.result_table import Row, write_csv
 
 
@@ -43,8 +43,8 @@ def confusion(seen: Predictions) -> dict[str, Any]:
     if seen.task == "multiclass":
         flat = seen.targets.long() * count + seen.logits.argmax(1)
         return {"classes": seen.classes, "counts": flat.bincount(minlength=count * count).view(count, count).tolist()}
-    truth, guess = seen.targets.bool(), seen.logits > 0
-    cells = {"tp": truth & guess, "fp": ~truth & guess, "fn": truth & ~guess, "tn": ~truth & ~guess}
+    yes, no, guess = seen.targets == 1, seen.targets == 0, seen.logits > 0
+    cells = {"tp": yes & guess, "fp": no & guess, "fn": yes & ~guess, "tn": no & ~guess}
     return {"classes": seen.classes, **{name: cell.sum(0).tolist() for name, cell in cells.items()}}
 
 
@@ -65,7 +65,8 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
         else:
             writer.writerow(["id", *[f"target_{c}" for c in seen.classes], *[f"p_{c}" for c in seen.classes]])
             for i, name in enumerate(split.ids):
-                writer.writerow([name, *seen.targets[i].tolist(), *[f"{p:.6f}" for p in probabilities[i].tolist()]])
+                truths = ["" if truth == UNKNOWN else truth for truth in seen.targets[i].tolist()]
+                writer.writerow([name, *truths, *[f"{p:.6f}" for p in probabilities[i].tolist()]])
     matrix = confusion(seen)
     with (folder / "confusion_matrix.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -83,8 +84,8 @@ BINS = ExpectedCalibrationError.bins
 
 def reliability_rows(seen: Predictions) -> list[Row]:
     """One row per bin of equal width; for multi-label data all labels together."""
-    confidence, correct = confidences(seen)
-    found = reliability(confidence.flatten(), correct.flatten(), BINS)
+    pairs = confidences(seen)
+    found = reliability(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]), BINS)
     return [
         {
             "low": float(found.edges[i]),

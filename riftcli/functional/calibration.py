@@ -62,7 +62,10 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean over samples, in nats; (N, C) with class indices (N,), or with 0/1 targets (N, C), then averaged over labels; ()."""
+    """Mean over samples, in nats; (N, C) with class indices (N,), or with 0/1 targets (N, C), then averaged over the labels that
+    are known (0 or 1); ().
+    """
     if targets.dim() == 1:
         return torch.nn.functional.cross_entropy(logits.double(), targets.long())
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits.double(), targets.double())
+    known = targets <= 1
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits.double()[known], targets.double()[known])

@@ -76,7 +76,7 @@ def write_data_page(path: Path, audit: Audit) -> None:
 def _samples(split: Split, depth: int | None) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for label, name in list(enumerate(split.classes))[:CLASSES]:
-        members = np.flatnonzero(split.targets[:, label] if split.task == "multilabel" else split.targets == label)
+        members = np.flatnonzero(split.targets[:, label] == 1 if split.task == "multilabel" else split.targets == label)
         chosen = members[np.linspace(0, len(members) - 1, min(SAMPLES, len(members))).astype(int)] if len(members) else []
         found[name] = [image for image in (_thumbnail(split, int(i), split.name, depth) for i in chosen) if image]
     return found

@@ -443,6 +443,6 @@ def test_uncertain_labels_are_seen_and_the_reading_is_said(tmp_path):
     assert (one[~uncertain] == zero[~uncertain]).all()
     with pytest.raises(DataError) as caught:
         CsvTable(**{**fields, "uncertain": "error"}).load("train")
-    assert "c.csv:2: column 'Pneumonia' is -1, uncertain; say what that is to be with data.uncertain: zero or one" in str(
+    assert "c.csv:2: column 'Pneumonia' is -1, uncertain; say what that is to be with data.uncertain: zero, one or ignore" in str(
         caught.value
     )

@@ -28,7 +28,8 @@ class CsvTable:
     classes: class names in order; needed where label_column holds names, never guessed from one split.
     group_columns: columns kept for `val.group`, e.g. [patient]. delimiter: one character.
     on_duplicate: error | first | keep, for an id listed twice with one label (two labels are always an error).
-    uncertain: error | zero | one, what CheXpert's -1 in a 0/1 column is to be; an empty cell, where nothing is said, is then 0.
+    uncertain: error | zero | one | ignore, what CheXpert's -1 in a 0/1 column is to be (ignore: no loss and no metric counts
+    that label of that image; task multilabel); an empty cell, where nothing is said, is then 0.
     """
 
     root: str
@@ -45,7 +46,7 @@ class CsvTable:
     group_columns: list[str] = field(default_factory=list)
     delimiter: str = ","
     on_duplicate: OnDuplicate = "error"
-    uncertain: Literal["error", "zero", "one"] = "error"
+    uncertain: Literal["error", "zero", "one", "ignore"] = "error"
 
     def __post_init__(self) -> None:
         if bool(self.label_column) == bool(self.label_columns):
@@ -56,6 +57,8 @@ class CsvTable:
             raise ValueError("label_separator: needs task multilabel, label_column and classes")
         if isinstance(self.labels, str) and not self.split_column:
             raise ValueError("split_column: needed when one labels file holds all splits")
+        if self.uncertain == "ignore" and self.task != "multilabel":
+            raise ValueError("uncertain: one label per image cannot be ignored; use zero, or leave those rows out")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: a name stands twice")
         if len(self.delimiter) != 1:

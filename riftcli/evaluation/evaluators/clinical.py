@@ -19,6 +19,7 @@ from riftcli.evaluation.data_sets import EvalData, matched_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional import clinical
 from riftcli.functional.intervals import percentile_interval
+from riftcli.protocols import UNKNOWN
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import ResultTable, Row
 
@@ -70,7 +71,7 @@ class Clinical:
                 chosen = _thresholds(None if held is None or fingerprint(held.split) == fingerprint(seen.split) else held, seen)
                 rows += [{**place, **row} for row in self._rows(seen, members, chosen)]
                 for c, name in enumerate(seen.split.classes):
-                    for key, points in _curves(seen.scores[:, c], seen.positive[:, c]).items():
+                    for key, points in _curves(*seen.of_class(c)).items():
                         tables[key] += [{**place, "class": name, **point} for point in points]
         settings = {"split": self.split, "drawn": units, "draws": self.draws, "seed": self.seed, "level": 0.95}
         env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
@@ -79,13 +80,17 @@ class Clinical:
     def _rows(self, seen: Scored, members: np.ndarray, chosen: Sequence[float | None]) -> list[Row]:
         """All rows of a model on a set, from one pass over the draws."""
         counts = [
-            {rule: clinical.counts_at(seen.scores[:, c], seen.positive[:, c], threshold) for rule, threshold in rules.items()}
+            {
+                rule: clinical.counts_at(seen.scores[:, c], seen.positive[:, c], threshold) * seen.known[:, c, None]
+                for rule, threshold in rules.items()
+            }
             for c, rules in enumerate(_rules(chosen))
         ]
         right = seen.positive[np.arange(len(seen.scores)), seen.scores.argmax(1)].astype("float64")
         parts = []
         for weights in clinical.group_weights(members, self.draws, self.seed):
-            of_class = [clinical.weighted_auroc(*pair, weights) for pair in zip(seen.scores.T, seen.positive.T, strict=True)]
+            columns = zip(seen.scores.T, seen.positive.T, seen.known.T, strict=True)
+            of_class = [clinical.weighted_auroc(scores, positive, weights * known) for scores, positive, known in columns]
             sums = [{rule: weights @ own for rule, own in by_rule.items()} for by_rule in counts]
             parts.append((np.stack(of_class, 1), sums, weights @ right / weights.sum(1)))
         auroc = np.concatenate([part[0] for part in parts])  # (draws, C)
@@ -93,7 +98,7 @@ class Clinical:
         for c, name in enumerate(seen.split.classes):
             drawn = {rule: np.concatenate([part[1][c][rule] for part in parts]) for rule in counts[c]}
             thresholds = _rules(chosen)[c]
-            rows += _of_class(name, seen.scores[:, c], seen.positive[:, c], auroc[:, c], thresholds, counts[c], drawn)
+            rows += _of_class(name, *seen.of_class(c), auroc[:, c], thresholds, counts[c], drawn)
         return rows
 
     def _groups(self, split: Split, source: EvalData) -> tuple[str, np.ndarray]:
@@ -109,11 +114,17 @@ class Clinical:
 
 @dataclass(frozen=True)
 class Scored:
-    """A split, probabilities (N, C), and which classes each image has (N, C) bool."""
+    """A split, probabilities (N, C), which classes each image has (N, C) bool, and of which that is known (N, C) bool."""
 
     split: Split
     scores: np.ndarray
     positive: np.ndarray
+    known: np.ndarray
+
+    def of_class(self, c: int) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, positive) of the images of which class c is known."""
+        rows = self.known[:, c]
+        return self.scores[rows, c], self.positive[rows, c]
 
 
 def _scored(loaded: LoadedModel, source: EvalData, name: str, encoder: Encoder) -> Scored:
@@ -123,7 +134,7 @@ def _scored(loaded: LoadedModel, source: EvalData, name: str, encoder: Encoder) 
     shares = (logits.softmax(1) if multiclass else logits.sigmoid()).cpu().numpy()
     truth = torch.from_numpy(split.targets)
     classes = torch.nn.functional.one_hot(truth.long(), len(loaded.classes)) if multiclass else truth
-    return Scored(split, shares, classes.numpy().astype(bool))
+    return Scored(split, shares, (classes == 1).numpy(), (classes != UNKNOWN).numpy())
 
 
 def _validation(candidate: Candidate, loaded: LoadedModel, encoder: Encoder) -> Scored | None:
@@ -137,7 +148,7 @@ def _thresholds(held: Scored | None, seen: Scored) -> list[float | None]:
     """Of every class; None without validation images of both kinds."""
     if held is None:
         return [None] * seen.scores.shape[1]
-    return [clinical.youden_threshold(held.scores[:, c], held.positive[:, c]) for c in range(held.scores.shape[1])]
+    return [clinical.youden_threshold(*held.of_class(c)) for c in range(held.scores.shape[1])]
 
 
 def _rules(chosen: Sequence[float | None]) -> list[dict[str, float]]:
@@ -155,7 +166,7 @@ def _overall(seen: Scored, auroc: np.ndarray, accuracy: np.ndarray, right: np.nd
     """Accuracy of the likeliest class (of single labels), and the mean AUROC over the classes that have one; auroc (draws, C)."""
     about = {"class": OVERALL, "rule": "", "threshold": None, "positives": int(seen.positive.sum()), "negatives": None}
     rows = [_row("accuracy", right.mean(), accuracy, **about)] if seen.split.task == "multiclass" else []
-    values = [_auroc(seen.scores[:, c], seen.positive[:, c]) for c in range(seen.scores.shape[1])]
+    values = [_auroc(*seen.of_class(c)) for c in range(seen.scores.shape[1])]
     defined = [c for c, value in enumerate(values) if np.isfinite(value)]
     if defined:
         own = auroc[:, defined]
@@ -167,6 +178,8 @@ def _overall(seen: Scored, auroc: np.ndarray, accuracy: np.ndarray, right: np.nd
 
 
 def _auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    if len(scores) == 0:  # of no image is the class known
+        return np.nan
     return float(clinical.weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
 
 

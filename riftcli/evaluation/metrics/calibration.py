@@ -5,22 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from riftcli.protocols import Predictions
+from riftcli.protocols import UNKNOWN, Predictions
 
 
-def confidences(predictions: Predictions) -> tuple[Any, Any]:
-    """(confidence, right or wrong), both (N, K): the largest softmax value, K = 1; or the positive probability per label."""
+def confidences(predictions: Predictions) -> list[tuple[Any, Any]]:
+    """[(confidence, right or wrong)], both (n,): one pair, with the largest softmax value; or one per label, with its
+    probability, of the images of which the label is known.
+    """
     if predictions.task == "multiclass":
         confidence, guess = predictions.logits.double().softmax(1).max(1)
-        return confidence[:, None], (guess == predictions.targets).double()[:, None]
-    return predictions.logits.double().sigmoid(), predictions.targets.double()
+        return [(confidence, (guess == predictions.targets).double())]
+    known = predictions.targets != UNKNOWN
+    columns = zip(predictions.logits.double().sigmoid().T, predictions.targets.double().T, known.T, strict=True)
+    return [(confidence[rows], truth[rows]) for confidence, truth, rows in columns]
 
 
 def _calibration_error(predictions: Predictions, bins: int, adaptive: bool) -> dict[str, Any]:
     from riftcli.functional import calibration
 
-    confidence, correct = confidences(predictions)
-    each = [calibration.reliability(confidence[:, c], correct[:, c], bins, adaptive).error for c in range(confidence.shape[1])]
+    pairs = [pair for pair in confidences(predictions) if len(pair[0])]
+    if not pairs:
+        return {"value": None, "reason": "no label is known"}
+    each = [calibration.reliability(*pair, bins, adaptive).error for pair in pairs]
     return {"value": sum(each) / len(each), "bins": bins}
 
 
@@ -68,7 +74,9 @@ class Brier:
         import torch
 
         if predictions.task == "multilabel":
-            return {"value": float((predictions.logits.double().sigmoid() - predictions.targets.double()).square().mean())}
+            known = predictions.targets != UNKNOWN
+            wrong = (predictions.logits.double().sigmoid() - predictions.targets.double())[known].square()
+            return {"value": float(wrong.mean())} if len(wrong) else {"value": None, "reason": "no label is known"}
         truth = torch.nn.functional.one_hot(predictions.targets.long(), predictions.logits.shape[1]).double()
         return {"value": float((predictions.logits.double().softmax(1) - truth).square().sum(1).mean())}
 

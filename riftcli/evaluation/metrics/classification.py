@@ -5,10 +5,11 @@ A class that a metric cannot be computed for (no positives) is left out of the m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from riftcli.protocols import Predictions
+from riftcli.protocols import UNKNOWN, Predictions
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,29 @@ def _scores(predictions: Predictions) -> torch.Tensor:
 
 
 def _one_hot(predictions: Predictions) -> torch.Tensor:
+    """(N, C) of 0 and 1, and UNKNOWN where there are several labels."""
     import torch
 
     if predictions.task == "multilabel":
         return predictions.targets.int()
     return torch.nn.functional.one_hot(predictions.targets.long(), len(predictions.classes)).int()
+
+
+def _by_class(predictions: Predictions) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every class (scores (n,), truth (n,) of 0 and 1), of the images of which it is known."""
+    for scores, truth in zip(_scores(predictions).T, _one_hot(predictions).T, strict=True):
+        known = truth != UNKNOWN
+        yield scores[known], truth[known]
+
+
+def _right(predictions: Predictions) -> torch.Tensor:
+    """1 where a decision is right, 0 where it is wrong, NaN where nobody knows; (N,) or (N, C)."""
+    import torch
+
+    right = (_decided(predictions) == predictions.targets).double()
+    if predictions.task == "multiclass":
+        return right
+    return torch.where(predictions.targets == UNKNOWN, torch.nan, right)
 
 
 def _mean_of_defined(values: list[float | None], classes: list[str]) -> dict[str, Any]:
@@ -58,7 +77,10 @@ class Accuracy:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Share of correct decisions."""
-        return {"value": float((_decided(predictions) == predictions.targets).double().mean())}
+        right = _right(predictions)
+        if right.isnan().all():
+            return {"value": None, "reason": "no label is known"}
+        return {"value": float(right.nanmean())}
 
 
 @dataclass(frozen=True)
@@ -72,13 +94,13 @@ class BalancedAccuracy:
         """Per class, then the mean over the classes that occur."""
         import torch
 
-        decided, truth = _decided(predictions), _one_hot(predictions).bool()
+        decided, truth = _decided(predictions), _one_hot(predictions)
         if predictions.task == "multiclass":
             decided = torch.nn.functional.one_hot(decided, len(predictions.classes))
         decided = decided.bool()
         values: list[float | None] = []
         for c in range(truth.shape[1]):
-            positive, negative = truth[:, c], ~truth[:, c]
+            positive, negative = truth[:, c] == 1, truth[:, c] == 0
             sensitivity = float(decided[positive, c].double().mean()) if positive.any() else None
             specificity = float((~decided[negative, c]).double().mean()) if negative.any() else None
             if predictions.task == "multiclass":
@@ -98,15 +120,15 @@ class MacroF1:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """F1 = 2 TP / (2 TP + FP + FN) per class."""
-        from torchmetrics.functional.classification import multiclass_stat_scores, multilabel_stat_scores
+        from torchmetrics.functional.classification import binary_stat_scores, multiclass_stat_scores
 
         count = len(predictions.classes)
         if predictions.task == "multiclass":
-            stats = multiclass_stat_scores(_decided(predictions), predictions.targets.long(), count, average="none")
+            stats = list(multiclass_stat_scores(_decided(predictions), predictions.targets.long(), count, average="none"))
         else:
-            stats = multilabel_stat_scores(_decided(predictions), predictions.targets.int(), count, average="none")
+            stats = [binary_stat_scores((scores > 0.5).int(), truth) for scores, truth in _by_class(predictions)]
         values: list[float | None] = []
-        for tp, fp, _, fn, _ in stats.tolist():
+        for tp, fp, _, fn, _ in [of_class.tolist() for of_class in stats]:
             values.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None)
         return _mean_of_defined(values, predictions.classes)
 
@@ -122,10 +144,12 @@ class WorstGroup:
         """Accuracy per group, and the lowest of them."""
         if predictions.groups is None:
             return {"value": None, "reason": "no groups: name a column of the data as eval.group"}
-        right = (_decided(predictions) == predictions.targets).double()
-        right = right if right.dim() == 1 else right.mean(1)
+        right = _right(predictions)
+        right = right if right.dim() == 1 else right.nanmean(1)
         per_group: dict[str, list[float]] = {}
         for name, value in zip(predictions.groups, right.tolist(), strict=True):
+            if value != value:
+                continue  # of an image without a label that is known
             per_group.setdefault(name, []).append(value)
         per_group.pop("", None)  # samples of no group: no region of the world, for one
         if not per_group:
@@ -146,11 +170,10 @@ class Auroc:
         """Per class with both positives and negatives, then the mean."""
         from torchmetrics.functional.classification import binary_auroc
 
-        scores, truth = _scores(predictions), _one_hot(predictions)
         values: list[float | None] = []
-        for c in range(truth.shape[1]):
-            mixed = 0 < int(truth[:, c].sum()) < truth.shape[0]
-            values.append(float(binary_auroc(scores[:, c], truth[:, c])) if mixed else None)
+        for scores, truth in _by_class(predictions):
+            mixed = 0 < int(truth.sum()) < len(truth)
+            values.append(float(binary_auroc(scores, truth)) if mixed else None)
         return _mean_of_defined(values, predictions.classes)
 
 
@@ -168,10 +191,8 @@ class MeanAveragePrecision:
         """Average precision per class with positives, then the mean."""
         from torchmetrics.functional.classification import binary_average_precision
 
-        scores, truth = _scores(predictions), _one_hot(predictions)
         values: list[float | None] = [
-            float(binary_average_precision(scores[:, c], truth[:, c])) if truth[:, c].any() else None
-            for c in range(truth.shape[1])
+            float(binary_average_precision(scores, truth)) if truth.any() else None for scores, truth in _by_class(predictions)
         ]
         result = _mean_of_defined(values, predictions.classes)
         result["value_empty_as_zero"] = sum(v or 0.0 for v in values) / len(values)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from riftcli.functional.precision import at_least_fp32
 from riftcli.methods.objectives.class_weights import ClassWeights, check_weights, effective_number, listed
-from riftcli.protocols import Task
+from riftcli.protocols import UNKNOWN, Task
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Sigmoid binary cross-entropy.
+    """Sigmoid binary cross-entropy of the labels that are known (data.uncertain: ignore leaves some out).
 
     reduction: sum_classes (sum over classes, mean over samples: what the papers' code base does, and what a strength of 1
     was tuned against) | mean (over classes too; the regularizer is then C times stronger).
@@ -37,8 +37,7 @@ class BinaryCrossEntropy:
 
         weight = None
         if self.class_weights in ("balanced", "effective"):
-            positives = targets.float().sum(0)
-            negatives = targets.shape[0] - positives
+            positives, negatives = (targets == 1).float().sum(0), (targets == 0).float().sum(0)
             worth = negatives / positives.clamp_min(1)
             if self.class_weights == "effective":
                 worth = effective_number(negatives, self.beta) / effective_number(positives, self.beta).clamp_min(1e-12)
@@ -53,12 +52,16 @@ class _BinaryCrossEntropy:
         self.class_weights, self.reduction = weight, reduction
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        import torch
         import torch.nn.functional as F
 
         logits = at_least_fp32(logits)
         weight = None if self.class_weights is None else self.class_weights.to(logits)
-        each = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none", pos_weight=weight)  # (n, C)
-        return each.sum(1) if self.reduction == "sum_classes" else each.mean(1)
+        known = targets != UNKNOWN
+        truth = torch.where(known, targets, 0).float()
+        each = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none", pos_weight=weight)  # (n, C)
+        each = torch.where(known, each, 0.0)
+        return each.sum(1) if self.reduction == "sum_classes" else each.sum(1) / known.sum(1).clamp_min(1)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         import torch
