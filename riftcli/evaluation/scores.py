@@ -13,6 +13,7 @@ from riftcli import catalog
 from riftcli.data.split import Split
 from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
+from riftcli.evaluation.mistakes import write_mistakes
 from riftcli.functional.calibration import reliability
 from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.runs.result_table import Row, write_csv
@@ -49,8 +50,9 @@ def confusion(seen: Predictions) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
-    """predictions.csv, confusion_matrix.csv and reliability.csv."""
+    """predictions.csv, confusion_matrix.csv, reliability.csv, and the most confident mistakes with pictures."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_mistakes(folder, split, seen)
     write_reliability(folder / "reliability.csv", seen)
     multiclass = seen.task == "multiclass"
     probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()

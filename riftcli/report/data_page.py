@@ -24,7 +24,7 @@ _PAGE = """<!doctype html>
 .error { color: #b00020 } .warning { color: #8a5a00 } .row { display: flex; flex-wrap: wrap; gap: .4rem; margin: .2rem 0 1rem }
 figure { margin: 0; width: 112px } figcaption { font-size: .65rem; overflow-wrap: anywhere; color: #5a6472 }
 h3 { font-size: .95rem; margin: 0 }
-</style></head><body>
+</style></head><body><main>
 <h1>{{ report.data }}: {{ report.errors }} errors, {{ report.warnings }} warnings</h1>
 <p>Recipe {{ report.recipe }}, checked {{ report.created }}.</p>
 <h2>Findings</h2>
@@ -48,7 +48,7 @@ h3 { font-size: .95rem; margin: 0 }
 <figure><img alt="{{ label }}" src="data:image/jpeg;base64,{{ image.data }}"><figcaption>{{ image.id }}</figcaption></figure>
 {% else %}<small>none</small>{% endfor %}</div>{% endfor %}{% endfor %}
 {% if left_out %}<p>{{ left_out }} more classes are not shown.</p>{% endif %}
-</body></html>
+</main></body></html>
 """
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.metrics_json import eval_name
@@ -28,7 +30,7 @@ from riftcli.runs.reader import read_json, read_report, read_rows
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
-<style>{{ style }}</style></head><body>
+<style>{{ style }}</style></head><body><main>
 {% macro figure(f) %}<figure><figcaption>{{ f.title }}</figcaption>
 <img alt="{{ f.title }}" src="{{ f.picture }}">
 <small>{{ f.note }} <a download="{{ f.title }}.csv" href="{{ f.table }}">numbers (CSV)</a></small></figure>{% endmacro %}
@@ -36,27 +38,35 @@ _PAGE = """<!doctype html>
 <p>{{ lead }}</p>
 {% if cautions %}<ul class="cautions">{% for line in cautions %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
 <nav>{% if picture %}<a href="#kept">Kept against learned</a> {% endif %}<a href="#results">Results</a>
+{% if mistakes %}<a href="#wrong">Wrong with most confidence</a> {% endif %}
 {% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
 <a href="#provenance">Provenance</a></nav>
 {% if picture %}<h2 id="kept">Kept against learned</h2>
 <div class="grid wide">{% for part in picture %}{{ figure(part) }}{% endfor %}</div>{% endif %}
 <h2 id="results">Results</h2>
 {% macro results_of(columns) %}
-<table><tr><th></th>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
+<table class="results"><tr><td></td>{% for name in table.rows %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for c in columns %}{% set name, meaning = words(c) %}
-<tr><th scope="row">{% if meaning %}<abbr title="{{ meaning }}">{{ name }}</abbr>{% else %}{{ name }}{% endif %}</th>
+<tr><th scope="row">{% if meaning %}<abbr title="{{ meaning }}">{{ name }}</abbr>{% else %}{{ name }}{% endif %}
+{%- if table.rows | length > 2 %} <button aria-label="sort by {{ name }}" aria-pressed="false">&#8644;</button>{% endif %}</th>
 {% for row in table.rows.values() %}{% set value, change = text(c, row.get(c)) %}
-<td class="n{{ ' best' if row.get(c) and row.get(c).best }}">{{ value }}{% if change %}<small>{{ change }}</small>{% endif %}</td>
+<td class="n{{ ' best' if row.get(c) and row.get(c).best }}"
+{%- if row.get(c) and row[c].mean is not none %} data-value="{{ row[c].mean }}"{% endif %}>
+{{- value }}{% if change %}<small>{{ change }}</small>{% endif %}</td>
 {%- endfor %}</tr>
 {% endfor %}</table>{% endmacro %}
 {{ results_of(main) }}
 {% if minor %}<details><summary>{{ minor | length }} more measures</summary>{{ results_of(minor) }}</details>{% endif %}
 <small>{{ caption }} <a download="results.csv" href="{{ results }}">numbers (CSV)</a></small>
 {% if before %}<h2>Before and after, on validation</h2>
-<table><tr><th></th><th class="n">before the first step</th><th class="n">kept weights</th></tr>
+<table><tr><td></td><th class="n">before the first step</th><th class="n">kept weights</th></tr>
 {% for name, old, new in before %}<tr><th scope="row">{{ words(name)[0] }}</th>
 <td class="n">{{ old }}</td><td class="n">{{ new }}</td></tr>
 {% endfor %}</table>{% endif %}
+{% if mistakes %}<h2 id="wrong">Wrong with most confidence</h2>
+{% for label, items in mistakes %}{% if mistakes | length > 1 %}<h3>{{ label }}</h3>{% endif %}
+<ul class="thumbs">{% for m in items %}<li><img alt="{{ m.id }}" src="{{ m.picture }}"><b>{{ m.predicted }}</b>
+<small>{{ m.share }} sure<br>in fact {{ m.target }}</small></li>{% endfor %}</ul>{% endfor %}{% endif %}
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
 {% endfor %}
@@ -64,11 +74,28 @@ _PAGE = """<!doctype html>
 <h2 id="provenance">Provenance</h2>
 {% for item in provenance %}<details><summary>{{ item.label }}: {{ item.summary }}</summary>
 <pre>{{ item.run }}</pre><h3>Recipe, every value</h3><pre>{{ item.recipe }}</pre></details>{% endfor %}
-<p><small>Written {{ written }} by riftcli.</small></p>
+<p><small>Written {{ written }} by riftcli.</small></p></main>
+{% if table.rows | length > 2 %}<script>{{ sorting }}</script>{% endif %}
 </body></html>
 """
 
+# A press of a measure's button puts the runs in its order, in all tables; a second press turns it round.
+_SORTING = """
+document.querySelectorAll("table.results button").forEach(button => button.onclick = () => {
+  const down = button.getAttribute("aria-pressed") !== "true";
+  document.querySelectorAll("table.results button").forEach(other => other.setAttribute("aria-pressed", "false"));
+  button.setAttribute("aria-pressed", String(down));
+  const value = cell => "value" in cell.dataset ? Number(cell.dataset.value) : -Infinity;
+  const cells = [...button.closest("tr").children].slice(1).map((cell, i) => [value(cell), i]);
+  const order = cells.sort((a, b) => (down ? b[0] - a[0] : a[0] - b[0]) || a[1] - b[1]).map(pair => pair[1]);
+  document.querySelectorAll("table.results tr").forEach(row => {
+    const own = [...row.children].slice(1);
+    order.forEach(i => row.append(own[i]));
+  });
+});
+"""
 KEPT = "Kept against learned"  # the picture that a page begins with
+MANY_RUNS = 4  # whose mistakes are shown
 MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
 
@@ -94,6 +121,8 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         table=table,
         results=figures._address("text/csv", figures.csv_of(_flat(table)).encode()),
         picture=dict(sections).get(KEPT),
+        mistakes=[(r.label, items) for r in (members[0] for members in groups.values()) if (items := _mistakes(r))][:MANY_RUNS],
+        sorting=Markup(_SORTING),
         sections=[(name, parts) for name, parts in sections if name != KEPT],
         missing=_missing(records),
         provenance=[_provenance(r) for r in records],
@@ -208,6 +237,23 @@ def _confusion(r: Record) -> Figure | None:
     if "counts" not in matrix or len(matrix["classes"]) > MANY_CLASSES:
         return None
     return figures.confusion(r.label, matrix)
+
+
+def _mistakes(r: Record) -> list[dict[str, str]]:
+    """The pictures of `rift finetune`'s report that were wrong with most confidence; none of runs before there were any."""
+    folder = r.folder / "eval" / eval_name(read_report(r.folder))
+    if not (folder / "mistakes.csv").is_file():
+        return []
+    with (folder / "mistakes.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (folder / row["picture"]).is_file()]
+    return [
+        {**row, "picture": figures._address("image/jpeg", (folder / row["picture"]).read_bytes()), "share": _percent(row)}
+        for row in rows
+    ]
+
+
+def _percent(row: dict[str, str]) -> str:
+    return f"{100 * float(row['confidence']):.0f} %"
 
 
 def _maps(r: Record) -> list[Figure]:

@@ -190,6 +190,41 @@ def test_report_holds_everything_and_needs_no_network(rift, run, trained, tmp_pa
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def in_browser(page: Path, place: Path, width: int = 1280) -> str:
+    """The document as Chromium has it after the page's own scripts."""
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={place / 'profile'}"]
+    command = [CHROMIUM, *options, f"--window-size={width},2000", "--virtual-time-budget=5000", "--dump-dom", f"file://{page}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_runs_are_sorted_by_a_measure_in_a_real_browser(rift, trained, tmp_path):
+    runs = [trained / "full", trained / "rift", trained / "lora"]
+    assert rift("report", *runs, "--out", "page.html")[0] == 0
+    scores = {}
+    for run in runs:
+        found = [json.loads(path.read_text())["metrics"]["cka"]["value"] for path in run.glob("**/s?/metrics.json")]
+        found = found or [json.loads((run / "metrics.json").read_text())["metrics"]["cka"]["value"]]
+        scores[run.name] = float(np.mean(found))
+    press = """<script>const button = [...document.querySelectorAll("table.results button")]
+      .find(b => b.closest("th").textContent.startsWith("similarity to the pretrained model (CKA)"));
+    const names = () => [...document.querySelector("table.results tr").children].slice(1).map(c => c.textContent).join(" ");
+    button.click(); const first = names(); button.click();
+    document.body.dataset.found = `${first} then ${names()} ${button.getAttribute("aria-pressed")}`;</script>"""
+    shown = tmp_path / "pressed.html"
+    shown.write_text(Path("page.html").read_text().replace("</body>", press + "</body>"))
+    order = sorted(scores, key=lambda name: -scores[name])
+    assert f'data-found="{" ".join(order)} then {" ".join(reversed(order))} false"' in in_browser(shown, tmp_path)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_real_browser(trained, tmp_path, width):
@@ -200,21 +235,7 @@ def test_the_page_in_a_real_browser(trained, tmp_path, width):
       + `overflow ${document.documentElement.scrollWidth > document.documentElement.clientWidth}`; })</script>"""
     shown = tmp_path / "page.html"
     shown.write_text(page.replace("</body>", probe + "</body>"))
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [CHROMIUM, *options, f"--window-size={width},2000", "--virtual-time-budget=5000", "--dump-dom", f"file://{shown}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    shown_as = in_browser(shown, tmp_path, width)
     count = page.count("<img ")
     assert count >= 5
-    assert f'data-found="images {count} broken 0 overflow false"' in done.stdout, done.stderr[-2000:]
+    assert f'data-found="images {count} broken 0 overflow false"' in shown_as, shown_as[-2000:]

@@ -1,0 +1,58 @@
+"""The answers that were wrong with most confidence: a table, and small pictures to look at."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import torch
+
+from riftcli.data.split import Split
+from riftcli.protocols import UNKNOWN, Predictions
+
+COUNT, SIDE = 12, 96  # pictures, and pixels of their longer side
+NAME, HEADER = "mistakes.csv", ("id", "picture", "target", "predicted", "confidence")
+
+
+def write_mistakes(folder: Path, split: Split, seen: Predictions) -> None:
+    """mistakes.csv and mistakes/*.jpg, the most confident first, in place of earlier ones."""
+    pictures = folder / "mistakes"
+    shutil.rmtree(pictures, ignore_errors=True)
+    found = worst(seen)
+    if found:
+        pictures.mkdir(parents=True)
+    with (folder / NAME).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for k, (i, target, predicted, confidence) in enumerate(found, 1):
+            path = pictures / f"{k:02d}.jpg"
+            image = split.read(i).convert("RGB")
+            image.thumbnail((SIDE, SIDE))
+            image.save(path, "JPEG", quality=80)
+            writer.writerow([split.ids[i], path.relative_to(folder).as_posix(), target, predicted, f"{confidence:.4f}"])
+
+
+def worst(seen: Predictions, count: int = COUNT) -> list[tuple[int, str, str, float]]:
+    """[(position, true class, given class, its probability)]; of several labels, one entry is one label of one image."""
+    logits = seen.logits.double()
+    if seen.task == "multiclass":
+        confidence, given = logits.softmax(1).max(1)
+        order = torch.where(given != seen.targets, confidence, -1.0).argsort(descending=True, stable=True)[:count].tolist()
+        names = seen.classes
+        return [
+            (i, names[int(seen.targets[i])], names[int(given[i])], float(confidence[i]))
+            for i in order
+            if given[i] != seen.targets[i]
+        ]
+    scores = logits.sigmoid()
+    wrong = ((scores > 0.5) != (seen.targets == 1)) & (seen.targets != UNKNOWN)
+    sure = torch.where(wrong, torch.maximum(scores, 1 - scores), -1.0).flatten()
+    entries = []
+    for place in sure.argsort(descending=True, stable=True)[:count].tolist():
+        i, c = divmod(place, len(seen.classes))
+        if wrong[i, c]:
+            has, name = bool(seen.targets[i, c] == 1), seen.classes[c]
+            words = (name, f"not {name}")
+            entries.append((i, words[not has], words[has], float(sure[place])))
+    return entries
