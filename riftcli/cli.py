@@ -38,6 +38,7 @@ COMMANDS = {
     "init": "riftcli.commands.init:init",
     "runs": "riftcli.commands.runs:app",
     "export": "riftcli.commands.export:export",
+    "push": "riftcli.commands.push:push",
     "doctor": "riftcli.commands.doctor:doctor",
     "recipes": "riftcli.commands.recipes:app",
     "data": "riftcli.commands.data:app",
