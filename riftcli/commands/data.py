@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from riftcli.errors import SHOWN_PROBLEMS, ExitCode, UsageError
+from riftcli.errors import SHOWN_PROBLEMS, ExitCode, StorageError, UsageError
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -83,6 +83,7 @@ def shrink(
     """Copy the images of a recipe, smaller: same ids, labels, groups and splits; with a manifest, and readable by any recipe."""
     from riftcli import recipe as recipes
     from riftcli.console import Console
+    from riftcli.data.leaks import refuse_leaks
     from riftcli.data.shrink import SECTION, Encoding
     from riftcli.data.shrink import shrink as shrunk
     from riftcli.data.splits import load_splits
@@ -90,11 +91,16 @@ def shrink(
     console, checked = Console(), recipes.load(recipe, overrides)
     data = checked.data
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
+    refuse_leaks(splits.leaks, data.rules.allow_overlap)
     before = sum(path.stat().st_size for split in splits.named().values() for path in split.paths or [])
     section = shrunk(splits, out, Encoding(size, kind.value, quality, checked.input.bit_depth), console, workers)
-    if data.rules.allow_missing_classes:
-        section["allow_missing_classes"] = True
-    (out / SECTION).write_text(recipes.dump(section), encoding="utf-8")
+    for rule in ("allow_overlap", "allow_missing_classes"):
+        if getattr(data.rules, rule):
+            section[rule] = True
+    try:
+        (out / SECTION).write_text(recipes.dump(section), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be written ({error.strerror})") from error
     after = sum(path.stat().st_size for path in (out / "images").rglob("*") if path.is_file())
     count = sum(len(split) for split in splits.named().values())
     was = f"{before / 1e6:,.0f} MB -> " if before else ""

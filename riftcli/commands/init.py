@@ -108,7 +108,7 @@ def _objective(section: dict[str, Any]) -> dict[str, str]:
 
 def _lines(found: Discovery, splits: Splits | None, count: int) -> list[str]:
     """The first `count` lines on what was found, and two on the images and classes."""
-    lines = list(found.facts[:count])
+    lines = [" ".join(fact.split()) for fact in found.facts[:count]]
     if splits is not None:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.named().items())
         cut_parts = [name for name, spec in found.splits.items() if isinstance(spec, dict)]

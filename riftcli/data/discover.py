@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.data.datasets.image_folder import group_names, same_inside
-from riftcli.data.discover_table import NamesNoImages, infer_table, tables_in
+from riftcli.data.discover_table import NamesNoImages, infer_table, split_words, tables_in
 from riftcli.data.discovery import Discovery, with_cuts
 from riftcli.data.folders import holds_images, ignored_text, images_below, split_of, unusual, visible_folders
 from riftcli.data.images import EXTENSIONS
@@ -28,6 +29,8 @@ LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     ("fmow", {}),
 ]
 DEPTH = 4  # folders with nothing in them but one folder, as archives have when they are unpacked
+FOLDERS_PER_CLASS = 3  # of folders within classes, so that each split can have one
+NO_CLASS = re.compile(r"((train|test|val)_?)?(images?|masks?|pictures|photos|labels?|annotations?|segmentations?)", re.IGNORECASE)
 GROUPS_PER_CLASS = 5  # with fewer, what files have in common names their class rather than a patient or slide
 
 
@@ -38,6 +41,13 @@ def discover(path: Path, answers: dict[str, str] | None = None) -> Discovery:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    try:
+        return _discover(path, answers)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _discover(path: Path, answers: dict[str, str] | None) -> Discovery:
     if path.is_file():
         return with_cuts(infer_table(path.parent, [path], answers or {}))
     root = _descend(path)
@@ -46,7 +56,11 @@ def discover(path: Path, answers: dict[str, str] | None = None) -> Discovery:
         if found is not None:
             return with_cuts(found)
     tables, classes = tables_in(root), _has_class_folders(root)
-    if tables:  # folders beside a table that names their images are no classes
+    if any(split_of(p.name) == "train" for p in visible_folders(root)) and classes:
+        aside = [t for t in tables if split_words(t.stem) & {"val", "test"} and "train" not in split_words(t.stem)]
+    else:
+        aside = []
+    if len(aside) < len(tables):  # folders beside a table that names their images are no classes
         try:
             return with_cuts(infer_table(root, tables, answers or {}))
         except NamesNoImages:
@@ -106,7 +120,15 @@ def _class_folders(root: Path) -> Discovery:
     """Class folders, below split folders or not; images by patient where they are DICOM files, else by folder or name."""
     inner = visible_folders(root)
     named = ", ".join(p.name for p in inner[:6]) + ", ..." * (len(inner) > 6)
-    splits: dict[str, Any] = {key: p.name for p in inner if (key := split_of(p.name))}
+    splits: dict[str, Any] = {}
+    for p in inner:
+        key = split_of(p.name)
+        if key:  # several of one kind are joined
+            splits[key] = f"{splits[key]}+{p.name}" if key in splits else p.name
+    if not splits and all(NO_CLASS.fullmatch(p.name) for p in inner):
+        raise DataError(
+            f"{root}: folders of images ({named}) and nothing that says what they show; a table with labels is missing"
+        )
     if splits and "train" not in splits:
         raise DataError(f"{root}: split folders ({named}), none to train on; expected {root}/train/<class>/<image>")
     same = [] if splits else same_inside(inner)
@@ -115,20 +137,20 @@ def _class_folders(root: Path) -> Discovery:
             f"{root}: its folders ({named}) all hold the same ones ({', '.join(same[:6])}): they look like splits or folds, not "
             f"like classes; call the one to train on {root}/train"
         )
-    top = root / splits["train"] if splits else root
+    top = root / splits["train"].split("+")[0] if splits else root
     images, ignored = images_below(top)
     facts = [f"class folders in {root}" + (f" below {', '.join(splits.values())}" if splits else ", without splits")]
     if unusual(ignored):
         facts.append(f"not read: {ignored_text(unusual(ignored))}")
     facts.append(f"files: {ignored_text(Counter(p.suffix.lower() for p in images))}")
     fields: dict[str, Any] = {"root": str(root)}
-    group = _grouping(images, top)
+    group = _grouping(images, top, facts)
     if group:
         fields["group_by"] = group
     return Discovery("image_folder", fields, splits or {"train": "all"}, facts, (group,) if group else ())
 
 
-def _grouping(images: list[Path], folder: Path) -> str | None:
+def _grouping(images: list[Path], folder: Path, facts: list[str]) -> str | None:
     """What keeps images together that show the same patient or slide; None where nothing tells."""
     from riftcli.data.dicom import SUFFIXES
 
@@ -139,15 +161,23 @@ def _grouping(images: list[Path], folder: Path) -> str | None:
     for how in candidates:
         try:
             names = group_names(images, how, folder)
-        except DataError:
+        except DataError as error:
+            if how == "patient":
+                facts.insert(1, f"not kept whole by patient: {error}")
             continue
-        count = len(set(names))
+        pairs = set(zip(classes, names, strict=True))
+        count, per_class = len(set(names)), Counter(of for of, _ in pairs)
         if how in ("patient", "study"):
-            if 5 <= count < len(images):
+            if 1 < count < len(images):
                 return how
-            continue
+        elif how == "folder":
+            if count <= len(pairs) / 2 or count == len(images):
+                continue  # names that classes have in common are no patients: 40X, 100X
+            if min(per_class.values()) >= FOLDERS_PER_CLASS:
+                return how
+            facts.insert(1, "folders within the classes are not kept whole, for a class has only one or two: see data.group_by")
+            return None
         # a name that nearly every image has alone says nothing; one that a class has alone is the class (Abyssinian_12.jpg)
-        per_class = Counter(of for of, _ in set(zip(classes, names, strict=True)))
-        if count <= 0.7 * len(images) and min(per_class.values(), default=0) >= GROUPS_PER_CLASS:
+        elif count <= 0.7 * len(images) and min(per_class.values(), default=0) >= GROUPS_PER_CLASS:
             return how
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.data.discovery import Discovery, Question
-from riftcli.data.folders import SPLITS
+from riftcli.data.folders import SPLITS, split_of, walk
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import read_csv
 from riftcli.errors import DataError
@@ -24,6 +24,8 @@ LABEL_NAMES = (
 GROUP_NAMES = {"patient", "subject", "person", "participant", "animal", "lesion", "slide", "case", "study", "eye", "specimen"}
 OF_IDS = {"id", "ids", "no", "nr", "number", "code", "key", "uid", "instance", "anonymized", "anonymised", "pseudo", "unique"}
 NO_PICTURES = re.compile(r"mask|seg|annot|label|truth|_gt|heat", re.IGNORECASE)  # folders of images with the same names
+IMAGE_NAMES = {"image", "images", "img", "file", "filename", "path", "id", "name", "photo", "picture", "isic"}
+SPLIT_NAMES = {"split", "fold", "partition", "subset", "phase"}
 SPLIT_VALUES = {name for names in SPLITS.values() for name in names}
 SAMPLE = 400  # rows that are looked at for what a column means
 MOST_FILES = 300_000  # below the root, when names are sought
@@ -48,7 +50,7 @@ class Table:
     def read(cls, path: Path) -> Table:
         """Read a table with the delimiter that its first line has most of; raise DataError."""
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline()
+            first = next((line for line in file if line.strip()), "")
         delimiter = max(DELIMITERS, key=first.count)
         header, lines = read_csv(path, delimiter)
         rows = [[cell.strip() for cell in cells] for _, cells in lines if len(cells) == len(header)]
@@ -82,7 +84,7 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
     Raises NamesNoImages where no column names images, and DataError where none holds labels.
     """
     facts: list[str] = []
-    tables = _by_split([Table.read(path) for path in paths], facts)
+    tables = _by_split([_read(path) for path in paths], facts)
     first = tables.get("train") or next(iter(tables.values()))
     if not first.rows:
         raise NamesNoImages(f"{first.path}: no rows below the header")
@@ -92,13 +94,21 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
     index = _files_below(root)
     images = _image_column(first, root, index)
     split_column = _split_column(first, {images.column, named}) if len(tables) == 1 else None
+    _note_splits_by_number(first, split_column, facts)
     groups = _group_columns(first, {images.column, split_column, named}, facts)
     labels, questions = _labels(first, {images.column, split_column, *groups} - {named}, named, facts)
-    columns = {images.column, *groups, *(labels.get("label_columns") or [labels["label_column"]])}
-    tables = {key: table for key, table in tables.items() if table is first or columns <= set(table.header)}
+    tables = _complete(tables, {images.column, *(labels.get("label_columns") or [labels["label_column"]])}, facts)
+    lacking = [column for column in groups if any(column not in table.header for table in tables.values())]
+    if lacking:
+        facts.insert(0, f"not kept whole by {lacking[0]}: not every table has it")
+        groups = [column for column in groups if column not in lacking]
     fields: dict[str, Any] = {"root": str(images.root)}
-    fields |= _places(images, [row[images.column] for table in tables.values() for row in table.rows], index, facts)
+    fields |= _places(images, {key: [row[images.column] for row in table.rows] for key, table in tables.items()}, index, facts)
     fields |= labels
+    if not groups and any(re.search(r"patient[ _-]?[0-9]", cell, re.IGNORECASE) for cell in first.sample(images.column)):
+        facts.insert(
+            0, "paths name patients and no column does: they will be in several splits; add a column, and set group_columns"
+        )
     splits = _splits(tables, split_column, images.root, fields)
     if first.delimiter != ",":
         fields["delimiter"] = first.delimiter
@@ -114,19 +124,43 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
     return Discovery("csv_table", fields, splits, [whole, *by, *facts], tuple(groups[:1]), tuple(questions))
 
 
+def _read(path: Path) -> Table:
+    try:
+        return Table.read(path)
+    except DataError as error:
+        raise NamesNoImages(str(error)) from error
+
+
+def split_words(name: str) -> set[str]:
+    """Which of train, val and test a name has among its words."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return {key for key, names in SPLITS.items() if words & set(names)}
+
+
+def _complete(tables: dict[str, Table], columns: set[str], facts: list[str]) -> dict[str, Table]:
+    """Those that have these columns; of others it is said what they lack."""
+    kept = {}
+    for key, table in tables.items():
+        lacking = sorted(columns - set(table.header))
+        if lacking:
+            facts.insert(0, f"{table.path.name} is not read: it has no column {lacking[0]}")
+        else:
+            kept[key] = table
+    return kept
+
+
 def _by_split(tables: list[Table], facts: list[str]) -> dict[str, Table]:
     """`train`, `val`, `test` -> table, by their names; a single one is `all`."""
     if len(tables) == 1:
         return {"all": tables[0]}
     named: dict[str, Table] = {}
     for table in tables:
-        words = re.split(r"[^a-z]+", table.path.stem.lower())
-        key = next((key for key, names in SPLITS.items() if set(words) & set(names)), None)
+        key = next((key for key in SPLITS if key in split_words(table.path.stem)), None)
         if key and key not in named:
             named[key] = table
     if "train" not in named:
         if len(tables) > 1 and not named:
-            raise DataError(
+            raise NamesNoImages(
                 f"{tables[0].path.parent}: several tables ({', '.join(t.path.name for t in tables)}), and none is called train; "
                 "name the one with the labels: rift init FILE"
             )
@@ -134,20 +168,15 @@ def _by_split(tables: list[Table], facts: list[str]) -> dict[str, Table]:
     left = [table.path.name for table in tables if table not in named.values()]
     if left:
         facts.append(f"tables that are not read: {', '.join(left)}")
-    return named if len(named) > 1 else {"all": named["train"]}
+    ordered = {key: named[key] for key in SPLITS if key in named}
+    return ordered if len(ordered) > 1 else {"all": named["train"]}
 
 
 def _files_below(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Name in lower case, with and without its suffix -> (folder below root, suffix) of images with it; links are followed."""
     found: dict[str, list[tuple[str, str]]] = {}
-    count, seen = 0, set()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+    count = 0
+    for folder, names in walk(root):
         place = os.path.relpath(folder, root)
         for name in names:
             stem, suffix = os.path.splitext(name)
@@ -180,11 +209,21 @@ def _image_column(table: Table, root: Path, index: dict[str, list[tuple[str, str
         }
         way, place = max(ways, key=ways.__getitem__)
         share = ways[way, place] / len(cells)
-        if share > best.share:
-            best = Images(column, way, place, share)
+        found = Images(column, way, place, share)
+        if (round(share, 2), *_called(table, column)) > (round(best.share, 2), *_called(table, best.column)):
+            best = found
     if best.share < 0.5:
         raise NamesNoImages(f"{table.path}: no column names images below {root} {_instead(table, root)}")
     return best
+
+
+def _called(table: Table, column: str) -> tuple[bool, bool]:
+    """(it does not merely count rows, it is called like an image): which of two columns that name as many images is meant."""
+    if column not in table.header:
+        return False, False
+    cells = [row[column] for row in table.rows]
+    counts = any(cells == [str(i + start) for i in range(len(cells))] for start in (0, 1))
+    return not counts, bool(set(_words(column)) & IMAGE_NAMES)
 
 
 def _instead(table: Table, root: Path) -> str:
@@ -199,8 +238,13 @@ def _instead(table: Table, root: Path) -> str:
     return f"(looked for {', '.join(EXTENSIONS[:3])}, ...); its first row is {row}; give the folder that holds both"
 
 
-def _places(images: Images, cells: list[str], index: dict[str, list[tuple[str, str]]], facts: list[str]) -> dict[str, Any]:
-    """The fields that say where the images of all rows lie."""
+def _places(
+    images: Images, cells: dict[str, list[str]], index: dict[str, list[tuple[str, str]]], facts: list[str]
+) -> dict[str, Any]:
+    """The fields that say where the images of all rows lie. cells: of every table, by its split.
+
+    Raises DataError where tables of several splits have the same names in different folders: only paths tell these apart.
+    """
     fields: dict[str, Any] = {} if images.column == "image" else {"image_column": images.column}
     if images.share < 1:
         facts.append(f"about {100 * (1 - images.share):.0f} % of the rows name an image that is not there")
@@ -208,13 +252,26 @@ def _places(images: Images, cells: list[str], index: dict[str, list[tuple[str, s
         return {**fields, "images": "absolute"}
     if images.way == "path":
         return fields
-    found = [index[cell.lower()] for cell in cells if cell.lower() in index]
-    folders = _covering([{place for place, _ in places} for places in found])
+    known = {key: [index[cell.lower()] for cell in own if cell.lower() in index] for key, own in cells.items()}
+    chosen = {key: _covering([{place for place, _ in places} for places in own], key) for key, own in known.items()}
+    folders = list(dict.fromkeys(place for own in chosen.values() for place in own))
     if folders != ["."]:
         fields["images"] = folders
-    several = sum(len({place for place, _ in places} & set(folders)) > 1 for places in found)
+    for key, own in known.items():
+        for places in own:
+            here = {place for place, _ in places}
+            if _first(folders, here) != _first(chosen[key], here):
+                raise DataError(
+                    f"the tables of several splits have images with the same names in {', '.join(folders[:4])}; write their "
+                    "paths into the tables, e.g. train/1.jpg"
+                )
+    found = [places for own in known.values() for places in own]
+    several = Counter(
+        place for places in found for place in {place for place, _ in places} - {_first(folders, {place for place, _ in places})}
+    )
     if several:
-        facts.append(f"{several} images are in more than one of {', '.join(folders)}: the first is taken")
+        more = ", ".join(f"{count} also in {place}" for place, count in several.most_common(3))
+        facts.append(f"images are taken from {', '.join(folders[:4])}; {more}")
     if images.way == "stem":
         suffixes = Counter(suffix for places in found for suffix in {suffix for place, suffix in places if place in folders})
         fields["image_suffix"] = suffixes.most_common(1)[0][0]
@@ -223,10 +280,22 @@ def _places(images: Images, cells: list[str], index: dict[str, list[tuple[str, s
     return fields
 
 
-def _covering(places: list[set[str]]) -> list[str]:
-    """Few folders that have all images among them, the one with most images first; masks with the same names come last."""
+def _first(folders: list[str], here: set[str]) -> str:
+    return next(folder for folder in folders if folder in here)
+
+
+def _covering(places: list[set[str]], split: str) -> list[str]:
+    """Few folders that have all images of a split's table among them, those called so first, the one with most images first;
+    folders of other splits, and masks with the same names, come last.
+    """
     counts = Counter(place for one in places for place in one)
-    order = sorted(counts, key=lambda place: (bool(NO_PICTURES.search(place)), -counts[place], place))
+
+    def rank(place: str) -> tuple[Any, ...]:
+        named = set().union(*(split_words(part) for part in Path(place).parts))
+        other = bool(named) and split not in named and (split != "all" or "train" not in named)
+        return (bool(NO_PICTURES.search(place)), other, -counts[place], place)
+
+    order = sorted(counts, key=rank)
     chosen: list[str] = []
     left = places
     for place in order:
@@ -245,9 +314,19 @@ def _words(column: str) -> list[str]:
 def _split_column(table: Table, taken: set[str | None]) -> str | None:
     for column in table.header:
         cells = {row[column].lower() for row in table.rows}
-        if column not in taken and len(cells) > 1 and cells <= SPLIT_VALUES and cells & {"train", "training"}:
+        if column not in taken and len(cells) > 1 and cells <= SPLIT_VALUES | {""} and cells & {"train", "training"}:
             return column
     return None
+
+
+def _note_splits_by_number(table: Table, split_column: str | None, facts: list[str]) -> None:
+    """Say of a column that is called a split and has numbers, that it is not used; and of rows without a split."""
+    for column in table.header:
+        if column != split_column and set(_words(column)) & SPLIT_NAMES:
+            facts.insert(0, f"column {column} is not used: a split column says train, val and test in words")
+    blank = 0 if split_column is None else sum(not row[split_column] for row in table.rows)
+    if blank:
+        facts.insert(0, f"{blank} rows without a {split_column} are in no split")
 
 
 def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> list[str]:
@@ -258,6 +337,8 @@ def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> li
         if column in taken or not set(words) & GROUP_NAMES or not set(words) <= GROUP_NAMES | OF_IDS:
             continue  # `Patient Age` names no patient
         cells = [row[column] for row in table.rows]
+        if set(words) <= GROUP_NAMES and sum(any(c.isdigit() for c in cell) for cell in set(cells)) < 0.5 * len(set(cells)):
+            continue  # `lesion` with the names of diseases
         count, blank = len(set(cells)), cells.count("")
         if not 5 <= count < len(cells):
             continue
@@ -272,24 +353,26 @@ def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> li
 
 def _labels(table: Table, taken: set[str | None], named: str | None, facts: list[str]) -> tuple[dict[str, Any], list[Question]]:
     """(the fields about labels, what was chosen among several)."""
-    free = [column for column in table.header if column not in taken]
+    free = [column for column in table.header if column not in taken and not set(_words(column)) & SPLIT_NAMES]
     values = {column: {row[column] for row in table.rows} for column in free}
     flags = [column for column in free if values[column] <= FLAGS | UNCERTAIN and values[column] & FLAGS]
     candidates = {}
     for column in free:
         cells = [row[column] for row in table.rows]
         count = len(values[column])
-        if "" not in values[column] and 2 <= count <= max(2, min(1000, len(cells) // 2)) and not _measured(cells):
+        like = _rank(column)[0] < len(LABEL_NAMES)  # then its blanks are said of each row, not a reason to take another
+        if ("" not in values[column] or like) and 2 <= count <= max(2, min(1000, len(cells) // 2)) and not _measured(cells):
             candidates[column] = (*_rank(column), count)
     order = sorted(candidates, key=lambda column: candidates[column])
-    # several columns of 0 and 1 are the labels, unless another column is called so
-    called = next((column for column in order if column not in flags and _rank(column)[0] < len(LABEL_NAMES)), None)
+    # several columns of 0 and 1 are the labels, unless one column is called so
+    ranks = {column: _rank(column) for column in order}
+    called = next((c for c in order if ranks[c][0] < len(LABEL_NAMES) and (c not in flags or ranks[c][1] == 0)), None)
     if named is None and len(flags) > 1 and called is None:
         return _flags(table, flags, values, facts), []
     if named is None and called is not None and len(flags) > 1:
-        facts.append(
-            f"not taken for labels: {len(flags)} columns of 0 and 1 ({', '.join(flags[:4])}{', ...' * (len(flags) > 4)})"
-        )
+        left = [column for column in flags if column != called]
+        shown = f"{', '.join(left[:4])}{', ...' * (len(left) > 4)}"
+        facts.append(f"not taken for labels: {len(left)} columns of 0 and 1 ({shown})")
     if not order and named is None:
         raise DataError(
             f"{table.path}: no column looks like a label (a few values that come again and again); columns: {', '.join(free)}; "
@@ -327,7 +410,7 @@ def _measured(cells: list[str]) -> bool:
 
 
 def _natural(text: str) -> tuple[Any, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text))
+    return tuple(int(part) if re.fullmatch(r"[0-9]+", part) else part for part in re.split(r"([0-9]+)", text))
 
 
 def _splits(tables: dict[str, Table], split_column: str | None, root: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -341,5 +424,9 @@ def _splits(tables: dict[str, Table], split_column: str | None, root: Path, fiel
         return {"train": "all"} if list(tables) == ["all"] else {key: key for key in tables}
     table = tables["all"]
     fields |= {"labels": place(table), "split_column": split_column}
-    values = dict.fromkeys(row[split_column] for row in table.rows)
-    return {key: value for value in values for key, names in SPLITS.items() if value.lower() in names}
+    found: dict[str, Any] = {}
+    for value in dict.fromkeys(row[split_column] for row in table.rows):
+        key = split_of(value)
+        if key:  # several words for one are joined
+            found[key] = f"{found[key]}+{value}" if key in found else value
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from riftcli.data.images import EXTENSIONS
@@ -21,14 +21,27 @@ COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", 
 def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:
     """(images below a folder, sorted; suffix -> number of other files there). Hidden files and folders are neither."""
     images, ignored = [], Counter[str]()
-    for path in folder.rglob("*"):
-        if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
-            continue
-        if path.suffix.lower() in EXTENSIONS:
-            images.append(path)
-        elif path.is_file():
-            ignored[path.suffix.lower() or "no suffix"] += 1
+    for place, names in walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() in EXTENSIONS:
+                images.append(path)
+            elif path.is_file():
+                ignored[path.suffix.lower() or "no suffix"] += 1
     return sorted(images), dict(ignored)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) for a folder and all below, links followed once; nothing hidden or left by an archiver."""
+    seen = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back up
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+        yield place, [name for name in names if not name.startswith(".") and name != "__MACOSX"]
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -38,11 +51,7 @@ def visible_folders(folder: Path) -> list[Path]:
 
 def holds_images(folder: Path) -> bool:
     """True where any image lies below a folder; looks no further than the first."""
-    for _, inner, names in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
-        if any(os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".") for name in names):
-            return True
-    return False
+    return any(os.path.splitext(name)[1].lower() in EXTENSIONS for _, names in walk(folder) for name in names)
 
 
 def split_of(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -67,19 +68,32 @@ class _FromFile:
         except DataError as error:
             return str(error)
         except OSError as error:
-            raise StorageError(f"{pair[1]}: cannot be written ({error.strerror}); go on with the same command") from error
+            raise StorageError(f"{pair[1]}: cannot be written ({error.strerror}); then give the same command") from error
 
 
 def shrink(splits: Splits, out: Path, encoding: Encoding, console: Console, workers: int | None = None) -> dict[str, Any]:
     """Write `out` and return the data section that reads it, format csv_table. What an earlier call did is not done again.
+    Ids stay as they are, but for the first slash of absolute ones.
 
     out/images/ID.jpg, manifest.csv (id, file, sha256, bytes, as each is done), labels.csv (at the end).
-    Raises UsageError for a folder with something else in it, DataError for images that cannot be read: all others are done.
+    Raises UsageError for a folder with something else in it, DataError for images that cannot be read: all others are done;
+    StorageError where it cannot be written.
     """
+    try:
+        return _shrink(splits, out, encoding, console, workers)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); then give the same command"
+        ) from error
+
+
+def _shrink(splits: Splits, out: Path, encoding: Encoding, console: Console, workers: int | None) -> dict[str, Any]:
     named = splits.named()
     if splits.train.task == "captions":
         raise UsageError("images with captions are not shrunk: only classes and labels can be written as a table")
-    done = _begin(out, {**asdict(encoding), "samples": {name: fingerprint(split) for name, split in named.items()}})
+    done = _begin(
+        out, {**asdict(encoding), "samples": {name: fingerprint(split) + _state(split) for name, split in named.items()}}
+    )
     places = {name: [_place(out, key, encoding.suffix) for key in split.ids] for name, split in named.items()}
     _check_places(named, places)
     problems = Problems()
@@ -96,10 +110,16 @@ def shrink(splits: Splits, out: Path, encoding: Encoding, console: Console, work
                         writer.writerow([split.ids[i], places[name][i].relative_to(out).as_posix(), *found])
                         file.flush()
     problems.raise_if_any()
-    section = _write_labels(out, named, encoding.suffix)
-    if splits.admitted:
-        section["allow_overlap"] = True
-    return section
+    return _write_labels(out, named, encoding.suffix)
+
+
+def _state(split: Split) -> str:
+    """Of the files as they are: other pictures under the same names are another data set."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in split.paths or []:
+        found = path.stat()
+        digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _encoded(
@@ -115,21 +135,29 @@ def _encoded(
 
 def _begin(out: Path, settings: dict[str, Any]) -> dict[str, int]:
     """id -> bytes of what is there already, of the same data at the same settings."""
-    path = out / SETTINGS
-    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+    path, manifest = out / SETTINGS, out / MANIFEST
+    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()) and not path.is_file():
         raise UsageError(f"{out}: holds something else; choose an empty folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise UsageError(f"{out}: was begun with other images or settings; choose another folder, or remove it")
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        with (out / MANIFEST).open(newline="", encoding="utf-8") as file:
-            return {row[0]: int(row[3]) for row in csv.reader(file) if len(row) == 4 and row[3].isdigit()}
-    except FileNotFoundError:
+    out.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise UsageError(f"{out}: was begun with other images or settings; choose another folder, or remove it")
+    if not path.is_file():
+        _write(path, json.dumps(settings, indent=1))
+    if not manifest.is_file():
         return {}
+    with manifest.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 4 and len(row[2]) == 64 and row[3].isdecimal()]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    _write(manifest, text.getvalue())  # without a line that was cut off
+    return {row[0]: int(row[3]) for row in rows}
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(path)
 
 
 def _is_done(path: Path, size: int | None) -> bool:
@@ -158,9 +186,13 @@ def _write_labels(out: Path, named: dict[str, Split], suffix: str) -> dict[str, 
     train = named["train"]
     several = train.task == "multilabel"
     groups = [column for column in train.groups if all(column in split.groups for split in named.values())]
-    taken = {*groups, *(train.classes if several else [])}
-    image, part, label = (_free(name, taken) for name in ("image", "split", "label"))
-    header = [image, part, *(train.classes if several else [label]), *groups]
+    odd = [name for name in [*train.classes, *groups] if name != name.strip()]
+    if odd:
+        raise DataError(f"class or column '{odd[0]}' begins or ends with a space, which a table loses; rename it")
+    own = train.classes if several else ["label"]
+    columns = [_free(column, {*own, *groups[:i]}) for i, column in enumerate(groups)]
+    image, part = (_free(name, {*own, *columns}) for name in ("image", "split"))
+    header = [image, part, *own, *columns]
     unknown = False
     temporary = out / f"{LABELS}.tmp"
     with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -175,13 +207,13 @@ def _write_labels(out: Path, named: dict[str, Split], suffix: str) -> dict[str, 
     temporary.replace(out / LABELS)
     section: dict[str, Any] = {"format": "csv_table", "root": str(out), "labels": LABELS, "split_column": part}
     section |= {"image_column": image, "images": ["images"], "image_suffix": suffix}
-    section |= {"label_columns": train.classes, "task": "multilabel"} if several else {"label_column": label}
+    section |= {"label_columns": train.classes, "task": "multilabel"} if several else {"label_column": "label"}
     if not several:
         section["classes"] = train.classes
     if unknown:
         section["uncertain"] = "ignore"
     if groups:
-        section["group_columns"] = groups
+        section["group_columns"] = columns
     return section | {key: key if key in named else None for key in ("train", "val", "test")}
 
 

@@ -28,7 +28,7 @@ def with_licence(card: str, licence: str) -> str:
         raise UsageError(
             f"--license {licence}: not the name of a licence as hubs have them, e.g. apache-2.0, cc-by-nc-4.0, other"
         )
-    if not card.startswith("---\n"):
+    if not card.startswith("---\n") or "\n---" not in card[4:]:
         return f"---\nlicense: {licence}\n---\n{card}"
     head, rest = card[4:].split("\n---", 1)
     kept = [line for line in head.splitlines() if not line.startswith("license:")]

@@ -251,7 +251,7 @@ def test_images_of_all_tables_and_rows_are_found_and_masks_are_none(tmp_path):
     for part, count in (("train", 900), ("test", 12)):
         table(tmp_path / f"{part}.csv", ["id", "label"], [[f"{part}{i}", "ab"[i % 2]] for i in range(count)])
     found = discover(tmp_path)
-    assert found.fields["images"] == ["train", "test", "late"]
+    assert found.fields["images"] == ["train", "late", "test"]
     assert found.fields["image_suffix"] == ".jpg"
     assert found.splits["test"] == "test"
 
@@ -267,6 +267,107 @@ def test_images_behind_a_link_in_an_archive_within_an_archive(tmp_path):
     found = discover(tmp_path / "download")
     assert (found.fields["root"], found.fields["images"]) == (str(inner), ["images"])
     assert len(loaded(found).train) == 14
+
+
+def test_labels_get_the_images_of_their_own_split(tmp_path):
+    rows = [[str(i), "ab"[i % 2]] for i in range(20)]
+    for i in range(30):
+        picture(tmp_path / "test" / f"{i}.png", i)  # a competition's: the same names, other pictures, and more of them
+        if i < 20:
+            picture(tmp_path / "train" / f"{i}.png", 100 + i)
+    table(tmp_path / "train.csv", ["id", "label"], rows)
+    found = discover(tmp_path)
+    assert found.fields["images"] == ["train"]
+    assert "images are taken from train; 20 also in test" in found.facts
+    table(tmp_path / "test.csv", ["id", "label"], rows)
+    with pytest.raises(DataError, match="have images with the same names in train, test; write their paths"):
+        discover(tmp_path)
+
+
+def test_the_number_of_a_row_is_no_image(tmp_path):
+    rows = [[i, 19 - i, "ab"[i % 2]] for i in range(20)]
+    for i in range(20):
+        picture(tmp_path / f"{i}.png", i)
+    for header in (["", "id", "label"], ["Unnamed: 0", "image_id", "label"], ["row", "id", "label"]):
+        assert discover(table(tmp_path / "t.csv", header, rows)).fields["image_column"] == header[1]
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "label"),
+    [
+        (["label", "sex"], lambda i: [i % 2, (i // 2) % 2], "label"),
+        (["sex", "target"], lambda i: ["mf"[i % 2], (i // 2) % 2], "target"),
+        (["y", "place", "split"], lambda i: [i % 2, (i // 2) % 2, i % 3], "y"),
+        (["lesion", "sex", "dx"], lambda i: [["nv", "mel", "bcc", "akiec", "bkl"][i % 5], "mf"[i % 2], "ab"[i % 2]], "dx"),
+        (["label", "sex"], lambda i: ["ab"[i % 2] if i else "", "mf"[i % 2]], "label"),
+    ],
+)
+def test_the_column_that_is_called_label_is_the_label(tmp_path, header, values, label):
+    rows = [[picture(tmp_path / f"{i}.png", i).name, *values(i)] for i in range(30)]
+    found = discover(table(tmp_path / "t.csv", ["image", *header], rows))
+    assert found.fields["label_column"] == label
+    assert "group_columns" not in found.fields
+    if "split" in header:
+        assert any("column split is not used" in fact for fact in found.facts)
+    if rows[0][1] == "":
+        with pytest.raises(DataError, match="column 'label' is empty"):
+            loaded(found)
+
+
+def test_words_for_one_split_are_joined_and_what_is_left_out_is_said(tmp_path):
+    words = ["train", "Train", "valid", "validation", "test", ""]
+    rows = [[picture(tmp_path / f"{i}.png", i).name, "ab"[i // 6 % 2], words[i % 6]] for i in range(60)]
+    found = discover(table(tmp_path / "t.csv", ["image", "label", "split"], rows))
+    assert found.splits == {"train": "train+Train", "val": "valid+validation", "test": "test"}
+    assert "10 rows without a split are in no split" in found.facts
+    assert [len(split) for split in loaded(found).named().values()] == [20, 20, 10]
+    for i in range(8):
+        picture(tmp_path / "folders" / ["train", "dev", "Validation", "test"][i // 2] / "ab"[i % 2] / f"{i}.png", i)
+    found = discover(tmp_path / "folders")
+    assert found.splits["val"] == "Validation+dev"
+    assert len(loaded(found).val) == 4
+
+
+def test_a_test_table_that_lacks_a_column_is_said(tmp_path):
+    for part, header in (("train", ["image", "label", "patient_id"]), ("test", ["image", "label"])):
+        rows = [[picture(tmp_path / f"{part}{i}.png", i).name, "ab"[i % 2], f"p{i // 2}"][: len(header)] for i in range(20)]
+        table(tmp_path / f"{part}.csv", header, rows)
+    found = discover(tmp_path)
+    assert found.fields["labels"] == {"train": "train.csv", "test": "test.csv"}
+    assert "not kept whole by patient_id: not every table has it" in found.facts
+    table(tmp_path / "test.csv", ["image"], [[f"test{i}.png"] for i in range(20)])
+    assert "test.csv is not read: it has no column label" in discover(tmp_path).facts
+
+
+def test_what_groups_by_folder_and_what_does_not(tmp_path):
+    for i in range(24):
+        picture(tmp_path / "patients" / "ab"[i % 2] / f"{'ab'[i % 2]}_p{i // 2 % 3}" / f"{i}.png", i)
+        picture(tmp_path / "zoom" / "ab"[i % 2] / ["40X", "100X", "200X"][i // 2 % 3] / f"{i}.png", i)
+        picture(tmp_path / "two" / "ab"[i % 2] / f"{'ab'[i % 2]}_p{i // 2 % 2}" / f"{i}.png", i)
+    assert discover(tmp_path / "patients").fields["group_by"] == "folder"
+    assert "group_by" not in discover(tmp_path / "zoom").fields
+    found = discover(tmp_path / "two")
+    assert "group_by" not in found.fields
+    assert any("are not kept whole, for a class has only one or two" in fact for fact in found.facts)
+    (tmp_path / "linked" / "a").mkdir(parents=True)
+    (tmp_path / "linked" / "b").symlink_to(tmp_path / "patients" / "b")
+    (tmp_path / "linked" / "a" / "more").symlink_to(tmp_path / "patients" / "a")
+    assert sum(map(len, loaded(discover(tmp_path / "linked")).named().values())) == 24  # behind whichever link
+
+
+def test_folders_that_are_no_classes_and_tables_that_are_no_labels(tmp_path):
+    for i in range(8):
+        picture(tmp_path / "seg" / ["images", "masks"][i % 2] / f"{i}.png", i)
+        picture(tmp_path / "set" / "train" / "ab"[i % 2] / f"{i}.png", i)
+        picture(tmp_path / "set" / "test" / f"{i}.png", i)
+        picture(tmp_path / "classes" / "ab"[i % 2] / f"{i}.png", i)
+    with pytest.raises(DataError, match="nothing that says what they show; a table with labels is missing"):
+        discover(tmp_path / "seg")
+    table(tmp_path / "set" / "test_labels.csv", ["image", "label"], [[f"{i}.png", "ab"[i % 2]] for i in range(8)])
+    assert discover(tmp_path / "set").splits["train"] == "train"
+    (tmp_path / "classes" / "notes.csv").write_bytes("größe".encode("latin-1"))
+    (tmp_path / "classes" / "empty.csv").touch()
+    assert discover(tmp_path / "classes").format == "image_folder"
 
 
 def test_a_label_column_comes_before_columns_of_0_and_1(tmp_path):

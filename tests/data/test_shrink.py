@@ -110,3 +110,52 @@ def test_a_bad_image_is_named_and_the_others_are_done(rift, tiny_recipe, write_r
     assert "4.jpg: unreadable image" in err
     assert len(manifest("small")) == 23
     assert not Path("small/labels.csv").exists()
+
+
+def test_leaks_that_were_refused_stay_refused_and_names_do_not_collide(rift, tiny_recipe, write_recipe, scans, tmp_path):
+    rows = [line.split(",") for line in (Path(scans["root"]) / "labels.csv").read_text().split()]
+    with (Path(scans["root"]) / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*row, "fold" if i == 0 else ["train", "test"][i % 2]] for i, row in enumerate(rows)])
+    leaky = scans | {"labels": "labels.csv", "split_column": "fold", "train": "train", "test": "test"}
+    leaky["val"] = {"fraction": 0.2, "from": "train", "group": "patient"}
+    tiny_recipe |= {"data": leaky, "objective": {"name": "bce"}}
+    path = str(write_recipe(tiny_recipe))
+    code, _, err = rift("data", "shrink", "small", "--recipe", path, "--size", "32")
+    assert (code, "group 'patient': " in err) == (3, True)
+    assert not Path("small").exists()
+    code, _, err = rift("data", "shrink", "small", "--recipe", path, "--size", "32", "--set", "data.allow_overlap=true")
+    assert code == 0, err
+    assert yaml.safe_load(Path("small/data.yaml").read_text())["allow_overlap"] is True
+    both = scans | {"label_columns": ["mass", "patient2"], "group_columns": ["mass2", "image2"]}
+    names = {"image": "picture", "mass": "mass", "label": "patient2", "patient": "mass2"}
+    header = [names[name] for name in rows[0]]
+    with (Path(scans["root"]) / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*header, "image2"], *[[*row, row[3]] for row in rows[1:]]])
+    tiny_recipe["data"] = both | {"image_column": "picture", "val": {"fraction": 0.2, "from": "all", "group": "mass2"}}
+    tiny_recipe["data"] |= {"classes": ["mass2", "image"], "test": {"fraction": 0.2, "from": "all", "group": "mass2"}}
+    path = str(write_recipe(tiny_recipe))
+    code, _, err = rift("data", "shrink", "odd", "--recipe", path, "--size", "32")
+    assert code == 0, err
+    before = splits_of(recipes.load(path, []))
+    after = splits_of(recipes.load(path, [f"data={Path('odd/data.yaml').read_text()}"]))
+    assert after.train.classes == before.train.classes == ["mass2", "image"]
+    assert np.array_equal(after.train.targets, before.train.targets)
+    assert list(after.train.groups.values()) == list(before.train.groups.values())
+
+
+def test_a_copy_survives_a_full_disk_and_a_cut_line_and_knows_its_source(rift, tiny_recipe, write_recipe, scans):
+    tiny_recipe |= {"data": scans, "objective": {"name": "bce"}}
+    path = str(write_recipe(tiny_recipe))
+    assert rift("data", "shrink", "small", "--recipe", path, "--size", "32")[0] == 0
+    whole = Path("small/manifest.csv").read_text()
+    Path("small/manifest.csv").write_text(whole[:-40])  # killed in the middle of a line
+    assert rift("data", "shrink", "small", "--recipe", path, "--size", "32")[0] == 0
+    assert sorted(manifest("small")) == sorted(csv.reader(whole.splitlines()))
+    Path("small/.settings.json.tmp").write_text("{")  # what a full disk leaves
+    Path("small/settings.json").unlink()
+    for name in ("images", "manifest.csv", "labels.csv", "data.yaml"):
+        Path("small", name).rename(Path("small", f".{name}"))
+    assert rift("data", "shrink", "small", "--recipe", path, "--size", "32")[0] == 0
+    Image.new("RGB", (50, 50)).save(Path(scans["root"]) / "0.jpg")  # another picture under an old name
+    code, _, err = rift("data", "shrink", "small", "--recipe", path, "--size", "32")
+    assert (code, err) == (2, "error: small: was begun with other images or settings; choose another folder, or remove it\n")

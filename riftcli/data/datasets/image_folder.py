@@ -96,6 +96,7 @@ class ImageFolder:
         )
 
 
+NUMBERED = re.compile(r"(fold|cv|split|part|set)?[ _-]?[0-9]+", re.IGNORECASE)
 COUNTER = re.compile(r"([ _.-]+[xyz]?[0-9]+)+$")  # what tells the tiles of a slide apart: `_12_7`, `-x3-y4`
 
 
@@ -116,7 +117,7 @@ def group_names(paths: list[Path], how: str, folder: Path) -> list[str]:
 
 def holds_classes(root: Path) -> bool:
     """True when the folders of `root` are classes rather than splits: two or more with images (an empty one is then an empty
-    class), none named like a split, and not all with the same folders in them, as folds have.
+    class), none named like a split, and no folds: numbered folders with the same folders in each.
     """
     folders = visible_folders(root)
     if any(split_of(p.name) for p in folders) or same_inside(folders):
@@ -125,6 +126,8 @@ def holds_classes(root: Path) -> bool:
 
 
 def same_inside(folders: list[Path]) -> list[str]:
-    """The names of the folders that all of several folders have in them, two or more and no others: folds; else none."""
+    """The names of the folders that all of several numbered folders (fold0, fold1) have in them, two or more; else none."""
+    if not all(NUMBERED.fullmatch(folder.name) for folder in folders):
+        return []
     inside = [[p.name for p in visible_folders(folder)] for folder in folders]
     return inside[0] if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside) else []
