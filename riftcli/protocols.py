@@ -97,7 +97,8 @@ class Regularizer(Protocol):
 
     Fields with a meaning of their own, where a regularizer has them: `strength` (a rule may steer it), `on` (task: it looks at
     the task's batches; reference: at those of the recipe's `reference`), `layers` (it compares so many depths, not the last
-    features alone), `texts` = "sample" (it looks at images and their texts: its penalty is a PairPenalty).
+    features alone), `of_whole_images` (it compares with what was measured of images as they are, so that mixed ones do not go
+    with it), `texts` = "sample" (it looks at images and their texts: its penalty is a PairPenalty).
     """
 
     def build(self, context: RegularizerContext) -> FeaturePenalty | WeightPenalty | None:

@@ -137,7 +137,7 @@ def _check_classes(audit: Audit, names: list[str]) -> None:
         split = audit.splits[name]
         empty = [label for label, count in (class_counts(split) if split.classes else {}).items() if count == 0]
         if split.task == "multilabel":
-            full = [label for label, count in class_counts(split).items() if count == len(split)]
+            full = [label for label, own in zip(split.classes, split.targets.T, strict=True) if not (own == 0).any()]
             if full:
                 message = f"{len(full)} classes without negatives: {', '.join(full[:5])}; their AUROC is undefined there"
                 audit.add("warning", "classes", [name], message, count=len(full))

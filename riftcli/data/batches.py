@@ -96,14 +96,17 @@ def _repetition(order: torch.Tensor) -> torch.Tensor:
 def balancing_weights(targets: torch.Tensor) -> torch.Tensor:
     """Sampling weights (N,) that make every class equally likely; targets (N,) or 0/1 (N, C).
 
-    Multi-label rows weigh the mean of 1 / count over their classes; rows without any finding are one class more.
+    Multi-label rows weigh the mean of 1 / count over their classes; rows known to be without any finding are one class more. Rows
+    of which only a part is known, and no finding, weigh as little as the least of the others; rows of which nothing is, nothing.
     """
     if targets.dim() == 1:
         return 1.0 / targets.bincount()[targets].double()
     rows = (targets == 1).double()
-    healthy = (rows.sum(1) == 0).double()
+    healthy = (targets == 0).all(1).double()
     rows = torch.cat([rows, healthy[:, None]], 1)
-    return (rows / rows.sum(0).clamp_min(1)).sum(1) / rows.sum(1)
+    weights = (rows / rows.sum(0).clamp_min(1)).sum(1) / rows.sum(1).clamp_min(1)
+    some = (targets == 0).any(1)
+    return torch.where((weights == 0) & some, weights[weights > 0].min() if (weights > 0).any() else 1.0, weights)
 
 
 def eval_batches(samples: int, batch_size: int, rank: int, ranks: int) -> list[list[int]]:

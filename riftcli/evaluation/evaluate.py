@@ -9,6 +9,7 @@ from typing import Any
 
 from riftcli import catalog, dist
 from riftcli.console import Console, Stopwatch
+from riftcli.data.images import FileReader
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint, load_splits
 from riftcli.errors import UsageError, did_you_mean
@@ -19,8 +20,9 @@ from riftcli.evaluation.ensemble import ensemble_entry, load_members, mean_logit
 from riftcli.evaluation.metrics_json import eval_name, split_report, timing_part
 from riftcli.evaluation.scores import predictions, score, write_reliability, write_tables
 from riftcli.functional.calibration import fit_temperature
-from riftcli.protocols import Predictions
+from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.recipe import Recipe
+from riftcli.recipe.sections import InputSection
 from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import environment
 
@@ -77,15 +79,20 @@ def evaluate_run(
         report["temperature"] = _with_temperature(seen, source, loaded, recipe, encoder)
     report["timing"] = timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds)
     target = candidate.folder / "eval" / eval_name(report)
-    failed = _write(target, split, seen, report) if dist.is_main() else None
+    failed = _write(target, split, seen, report, recipe.input) if dist.is_main() else None
     dist.barrier()
     return {**report, "written_to": str(target / "metrics.json"), "unwritten": failed}
 
 
-def _write(target: Path, split: Split, seen: Predictions, report: dict[str, Any]) -> OSError | None:
+def _readable(split: Split, reading: InputSection) -> Split:
+    """The split with images as the recipe reads them: 16-bit ones cannot be shown otherwise."""
+    return split if split.paths is None else replace(split, read=FileReader(split.paths, reading.bit_depth))
+
+
+def _write(target: Path, split: Split, seen: Predictions, report: dict[str, Any], reading: InputSection) -> OSError | None:
     """The report and its tables; returns what went wrong: a run may be somebody else's, and what was measured is not lost."""
     try:
-        write_tables(target, split, seen)
+        write_tables(target, _readable(split, reading), seen)
         if "temperature" in report:
             write_reliability(
                 target / "reliability_scaled.csv", replace(seen, logits=seen.logits / report["temperature"]["value"])
@@ -139,7 +146,7 @@ def evaluate_ensemble(
         chose_weights=_chose_weights(recipe, split_name),
     )
     target = run / "eval" / eval_name(report)
-    failed = _write(target, split, seen, report) if dist.is_main() else None
+    failed = _write(target, split, seen, report, recipe.input) if dist.is_main() else None
     dist.barrier()
     return {**report, "written_to": str(target / "metrics.json"), "unwritten": failed}
 
@@ -190,6 +197,8 @@ def _with_temperature(
     """The temperature that fits the validation split best, and the calibration on `seen` with it (Guo et al. 2017)."""
     held, _ = matched_split(source, "val", loaded.classes, encoder.console)
     fitted = _predicted(loaded, held, recipe, encoder)
+    if fitted.task == "multilabel" and bool((fitted.targets == UNKNOWN).all()):
+        raise UsageError("--temperature-scaling: no label of the validation split is known (data.uncertain: ignore)")
     value = fit_temperature(fitted.logits, fitted.targets)
     scores = score(list(SCALED), replace(seen, logits=seen.logits / value))
     return {"value": value, "fitted_on": held.name, "n": len(held), "metrics": scores}

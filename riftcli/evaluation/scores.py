@@ -52,7 +52,6 @@ def confusion(seen: Predictions) -> dict[str, Any]:
 def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
     """predictions.csv, confusion_matrix.csv, reliability.csv, and the most confident mistakes with pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_mistakes(folder, split, seen)
     write_reliability(folder / "reliability.csv", seen)
     multiclass = seen.task == "multiclass"
     probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()
@@ -79,6 +78,7 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
             writer.writerow(["class", "tp", "fp", "fn", "tn"])
             columns = [matrix[key] for key in ("tp", "fp", "fn", "tn")]
             writer.writerows(zip(seen.classes, *columns, strict=True))
+    write_mistakes(folder, split, seen)
 
 
 BINS = ExpectedCalibrationError.bins

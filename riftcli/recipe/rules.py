@@ -97,7 +97,7 @@ def _mixed(parts: dict[str, Any]) -> Iterator[Broken]:
     if getattr(regularizer, "texts", None):
         what = "cannot be used with a regularizer of images and their texts on the task's batches; set regularizer.on: reference"
         yield key, what
-    if getattr(regularizer, "estimator", "paired") != "paired" and getattr(regularizer, "strength", 1) != 0:
+    if getattr(regularizer, "of_whole_images", False):
         what = f"cannot be used with regularizer.estimator {regularizer.estimator}, which compares with the covariance of whole"
         yield key, f"{what} images; set regularizer.estimator: paired, or regularizer.on: reference"
 

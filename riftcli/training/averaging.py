@@ -13,12 +13,16 @@ class WeightAverage:
     """Exponential moving average of what trains: average <- d * average + (1 - d) * w after every optimizer step.
 
     d = min(decay, (1 + t) / (10 + t)) at step t from 1, so that a short run is not held at its start (the rule of TensorFlow's
-    ExponentialMovingAverage). The gradient, the regularizer and the optimizer see the weights themselves.
+    ExponentialMovingAverage). Running statistics of normalisation are averaged with them. The gradient, the regularizer and the
+    optimizer see the weights themselves.
     """
 
     def __init__(self, vit: Any, decay: float) -> None:
         self.decay = decay
-        self._weights = {name: p for name, p in vit.named_parameters() if p.requires_grad}
+        self._weights: dict[str, torch.Tensor] = {name: p for name, p in vit.named_parameters() if p.requires_grad}
+        for name, module in vit.named_modules():
+            if getattr(module, "running_mean", None) is not None:
+                self._weights |= {f"{name}.running_mean": module.running_mean, f"{name}.running_var": module.running_var}
         self._average = {name: p.detach().clone() for name, p in self._weights.items()}
 
     @classmethod

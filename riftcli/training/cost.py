@@ -36,9 +36,11 @@ class StepCost:
     disk_bytes: float
 
 
-def disk_bytes(weights: float, trained: float) -> float:
-    """last/ holds two checkpoints of weights and two moments, and a third while it is written; model/ the weights."""
-    return weights + 3 * (weights + 2 * trained)
+def disk_bytes(weights: float, trained: float, averaged: bool = False) -> float:
+    """last/ holds two checkpoints of weights, two moments and the weights' running average, and a third while it is written;
+    model/ the weights.
+    """
+    return weights + 3 * (weights + (2 + averaged) * trained)
 
 
 def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) -> StepCost:
@@ -62,7 +64,7 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
         on_weights.attach(network.vit)
     on_features = None if isinstance(penalty, WeightPenalty) else penalty
     depths, stream = network.classifier.depths, getattr(recipe.regularizer, "on", "task")
-    live = recipe.augment.mixed or (not recipe.augment.off and not recipe.augment.views)
+    live = (recipe.augment.mixed and stream == "task") or (not recipe.augment.off and not recipe.augment.views)
     tokens = _made_up_texts(recipe, network.vit, streams)
     teacher = _teacher(on_features, network)
     known = on_features is not None and teacher is network.classifier and not live
@@ -87,7 +89,7 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     seconds = _fastest(step, optimizer, streams, repeats)
     weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-    return StepCost(seconds / size, weights, disk_bytes(weights, trained))
+    return StepCost(seconds / size, weights, disk_bytes(weights, trained, recipe.train.ema is not None))
 
 
 def _teacher(penalty: Any, network: Network) -> Classifier:

@@ -64,6 +64,8 @@ def check_collapse(state: TrainState, row: dict[str, Any]) -> None:
             f"{_remedies(recipe)}; train.on_collapse warn goes on all the same"
         )
     low, high = TRACE_BOUNDS
+    if recipe.augment.mixed and ratio is not None:  # mixtures vary less than whole images, of which the pretrained variance is
+        ratio /= progress.first_trace
     if progress.warned or (ratio is not None and low <= ratio <= high):
         return
     progress.warned = True

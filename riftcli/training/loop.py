@@ -104,12 +104,12 @@ def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> N
     setup.step.optimizer.step()
     if setup.projection:
         setup.projection.after_step()
-    if setup.average:
-        setup.average.after_step(progress.step)
     if setup.step.penalty is not None and hasattr(setup.step.penalty, "after_step"):
         setup.step.penalty.after_step(progress.step)
     if getattr(setup.recipe.objective, "clamp_scale", False):
         setup.network.vit.text_tower.clamp_scale()
+    if setup.average:
+        setup.average.after_step(progress.step)
     if not state.steering:
         return
     measured = state.steering.after_step(progress.step, factor, result)

@@ -24,6 +24,7 @@ class MixedObjective:
     def __init__(self, objective: ObjectiveFn, mixup: float, cutmix: float, seed: int) -> None:
         self.objective, self.mixup, self.cutmix, self.seed = objective, mixup, cutmix, seed
         self.share = 1.0  # of an image in its mixture, in this step
+        self.box: tuple[slice, slice] | None = None  # of the other image, where it is pasted
 
     @classmethod
     def of(cls, objective: Any, augment: AugmentSection, seed: int) -> Any:
@@ -36,20 +37,29 @@ class MixedObjective:
         return self.objective.class_weights
 
     def mix(self, images: torch.Tensor, targets: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's images (n, 3, H, W) on their scale of 0 to 255, as floats, and both targets of each (n, 2, ...)."""
+        """This rank's images, each with the one that it is mixed with (n, 2, 3, H, W), and both targets of each (n, 2, ...).
+
+        Draws how they are mixed; `blend` does it, of as many at a time as go through the network.
+        """
         generator = torch.Generator().manual_seed(sample_seed(self.seed, step, "mix"))
         cut = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand((), generator=generator) < 0.5))
         self.share = _beta(self.cutmix if cut else self.mixup, generator)
-        others = _before(images)
-        if cut:
-            mixed = images.to(torch.float32, copy=True)
-            rows, columns = box(self.share, images.shape[-2], images.shape[-1], generator)
-            mixed[..., rows, columns] = others[..., rows, columns].float()
+        self.box = box(self.share, images.shape[-2], images.shape[-1], generator) if cut else None
+        if self.box is not None:
+            rows, columns = self.box
             area = (rows.stop - rows.start) * (columns.stop - columns.start)
             self.share = 1 - area / (images.shape[-2] * images.shape[-1])
-        else:
-            mixed = torch.lerp(others.float(), images.float(), self.share)
-        return mixed, torch.stack([targets, _before(targets)], 1)
+        return torch.stack([images, _before(images)], 1), torch.stack([targets, _before(targets)], 1)
+
+    def blend(self, pairs: torch.Tensor) -> torch.Tensor:
+        """(m, 2, 3, H, W) of `mix` -> mixtures (m, 3, H, W), floats on the images' own scale."""
+        images, others = pairs[:, 0].float(), pairs[:, 1].float()
+        if self.box is None:
+            return torch.lerp(others, images, self.share)
+        rows, columns = self.box
+        mixed = images.clone()
+        mixed[..., rows, columns] = others[..., rows, columns]
+        return mixed
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(n, C) and both targets (n, 2, ...) -> (n,)."""

@@ -93,7 +93,7 @@ class Step:
         """
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in streams["task"][:2])
         mix = getattr(self.objective, "mix", None)
-        if mix is not None:  # on whole batches, before they are cut, so that the pretrained model sees them mixed too
+        if mix is not None:  # who is mixed with whom is of whole batches, whatever they are cut into
             inputs, targets = mix(inputs, targets, number)
         # Each rank's DDP gradient is divided by world_size, hence the factor: sum(losses) / sum(weights) over all ranks.
         scale = dist.world_size() / dist.sum_over_ranks(self.objective.weights(targets).sum())
@@ -132,13 +132,19 @@ class Step:
         index = batch[2] if tokens is None else torch.stack([batch[2], batch[3]], 1)  # where the text is looked up too
         lines = [None] * parts if tokens is None else tokens.chunk(parts)
         triples = zip(index.chunk(parts), inputs.chunk(parts), lines, strict=True)
-        found = [self.pretrained(i, x) if t is None else self.pretrained(i, x, t) for i, x, t in triples]
+        shown = self._shown if self.stream == "task" else nn.Identity()  # the pretrained model sees mixed images too
+        found = [self.pretrained(i, shown(x)) if t is None else self.pretrained(i, shown(x), t) for i, x, t in triples]
         return joined(found)  # joining makes an ordinary tensor of inference ones
+
+    def _shown(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Images of the task as the networks see them: mixed, where they are to be."""
+        blend = getattr(self.objective, "blend", None)
+        return inputs if blend is None else blend(inputs)
 
     def _forward(self, chunk: MicroBatch) -> Seen:
         """One micro-batch of one stream."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            images = self.prepare(chunk.inputs)
+            images = self.prepare(chunk.inputs if chunk.targets is None else self._shown(chunk.inputs))
             output: Output = self.module(images) if chunk.tokens is None else self.module(images, chunk.tokens)
         logits, pairs = output.logits, None
         if output.texts is not None:

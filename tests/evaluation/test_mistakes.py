@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from riftcli.evaluation.mistakes import worst
 from riftcli.protocols import UNKNOWN, Predictions
@@ -67,3 +69,26 @@ def test_a_run_shows_them_on_its_page(rift, run):
     (folder / "mistakes.csv").unlink()  # a run of before
     assert rift("report", run, "--out", "page.html")[0] == 0
     assert "Wrong with most confidence" not in Path("page.html").read_text()
+
+
+def test_deep_grey_images_are_shown_and_a_model_is_judged_where_its_own_data_is_not(rift, tiny_recipe, write_recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        place = tmp_path / "scans" / ("test" if i % 4 == 0 else "train") / "ab"[i // 4 % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 4096, (20, 20)).astype("uint16")).save(place)
+    tiny_recipe["data"] = {"format": "image_folder", "root": str(tmp_path / "scans"), "val": {"fraction": 0.3, "from": "train"}}
+    tiny_recipe |= {"input": {"bit_depth": 12}, "regularizer": {"name": "none"}}
+    tiny_recipe["train"] |= {"epochs": 1, "batch_size": 8}
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "run")[0] == 0
+    for split in ("val", "test"):
+        code, _, err = rift("eval", "--run", "run", "--split", split)
+        assert code == 0, err
+        folder = next(Path("run/eval").glob(f"*-{split}"))
+        rows = list(csv.DictReader((folder / "mistakes.csv").read_text().splitlines()))
+        assert len(rows) == len(list(folder.glob("mistakes/*.jpg")))
+    (tmp_path / "scans").rename(tmp_path / "elsewhere")
+    tiny_recipe["data"]["root"] = str(tmp_path / "elsewhere")
+    code, _, err = rift("clinical", "--run", "run", "--data", write_recipe(tiny_recipe, "other.yaml"), "--draws", "100")
+    assert code == 0, err
+    assert "warning: run: no thresholds of its validation images: " in err

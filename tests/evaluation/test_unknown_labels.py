@@ -76,8 +76,24 @@ def test_losses_and_weights_leave_them_out(gappy):
     moving = logits.clone().requires_grad_(True)
     objective.losses(moving, targets).sum().backward()
     assert ((moving.grad == 0) == (targets == UNKNOWN)).all()
-    assert torch.equal(balancing_weights(targets), balancing_weights((targets == 1).to(torch.uint8)))
+    rows = torch.tensor([[1, 0], [0, 0], [0, 0], [UNKNOWN, 0], [UNKNOWN, UNKNOWN]], dtype=torch.uint8)
+    assert balancing_weights(rows).tolist() == [1.0, 0.5, 0.5, 0.5, 0.0], "an image of which little is known is not a healthy one"
     assert fit_temperature(logits, targets) == fit_temperature(torch.where(targets == UNKNOWN, 9.0, logits), targets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_label_that_is_never_known_and_none_that_is(name, gappy):
+    logits, targets = gappy
+    targets = targets.clone()
+    targets[:, 1] = UNKNOWN
+    groups = ["g"] * 90 if name == "worst_group" else None
+    found = score([name], seen(logits, targets, groups))[name]
+    assert name == "kappa" or found["value"] is not None
+    if "undefined_classes" in found:
+        assert found["undefined_classes"] == ["c1"]
+    nothing = score([name], seen(logits, torch.full_like(targets, UNKNOWN), groups))[name]
+    assert nothing["value"] is None
+    assert "logits" not in nothing["reason"]
 
 
 def test_tables_count_what_is_known(gappy):

@@ -13,7 +13,7 @@ from riftcli import dist
 from riftcli.console import Stopwatch
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
-from riftcli.errors import UsageError
+from riftcli.errors import DataError, UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
 from riftcli.evaluation.data_sets import EvalData, matched_split
 from riftcli.evaluation.encoder import Encoder
@@ -141,7 +141,11 @@ def _validation(candidate: Candidate, loaded: LoadedModel, encoder: Encoder) -> 
     """The validation split of the model's own run, which thresholds are chosen on; None where there is none."""
     if not candidate.has_data or candidate.recipe.data.val is None:
         return None
-    return _scored(loaded, EvalData.of_run(candidate), "val", encoder)
+    try:
+        return _scored(loaded, EvalData.of_run(candidate), "val", encoder)
+    except DataError as error:  # the model may be elsewhere than what it was trained on
+        encoder.console.warn(f"{candidate.label}: no thresholds of its validation images: {error}")
+        return None
 
 
 def _thresholds(held: Scored | None, seen: Scored) -> list[float | None]:

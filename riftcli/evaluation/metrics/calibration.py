@@ -92,4 +92,6 @@ class NegativeLogLikelihood:
         """What temperature scaling minimises on validation."""
         from riftcli.functional import calibration
 
+        if predictions.task == "multilabel" and bool((predictions.targets == UNKNOWN).all()):
+            return {"value": None, "reason": "no label is known"}
         return {"value": float(calibration.negative_log_likelihood(predictions.logits, predictions.targets))}

@@ -126,7 +126,8 @@ class MacroF1:
         if predictions.task == "multiclass":
             stats = list(multiclass_stat_scores(_decided(predictions), predictions.targets.long(), count, average="none"))
         else:
-            stats = [binary_stat_scores((scores > 0.5).int(), truth) for scores, truth in _by_class(predictions)]
+            known = [((scores > 0.5).int(), truth) for scores, truth in _by_class(predictions)]
+            stats = [binary_stat_scores(*pair) if len(pair[1]) else pair[1].new_zeros(5) for pair in known]
         values: list[float | None] = []
         for tp, fp, _, fn, _ in [of_class.tolist() for of_class in stats]:
             values.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None)
@@ -153,7 +154,7 @@ class WorstGroup:
             per_group.setdefault(name, []).append(value)
         per_group.pop("", None)  # samples of no group: no region of the world, for one
         if not per_group:
-            return {"value": None, "reason": "every sample's group is empty"}
+            return {"value": None, "reason": "every sample's group is empty, or no label is known"}
         means = {name: sum(values) / len(values) for name, values in sorted(per_group.items())}
         worst = min(means, key=lambda name: means[name])
         return {"value": means[worst], "group": worst, "per_group": means}

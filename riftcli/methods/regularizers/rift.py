@@ -115,6 +115,11 @@ class Rift:
         if size is not None and size < 4 and self.estimator == "debiased":
             yield ("regularizer", "estimator"), f"'debiased' needs at least 4 samples a batch, got {size}"
 
+    @property
+    def of_whole_images(self) -> bool:
+        """True where batches are compared with the covariance of whole images, measured once: mixed images have another."""
+        return self.strength != 0 and self.estimator != "paired"
+
     def build(self, context: RegularizerContext) -> RiftPenalty | RunningRiftPenalty | PairedPenalty | None:
         """Measure what is kept on the training split; None when strength is 0, so that nothing at all is computed."""
         if self.strength == 0:
