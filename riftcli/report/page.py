@@ -15,6 +15,7 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.functional.intervals import wilson_interval
 from riftcli.report import figures
+from riftcli.report.card import cells_of
 from riftcli.report.compare import Cell, Comparison, compare
 from riftcli.report.figures import Figure
 from riftcli.report.formats import text_of
@@ -39,6 +40,7 @@ _PAGE = """<!doctype html>
 {% if cautions %}<ul class="cautions">{% for line in cautions %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
 <nav>{% if picture %}<a href="#kept">Kept against learned</a> {% endif %}<a href="#results">Results</a>
 {% if mistakes %}<a href="#wrong">Wrong with most confidence</a> {% endif %}
+{% if per_class %}<a href="#classes">Class by class</a> {% endif %}
 {% for name, _ in sections %}<a href="#s{{ loop.index }}">{{ name.split(":")[0] }}</a> {% endfor %}
 <a href="#provenance">Provenance</a></nav>
 {% if picture %}<h2 id="kept">Kept against learned</h2>
@@ -67,6 +69,16 @@ _PAGE = """<!doctype html>
 {% for label, items in mistakes %}{% if mistakes | length > 1 %}<h3>{{ label }}</h3>{% endif %}
 <ul class="thumbs">{% for m in items %}<li><img alt="{{ m.id }}" src="{{ m.picture }}"><b>{{ m.predicted }}</b>
 <small>{{ m.share }} sure<br>in fact {{ m.target }}</small></li>{% endfor %}</ul>{% endfor %}{% endif %}
+{% if per_class %}<h2 id="classes">Class by class</h2>
+<details{% if per_class | length <= 12 %} open{% endif %}>
+<summary>{{ per_class | length }} classes, those found least first</summary>
+<table><tr><td></td><th class="n">images</th><th class="n">found</th><th class="n">95 % interval</th>
+<th class="n">right when named</th></tr>
+{% for row in per_class %}<tr><th scope="row">{{ row.name }}</th>
+{%- set cells = [row.images, row.found] %}{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}
+<td class="n">{{ row.interval }}</td><td class="n">{{ row.right }}</td></tr>{% endfor %}</table></details>
+<small>Found: share of the class's images that were given it (sensitivity); right when named: share of the images given it
+that are of it (PPV). Intervals are Wilson's, by image.</small>{% endif %}
 {% for name, parts in sections %}<h2 id="s{{ loop.index }}">{{ name }}</h2>
 <div class="grid">{% for part in parts %}{{ figure(part) }}{% endfor %}</div>
 {% endfor %}
@@ -123,6 +135,7 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         picture=dict(sections).get(KEPT),
         mistakes=[(r.label, items) for r in (members[0] for members in groups.values()) if (items := _mistakes(r))][:MANY_RUNS],
         sorting=Markup(_SORTING),
+        per_class=_per_class(records),
         sections=[(name, parts) for name, parts in sections if name != KEPT],
         missing=_missing(records),
         provenance=[_provenance(r) for r in records],
@@ -193,6 +206,27 @@ def _before_and_after(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         return []
     old, new = report["validation_start"], report["validation"]
     return [(name, _short(value), _short(new[name])) for name, value in old.items() if name in new]
+
+
+def _per_class(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Rates of every class of a single run, those found least first."""
+    if len(records) > 1:
+        return []
+    rows = []
+    for name, (tp, fp, fn, _) in cells_of(read_report(records[0].folder)["confusion_matrix"]).items():
+        of, named = tp + fn, tp + fp
+        low, high = wilson_interval(tp / of, of) if of else (0.0, 1.0)
+        shares = {"found": f"{tp / of:.3f}" if of else "no image", "interval": f"{low:.3f} to {high:.3f}" if of else ""}
+        rows.append(
+            {
+                "name": name,
+                "images": of,
+                **shares,
+                "right": f"{tp / named:.3f}" if named else "never named",
+                "order": tp / of if of else 2,
+            }
+        )
+    return sorted(rows, key=lambda row: row["order"])
 
 
 def _short(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,15 @@ def test_a_run_shows_them_on_its_page(rift, run):
     assert page.count("data:image/jpeg;base64,") == len(rows)
     assert "Wrong with most confidence" in page
     assert "<script>" not in page
+    counts = json.loads((folder / "metrics.json").read_text())["confusion_matrix"]["counts"]
+    named = [sum(row[c] for row in counts) for c in range(len(counts))]
+    found = [(row[c] / sum(row), c) for c, row in enumerate(counts) if sum(row)]
+    worst_first = [
+        f'<th scope="row">{c}</th><td class="n">{sum(counts[c])}</td><td class="n">{share:.3f}</td>' for share, c in sorted(found)
+    ]
+    places = [page.index(row) for row in worst_first]
+    assert places == sorted(places)
+    assert all(f">{counts[c][c] / named[c]:.3f}</td></tr>" in page for c in range(len(counts)) if named[c])
     (folder / "mistakes.csv").unlink()  # a run of before
     assert rift("report", run, "--out", "page.html")[0] == 0
     assert "Wrong with most confidence" not in Path("page.html").read_text()
