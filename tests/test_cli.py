@@ -76,6 +76,8 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
         "plots/curves.csv",
         "eval/digits-test/metrics.json",
         "eval/digits-test/predictions.csv",
+        "eval/digits-test/mistakes.csv",
+        *(f"eval/digits-test/mistakes/{number:02d}.jpg" for number in range(1, 13)),
         "eval/digits-test/confusion_matrix.csv",
         "eval/digits-test/reliability.csv",
         "eval/digits-test/reliability.png",

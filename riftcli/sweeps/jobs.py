@@ -15,6 +15,7 @@ from riftcli.sweeps.folder import Standing, SweepFolder, standing
 from riftcli.sweeps.pool import TRIES, Tell, give_up, last_error, start_trial, to_do
 from riftcli.sweeps.trial import Trial
 
+CANCEL_AGAIN = 30.0  # a scheduler can lose the word that a job is to end: Ray does where its worker is just then starting it
 GRACE = 90.0  # seconds that a trial has to save in; SLURM's own default between signal and kill is 30, submitit asks for 90
 
 
@@ -111,7 +112,7 @@ def run_jobs(
 
     for trial in [trial for trial in trials if trial.name not in waiting and to_do(folder, trial, retry_failed)]:
         submit(trial)
-    given_up: set[str] = set()
+    given_up: dict[str, float] = {}  # when it was last told to end
     while waiting:
         for name, (trial, job) in list(waiting.items()):
             if scheduler.done(job):
@@ -123,8 +124,8 @@ def run_jobs(
                 tell(trial, found, len(waiting))
                 if found.state == "interrupted" and tries.get(name, 0) < TRIES:
                     submit(trial)
-            elif name not in given_up and stops(trial):
-                given_up.add(name)
+            elif time.monotonic() - given_up[name] > CANCEL_AGAIN if name in given_up else stops(trial):
+                given_up[name] = time.monotonic()
                 scheduler.cancel(job)
         if waiting:
             time.sleep(poll)
