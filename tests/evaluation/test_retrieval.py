@@ -163,8 +163,6 @@ def test_spaces_of_different_width(tmp_path, kind, width, other):
     old, new, labels = data(width=width, other=other)
     fitted = fit_map(old, new, labels, MapOptions(kind, epochs=30, layers=2))
     place = fitted.map.save(tmp_path / "map.safetensors")
-    about = json.loads((place / "run.json").read_text())
-    assert (about["schema"], about["status"]) == ("rift.run/1", "completed") and about["env"]["riftcli"] and about["command"]
     found = riftcli.load_map(place)
     assert found.width == (min if kind == "lambda" else max)(width, other)
     assert torch.equal(found.to_old(new), fitted.map.to_old(new)) and found.to_old(new).shape == found.old(old).shape
