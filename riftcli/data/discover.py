@@ -10,8 +10,8 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.data.datasets.image_folder import group_names, same_inside
-from riftcli.data.discover_table import NamesNoImages, infer_table, split_words, tables_in
-from riftcli.data.discovery import Discovery, with_cuts
+from riftcli.data.discover_table import infer_table, tables_in
+from riftcli.data.discovery import Discovery, NamesNoImages, split_words, with_cuts
 from riftcli.data.folders import holds_images, ignored_text, images_below, split_of, unusual, visible_folders
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.split import Split

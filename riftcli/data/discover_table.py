@@ -4,72 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli.data.discovery import Discovery, Question
-from riftcli.data.folders import SPLITS, split_of, walk
-from riftcli.data.images import EXTENSIONS
-from riftcli.data.label_table import read_csv
+from riftcli.data.discover_images import files_below, image_column, places_of
+from riftcli.data.discovery import Discovery, NamesNoImages, Question, Table, split_words, words_of
+from riftcli.data.folders import SPLITS, split_of
 from riftcli.errors import DataError
 
 TABLES = (".csv", ".tsv")
-DELIMITERS = (",", ";", "\t", "|")
 LABEL_NAMES = (
     "label", "labels", "class", "classes", "category", "target", "diagnosis", "dx", "finding", "findings", "y", "level", "grade",
     "species", "breed",
 )  # fmt: skip
 GROUP_NAMES = {"patient", "subject", "person", "participant", "animal", "lesion", "slide", "case", "study", "eye", "specimen"}
 OF_IDS = {"id", "ids", "no", "nr", "number", "code", "key", "uid", "instance", "anonymized", "anonymised", "pseudo", "unique"}
-NO_PICTURES = re.compile(r"mask|seg|annot|label|truth|_gt|heat", re.IGNORECASE)  # folders of images with the same names
-IMAGE_NAMES = {"image", "images", "img", "file", "filename", "path", "id", "name", "photo", "picture", "isic"}
 SPLIT_NAMES = {"split", "fold", "partition", "subset", "phase"}
 SPLIT_VALUES = {name for names in SPLITS.values() for name in names}
-SAMPLE = 400  # rows that are looked at for what a column means
-MOST_FILES = 300_000  # below the root, when names are sought
 FLAGS = {"0", "1", "0.0", "1.0"}
 UNCERTAIN = {"-1", "-1.0", ""}
-
-
-class NamesNoImages(DataError):
-    """A table without a column that names images."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table: its file, delimiter, columns and rows."""
-
-    path: Path
-    delimiter: str
-    header: list[str]
-    rows: list[dict[str, str]]
-
-    @classmethod
-    def read(cls, path: Path) -> Table:
-        """Read a table with the delimiter that its first line has most of; raise DataError."""
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = next((line for line in file if line.strip()), "")
-        delimiter = max(DELIMITERS, key=first.count)
-        header, lines = read_csv(path, delimiter)
-        rows = [[cell.strip() for cell in cells] for _, cells in lines if len(cells) == len(header)]
-        return cls(path, delimiter, header, [dict(zip(header, row, strict=True)) for row in rows])
-
-    def sample(self, column: str) -> list[str]:
-        """Some cells of a column that are not empty, evenly spaced."""
-        step = max(1, len(self.rows) // SAMPLE)
-        return [row[column] for row in self.rows[::step] if row[column]]
-
-
-@dataclass(frozen=True)
-class Images:
-    """How a column names images. way: absolute | path (below root) | name | stem."""
-
-    column: str
-    way: str
-    root: Path
-    share: float
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -91,8 +44,8 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
     named = answers.get("label_column")
     if named is not None and named not in first.header:
         raise DataError(f"{first.path}: no column '{named}'; it has: {', '.join(first.header)}")
-    index = _files_below(root)
-    images = _image_column(first, root, index)
+    index = files_below(root)
+    images = image_column(first, root, index)
     split_column = _split_column(first, {images.column, named}) if len(tables) == 1 else None
     _note_splits_by_number(first, split_column, facts)
     groups = _group_columns(first, {images.column, split_column, named}, facts)
@@ -103,7 +56,7 @@ def infer_table(root: Path, paths: list[Path], answers: dict[str, str]) -> Disco
         facts.insert(0, f"not kept whole by {lacking[0]}: not every table has it")
         groups = [column for column in groups if column not in lacking]
     fields: dict[str, Any] = {"root": str(images.root)}
-    fields |= _places(images, {key: [row[images.column] for row in table.rows] for key, table in tables.items()}, index, facts)
+    fields |= places_of(images, {key: [row[images.column] for row in table.rows] for key, table in tables.items()}, index, facts)
     fields |= labels
     if not groups and any(re.search(r"patient[ _-]?[0-9]", cell, re.IGNORECASE) for cell in first.sample(images.column)):
         facts.insert(
@@ -129,12 +82,6 @@ def _read(path: Path) -> Table:
         return Table.read(path)
     except DataError as error:
         raise NamesNoImages(str(error)) from error
-
-
-def split_words(name: str) -> set[str]:
-    """Which of train, val and test a name has among its words."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return {key for key, names in SPLITS.items() if words & set(names)}
 
 
 def _complete(tables: dict[str, Table], columns: set[str], facts: list[str]) -> dict[str, Table]:
@@ -172,145 +119,6 @@ def _by_split(tables: list[Table], facts: list[str]) -> dict[str, Table]:
     return ordered if len(ordered) > 1 else {"all": named["train"]}
 
 
-def _files_below(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """Name in lower case, with and without its suffix -> (folder below root, suffix) of images with it; links are followed."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    count = 0
-    for folder, names in walk(root):
-        place = os.path.relpath(folder, root)
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in EXTENSIONS:
-                count += 1
-                for key in {name.lower(), stem.lower()}:
-                    found.setdefault(key, []).append((place, suffix))
-        if count > MOST_FILES:
-            break
-    return found
-
-
-def _image_column(table: Table, root: Path, index: dict[str, list[tuple[str, str]]]) -> Images:
-    """The column whose cells name most images, in whichever way."""
-    best = Images("", "", root, 0.0)
-    above, own = Path(os.path.abspath(root)).parent, os.path.basename(os.path.abspath(root))
-    for column in table.header:
-        cells = table.sample(column)
-        if not cells or len(set(cells)) < max(2, 0.5 * len(cells)):
-            continue
-        known = [cell for cell in cells if cell.lower() in index]
-        suffixed = sum(os.path.splitext(cell)[1].lower() in EXTENSIONS for cell in known)
-        ways = {
-            ("absolute", root): sum(cell.startswith("/") and os.path.isfile(cell) for cell in cells),
-            ("path", root): sum("/" in cell and os.path.isfile(root / cell) for cell in cells),
-            # CheXpert's table lies in the folder that its paths begin with
-            ("path", above): sum(cell.startswith(f"{own}/") and os.path.isfile(above / cell) for cell in cells),
-            ("name", root): suffixed,
-            ("stem", root): len(known) - suffixed,
-        }
-        way, place = max(ways, key=ways.__getitem__)
-        share = ways[way, place] / len(cells)
-        found = Images(column, way, place, share)
-        if (round(share, 2), *_called(table, column)) > (round(best.share, 2), *_called(table, best.column)):
-            best = found
-    if best.share < 0.5:
-        raise NamesNoImages(f"{table.path}: no column names images below {root} {_instead(table, root)}")
-    return best
-
-
-def _called(table: Table, column: str) -> tuple[bool, bool]:
-    """(it does not merely count rows, it is called like an image): which of two columns that name as many images is meant."""
-    if column not in table.header:
-        return False, False
-    cells = [row[column] for row in table.rows]
-    counts = any(cells == [str(i + start) for i in range(len(cells))] for start in (0, 1))
-    return not counts, bool(set(_words(column)) & IMAGE_NAMES)
-
-
-def _instead(table: Table, root: Path) -> str:
-    """What the table has instead of names, and what helps."""
-    for column in table.header:
-        cells = [cell for cell in table.sample(column) if cell.count("/") > 0]
-        below = sum(os.path.isfile(root / cell.partition("/")[2]) for cell in cells)
-        if cells and below > 0.5 * len(cells):
-            first = cells[0].partition("/")[0]
-            return f"as they stand: paths in column '{column}' begin with {first}/; call the folder {first}, not {root.name}"
-    row = ", ".join(f"{key}={value[:30]}" for key, value in list(table.rows[0].items())[:6])
-    return f"(looked for {', '.join(EXTENSIONS[:3])}, ...); its first row is {row}; give the folder that holds both"
-
-
-def _places(
-    images: Images, cells: dict[str, list[str]], index: dict[str, list[tuple[str, str]]], facts: list[str]
-) -> dict[str, Any]:
-    """The fields that say where the images of all rows lie. cells: of every table, by its split.
-
-    Raises DataError where tables of several splits have the same names in different folders: only paths tell these apart.
-    """
-    fields: dict[str, Any] = {} if images.column == "image" else {"image_column": images.column}
-    if images.share < 1:
-        facts.append(f"about {100 * (1 - images.share):.0f} % of the rows name an image that is not there")
-    if images.way == "absolute":
-        return {**fields, "images": "absolute"}
-    if images.way == "path":
-        return fields
-    known = {key: [index[cell.lower()] for cell in own if cell.lower() in index] for key, own in cells.items()}
-    chosen = {key: _covering([{place for place, _ in places} for places in own], key) for key, own in known.items()}
-    folders = list(dict.fromkeys(place for own in chosen.values() for place in own))
-    if folders != ["."]:
-        fields["images"] = folders
-    for key, own in known.items():
-        for places in own:
-            here = {place for place, _ in places}
-            if _first(folders, here) != _first(chosen[key], here):
-                raise DataError(
-                    f"the tables of several splits have images with the same names in {', '.join(folders[:4])}; write their "
-                    "paths into the tables, e.g. train/1.jpg"
-                )
-    found = [places for own in known.values() for places in own]
-    several = Counter(
-        place for places in found for place in {place for place, _ in places} - {_first(folders, {place for place, _ in places})}
-    )
-    if several:
-        more = ", ".join(f"{count} also in {place}" for place, count in several.most_common(3))
-        facts.append(f"images are taken from {', '.join(folders[:4])}; {more}")
-    if images.way == "stem":
-        suffixes = Counter(suffix for places in found for suffix in {suffix for place, suffix in places if place in folders})
-        fields["image_suffix"] = suffixes.most_common(1)[0][0]
-        if len(suffixes) > 1:
-            facts.append(f"images have several suffixes: {', '.join(f'{n} {s}' for s, n in suffixes.most_common())}")
-    return fields
-
-
-def _first(folders: list[str], here: set[str]) -> str:
-    return next(folder for folder in folders if folder in here)
-
-
-def _covering(places: list[set[str]], split: str) -> list[str]:
-    """Few folders that have all images of a split's table among them, those called so first, the one with most images first;
-    folders of other splits, and masks with the same names, come last.
-    """
-    counts = Counter(place for one in places for place in one)
-
-    def rank(place: str) -> tuple[Any, ...]:
-        named = set().union(*(split_words(part) for part in Path(place).parts))
-        other = bool(named) and split not in named and (split != "all" or "train" not in named)
-        return (bool(NO_PICTURES.search(place)), other, -counts[place], place)
-
-    order = sorted(counts, key=rank)
-    chosen: list[str] = []
-    left = places
-    for place in order:
-        without = [one for one in left if place not in one]
-        if len(without) < len(left):
-            chosen.append(place)
-            left = without
-    return chosen
-
-
-def _words(column: str) -> list[str]:
-    """`PatientID`, `patient_id`, `Patient ID` -> patient, id."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", column)]
-
-
 def _split_column(table: Table, taken: set[str | None]) -> str | None:
     for column in table.header:
         cells = {row[column].lower() for row in table.rows}
@@ -322,7 +130,7 @@ def _split_column(table: Table, taken: set[str | None]) -> str | None:
 def _note_splits_by_number(table: Table, split_column: str | None, facts: list[str]) -> None:
     """Say of a column that is called a split and has numbers, that it is not used; and of rows without a split."""
     for column in table.header:
-        if column != split_column and set(_words(column)) & SPLIT_NAMES:
+        if column != split_column and set(words_of(column)) & SPLIT_NAMES:
             facts.insert(0, f"column {column} is not used: a split column says train, val and test in words")
     blank = 0 if split_column is None else sum(not row[split_column] for row in table.rows)
     if blank:
@@ -333,7 +141,7 @@ def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> li
     """Columns that name whose image it is, those with fewest values first: a patient has several lesions."""
     found = []
     for column in table.header:
-        words = _words(column)
+        words = words_of(column)
         if column in taken or not set(words) & GROUP_NAMES or not set(words) <= GROUP_NAMES | OF_IDS:
             continue  # `Patient Age` names no patient
         cells = [row[column] for row in table.rows]
@@ -353,7 +161,7 @@ def _group_columns(table: Table, taken: set[str | None], facts: list[str]) -> li
 
 def _labels(table: Table, taken: set[str | None], named: str | None, facts: list[str]) -> tuple[dict[str, Any], list[Question]]:
     """(the fields about labels, what was chosen among several)."""
-    free = [column for column in table.header if column not in taken and not set(_words(column)) & SPLIT_NAMES]
+    free = [column for column in table.header if column not in taken and not set(words_of(column)) & SPLIT_NAMES]
     values = {column: {row[column] for row in table.rows} for column in free}
     flags = [column for column in free if values[column] <= FLAGS | UNCERTAIN and values[column] & FLAGS]
     candidates = {}
@@ -391,7 +199,7 @@ def _labels(table: Table, taken: set[str | None], named: str | None, facts: list
 
 def _rank(column: str) -> tuple[int, int]:
     """How much a column is called like a label: (place among the names that labels have, number of other words)."""
-    words = _words(column)
+    words = words_of(column)
     places = [LABEL_NAMES.index(word) for word in words if word in LABEL_NAMES]
     return (min(places, default=len(LABEL_NAMES)), len(words) - 1) if places else (len(LABEL_NAMES), 0)
 
