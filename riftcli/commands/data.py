@@ -103,8 +103,8 @@ def shrink(
         raise StorageError(f"{error.filename}: cannot be written ({error.strerror})") from error
     after = sum(path.stat().st_size for path in (out / "images").rglob("*") if path.is_file())
     count = sum(len(split) for split in splits.named().values())
-    was = f"{before / 1e6:,.0f} MB -> " if before else ""
-    console.line(f"shrunk: {count} images, {was}{after / 1e6:,.0f} MB in {out}")
+    was = f"{before / 1e6:,.1f} MB -> " if before else ""
+    console.line(f"shrunk: {count} images, {was}{after / 1e6:,.1f} MB in {out}")
     console.line(f'next: rift finetune --recipe {recipe} --set "data=$(cat {out / SECTION})"')
 
 
