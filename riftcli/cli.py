@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from riftcli import catalog, launch
+from riftcli import catalog, launch, signals
 from riftcli.errors import ExitCode, RiftError
 from riftcli.version import __version__
 
@@ -96,7 +96,8 @@ def run(arguments: list[str]) -> int:
         os.environ["RIFT_DEBUG"] = "1"
         arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = int(build_app()(arguments, standalone_mode=False) or 0)
+        with signals.handled():
+            code = int(build_app()(arguments, standalone_mode=False) or 0)
         if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a bare exit code
             raise KeyboardInterrupt
         return code
@@ -115,6 +116,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             return _end(error, error.format_message(), ExitCode.USAGE)
+        if "DataLoader worker" in str(error):  # torch says so wherever we are at that moment
+            text = "a data worker was killed (out of memory?); fewer train.workers need less memory, train.workers=0 has none"
+            return _end(error, text, ExitCode.ENVIRONMENT)
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)
         return _end(error, _unexpected(error), ExitCode.UNEXPECTED)

@@ -13,6 +13,8 @@ from typing import IO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from riftcli import files, heartbeat
+
 BEAT = 30.0  # seconds between two lines of progress in a log
 WIDE = 100  # characters from which a bar has all its columns
 
@@ -29,13 +31,14 @@ class Console:
     def log_to(self, path: Path) -> None:
         """Append every further line to a file too."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = path.open("a", encoding="utf-8")
+        self._log = files.open_append(path)
         for text in self._early:
             print(text, file=self._log, flush=True)
         self._early.clear()
 
     def line(self, text: str, style: str | None = None) -> None:
         """One line."""
+        heartbeat.beat(text[:100])
         if not self.quiet and self.rich.is_terminal:
             self.rich.print(text, style=style, markup=False)
         elif not self.quiet:
@@ -100,6 +103,7 @@ class Bar:
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Move on, and say what the numbers are now. note: bits with two spaces between them, the first the most important."""
+        heartbeat.beat(self._what)
         self._done += count
         if self._progress is not None:
             fields = {} if note is None else {"note": fitting(note, self._room)}

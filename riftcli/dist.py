@@ -5,13 +5,19 @@ Everything here also works in a single process, where it does nothing.
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import sys
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as td
 
+from riftcli import heartbeat, launch
 from riftcli.errors import EnvironmentError
 
 
@@ -44,7 +50,40 @@ def init(device: str = "auto") -> torch.device:
     if launched() and not td.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         td.init_process_group(backend, timeout=timedelta(minutes=30))
+        if world_size() > 1:
+            threading.Thread(target=_watch, daemon=True).start()
     return chosen
+
+
+def _watch() -> None:
+    """Tell the other ranks of our progress and look at theirs; end this process with one line when nobody gets on any more (F15).
+
+    A rank that was stopped, or hangs, otherwise leaves all others waiting in a collective, without a word.
+    """
+    store = td.PrefixStore("riftcli-heartbeat", td.distributed_c10d._get_default_store())
+    ranks, sign = [heartbeat.Watched() for _ in range(world_size())], 0
+    while td.is_initialized():
+        sign += 1
+        progress, what = heartbeat.last()
+        try:
+            store.set(str(rank()), json.dumps([sign, progress, platform.node(), what]))
+            for other, watched in enumerate(ranks):
+                if store.check([str(other)]):
+                    watched.hear(*json.loads(store.get(str(other))))
+        except (RuntimeError, ValueError):  # the group is being taken down
+            return
+        silent = heartbeat.silent_rank(ranks, heartbeat.limit)
+        if silent is not None:
+            one = ranks[silent]
+            error = EnvironmentError(
+                f"no progress for {heartbeat.limit:.0f} s: rank {silent} on {one.host} does not get on (last word: {one.what}); "
+                "what was saved is whole: go on with --resume; launch.timeout waits longer"
+            )
+            launch.record_worker_error(error, str(error))
+            if not os.environ.get("RIFT_LAUNCHED"):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
+        time.sleep(min(5.0, heartbeat.limit / 10))
 
 
 def close() -> None:

@@ -65,9 +65,15 @@ class StorageError(RiftError):
 
 
 class Terminated(RiftError):
-    """SIGTERM or SIGUSR1 arrived; the state was saved."""
+    """SIGTERM, SIGUSR1 or SIGHUP came; what was trained is saved."""
 
     exit_code = ExitCode.TERMINATED
+
+
+class Interrupted(Terminated):
+    """Ctrl-C came; the state was saved."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 def did_you_mean(word: str, choices: list[str] | tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from riftcli.errors import EnvironmentError, ExitCode, RiftError, Terminated, UsageError
+from riftcli.errors import EnvironmentError, ExitCode, Interrupted, RiftError, Terminated, UsageError
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; SIGUSR1 is what Slurm sends before the end
 
@@ -22,15 +22,18 @@ DIE_WITH = "RIFT_DIE_WITH"  # set by whoever starts us: the process that we must
 
 
 def die_with_parent() -> None:
-    """Where a sweep started this process: SIGTERM when it dies, however that happens, so that the run saves and ends."""
+    """Where a launcher or a sweep started this process: SIGTERM when that dies, however it happens, so that the run saves and
+    ends.
+    """
     parent = os.environ.pop(DIE_WITH, None)
-    if parent is None or not sys.platform.startswith("linux"):
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+    if (parent is None and not by_torchrun) or not sys.platform.startswith("linux"):
         return
     import ctypes
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
-    if os.getppid() != int(parent):  # it died before we asked
+    if parent is not None and os.getppid() != int(parent):  # it died before we asked
         sys.exit(int(ExitCode.TERMINATED))
 
 
@@ -65,10 +68,14 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
     # Two ranks that each use every core are slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     os.environ["RIFT_LAUNCHED"] = "1"  # workers leave the printing of errors to us
+    os.environ[DIE_WITH] = str(os.getpid())
+    handled = SIGNALS
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        handled = SIGNALS.replace("SIGHUP,", "")
     with tempfile.TemporaryDirectory(prefix="rift-launch-") as scratch:
         known = LaunchConfig.__dataclass_fields__  # newer torch takes the signals here, older from the environment
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
-        signals: dict[str, Any] = {"signals_to_handle": SIGNALS} if "signals_to_handle" in known else {}
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = handled
+        signals: dict[str, Any] = {"signals_to_handle": handled} if "signals_to_handle" in known else {}
         config = LaunchConfig(
             min_nodes=int(low),
             max_nodes=int(high or low),
@@ -86,9 +93,12 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
         except ChildFailedError as error:
             raise _root_cause(error, log_folder) from None
         except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise Terminated(f"stopped by {error.sigval.name}; go on with --resume {log_folder.parent}") from None
+            run = log_folder.parent
+            begun = (run / "run.json").is_file()
+            how = f"stopped by {error.sigval.name}" + (
+                f"; go on with --resume {run}" if begun else ", before anything was trained"
+            )
+            raise (Interrupted if error.sigval == signal.SIGINT else Terminated)(how) from None
 
 
 def _root_cause(error: Any, log_folder: Path) -> RiftError:

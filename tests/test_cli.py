@@ -72,6 +72,7 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",
+        "model/manifest.json",
         "plots/curves.png",
         "plots/curves.csv",
         "eval/digits-test/metrics.json",
@@ -478,8 +479,7 @@ def test_a_folder_that_is_not_empty(rift, tiny_recipe, write_recipe):
     code, _, err = rift("finetune", "--recipe", recipe, "--out", "full")
     assert (code, err) == (
         2,
-        "error: --out full: folder is not empty; go on with --resume full, replace it with --overwrite, or choose another "
-        "--out\n",
+        "error: --out full: folder is not empty and holds no run; choose another --out\n",
     )
     code, _, err = rift("finetune", "--recipe", recipe, "--out", "full", "--overwrite")
     assert (code, err) == (2, "error: --out full: --overwrite only replaces a run folder, and this one has no run.json\n")

@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 
 from riftcli.console import Console, fitting, print_grid
 from riftcli.training.loop import _note
-from riftcli.training.state import Progress
+from riftcli.training.progress import Progress
 
 
 def on_a_terminal() -> tuple[Console, io.StringIO]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,22 +14,25 @@ from typing import Any
 from riftcli import dist, launch
 from riftcli import recipe as recipes
 from riftcli.console import Console, note_line
-from riftcli.errors import EnvironmentError, UsageError
+from riftcli.errors import EnvironmentError, RiftError, UsageError
 from riftcli.recipe import Recipe
 from riftcli.runs import folder as runs
-from riftcli.runs.series import Series, check_parent, summarise
+from riftcli.runs.reader import read_report
+from riftcli.runs.series import Series, check_parent, drop_others, summarise
 
 
 @dataclass(frozen=True)
 class Processes:
     """Where a run is trained. device: auto, cpu, cuda or cuda:N; nproc_per_node: a number or `gpu`; nnodes: N or MIN:MAX;
-    endpoint: host:port that all machines reach, for several of them.
+    endpoint: host:port that all machines reach, for several of them; oversubscribe: more processes than cores, or than fit the
+    memory by our estimate, are meant.
     """
 
     device: str = "auto"
     nproc_per_node: str = "1"
     nnodes: str = "1"
     endpoint: str = ""
+    oversubscribe: bool = False
 
 
 def run_one(
@@ -44,7 +48,7 @@ def run_one(
     if (nproc > 1 or nnodes != "1") and not dist.launched():
         if nnodes != "1" and out is None:
             raise UsageError("--nnodes needs --out: all machines must name the same run folder")
-        _check_in_parent(recipe, processes.device, nproc, nnodes)
+        _check_in_parent(recipe, processes, nproc, nnodes)
         folder = out or runs.default_folder(recipe.name, recipe.train.seed)
         runs.check_free(folder, overwrite)
         with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
@@ -64,9 +68,14 @@ def resume_run(
 ) -> dict[str, Any]:
     """Go on with a run, bitwise. wanted: (recipe, overrides) that must say the same as the one stored in the run."""
     stored = run / "recipe.resolved.yaml"
+    record = runs.read_run(run) if (run / "run.json").is_file() else {}
+    if record.get("status") == runs.STARTING:
+        raise UsageError(
+            f"--resume {run}: was killed while it was starting, and nothing is there to go on with; give the command that "
+            "started it once more, without --resume"
+        )
     if not stored.is_file():
         raise UsageError(f"--resume {run}: not a run folder (no recipe.resolved.yaml)")
-    record = runs.read_run(run)
     name = f"{record.get('recipe', 'recipe')}.yaml"
     text = recipes.read(stored)
     # runs from before there was this key had no shortest warm-up, and go on so
@@ -75,8 +84,13 @@ def resume_run(
     given, overrides = wanted or ("", [])
     overrides = [*overrides, *older]
     asked = recipes.load(given, overrides) if given else recipes.parse(recipes.dump(recipe.resolved), name, overrides)
-    old, new = recipes.flatten(recipe.resolved), recipes.flatten(asked.resolved)
-    changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    began, old, new = record.get("resolved"), recipes.flatten(recipe.resolved), recipes.flatten(asked.resolved)
+    edited = _differences(began, {key: old[key] for key in old if key in began}) if isinstance(began, dict) else []
+    if edited:
+        raise UsageError(
+            f"{stored}: was changed since the run started: {'; '.join(edited)}; put it back as it was, or start a new run"
+        )
+    changed = [line for line in _differences(old, new) if not line.startswith("launch.")]
     if changed:
         raise UsageError(
             f"--resume {run}: the recipe differs from the run's: {'; '.join(changed)}; resume without changes, or start a new run"
@@ -89,12 +103,19 @@ def resume_run(
                 f"--resume {run}: finished, but its weights (model/) are gone; train it again: rift finetune --recipe {stored}"
             )
         note_line(f"{run}: already finished")
-        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        return read_report(run)
     nproc = launch.processes(processes.nproc_per_node)
     if nproc > 1 and not dist.launched():
-        _check_in_parent(recipe, processes.device, nproc, "1", accept=True)
-        return _spawn(["finetune", "--resume", str(run), "--device", processes.device], run, nproc)
-    return _train(recipe, None, run, False, processes.device, console)
+        _check_in_parent(recipe, processes, nproc, "1", accept=True)
+        looked_after = [word for o in overrides if o.startswith("launch.") for word in ("--set", o)]
+        return _spawn(["finetune", "--resume", str(run), "--device", processes.device, *looked_after], run, nproc)
+    return _train(dataclasses.replace(recipe, launch=asked.launch), None, run, False, processes.device, console)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: before -> after` of two flat recipes, as JSON has their values."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
 
 
 def run_series(
@@ -119,18 +140,21 @@ def run_series(
         note_line(f"note: --folds validates on parts of '{checked.data.train.name}'; split '{val.name}' is not used")
     series = Series.of_folds(val, checked.data.train, folds) if folds else Series.of_seeds(first, repeats)
     folder = out or runs.default_folder(f"{checked.name}-{f'k{folds}' if folds else f'x{repeats}'}", first)
-    check_parent(folder, series.what, overwrite)
+    check_parent(folder, series.what)
     reports = []
     with tempfile.TemporaryDirectory(prefix="rift-recipe-") as scratch:
         copy = Path(scratch) / f"{checked.name}.yaml"  # every run is of one text, whatever happens to the file meanwhile
         copy.write_text(checked.text, encoding="utf-8")
         for name, own in series.overrides.items():
             target, wanted = folder / name, [*overrides, *own]
-            if (target / "run.json").is_file() and not overwrite:  # a series that was interrupted goes on
+            begun = (target / "run.json").is_file() and runs.read_run(target).get("status") != runs.STARTING
+            if begun and not overwrite:  # a series that was interrupted goes on
                 reports.append(resume_run(target, (str(copy), wanted), processes, console))
             else:
                 one = recipes.load(str(copy), wanted)
                 reports.append(run_one(one, wanted, target, target.exists(), processes, console))
+    if overwrite:
+        drop_others(folder, series)
     return summarise(folder, series.what, reports)
 
 
@@ -148,13 +172,19 @@ def _train(
 
 def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", endpoint: str = "") -> dict[str, Any]:
     os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
-    launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+    try:
+        launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+    except RiftError as error:
+        if (folder / "run.json").is_file():  # its own process may have had no time to say how it ended
+            runs.settle(folder, "failed", str(error))
+        raise
     report = folder / "metrics.json"  # on the machine of rank 0; the others have nothing to report
-    return json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    return read_report(folder) if report.is_file() else {}
 
 
-def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str, accept: bool = False) -> None:
+def _check_in_parent(recipe: Recipe, processes: Processes, nproc: int, nnodes: str, accept: bool = False) -> None:
     """What can be checked here is checked before anything is started. accept: a run that goes on keeps its data, leaks too."""
+    device = processes.device
     import torch
 
     from riftcli.data.batches import divide_batch
@@ -171,9 +201,30 @@ def _check_in_parent(recipe: Recipe, device: str, nproc: int, nnodes: str, accep
             f"--nproc-per-node {nproc}: no such GPU: this machine has {count} visible to torch; "
             "use fewer processes or --device cpu"
         )
+    if not (device.startswith("cuda") or (device == "auto" and count)) and not processes.oversubscribe:
+        _check_cores(recipe, nproc)
     data = recipe.data
     splits = load_splits(data.source, data.train, data.val, data.test, data.rules)
     if not accept:
         refuse_leaks(splits.leaks, data.rules.allow_overlap)
     for other in recipe.retention:
         query_and_bank(other)
+
+
+def _check_cores(recipe: Recipe, nproc: int) -> None:
+    """Raise UsageError for more processes on CPUs than there are cores, or than there seems to be memory for."""
+    from riftcli.data.parallel import cores
+    from riftcli.training.cost import free_memory, process_memory
+
+    there = cores()
+    if nproc > there:
+        raise UsageError(
+            f"--nproc-per-node {nproc}: this process may use {there} CPU cores, and more processes than that are slower; use "
+            f"at most {there}, or --oversubscribe where it is meant"
+        )
+    needed, free = nproc * process_memory(recipe), free_memory()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"--nproc-per-node {nproc}: would need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; use fewer "
+            "processes, or --oversubscribe where the estimate is wrong"
+        )

@@ -10,8 +10,8 @@ from riftcli.console import Console
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
+from riftcli.files import write_json
 from riftcli.models.feature_map import FILE
-from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import now, provenance
 from riftcli.runs.result_table import ResultTable
 from riftcli.training.align import align

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from riftcli.commands.common import AsJson, Out, check_out
+from riftcli.files import write_bytes
 
 OptionalText = Optional[str]  # noqa: UP045 - typer reads it at run time
 
@@ -51,7 +52,7 @@ def compare(
             note_line(f"table: {path}")
         picture = trade_off_svg(table)
         if picture is not None:
-            (out / "compare.svg").write_bytes(picture)
+            write_bytes(out / "compare.svg", picture)
             note_line(f"plot: {out / 'compare.svg'}")
     if as_json:
         report = {"schema": "rift.compare/1", "command": "compare", "created": now(), "baseline": table.baseline}

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from riftcli.errors import SHOWN_PROBLEMS, ExitCode, StorageError, UsageError
+from riftcli.errors import SHOWN_PROBLEMS, ExitCode, UsageError
+from riftcli.files import write_text
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -97,10 +98,7 @@ def shrink(
     for rule in ("allow_overlap", "allow_missing_classes"):
         if getattr(data.rules, rule):
             section[rule] = True
-    try:
-        (out / SECTION).write_text(recipes.dump(section), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{error.filename}: cannot be written ({error.strerror})") from error
+    write_text(out / SECTION, recipes.dump(section))
     after = sum(path.stat().st_size for path in (out / "images").rglob("*") if path.is_file())
     count = sum(len(split) for split in splits.named().values())
     was = f"{before / 1e6:,.1f} MB -> " if before else ""

@@ -14,6 +14,7 @@ from riftcli.errors import UsageError
 
 OptionalPath = Optional[Path]  # noqa: UP045 - typer reads it at run time
 OptionalInt = Optional[int]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
 
 
 RecipeName = Annotated[
@@ -47,6 +48,13 @@ def finetune(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     nproc_per_node: Annotated[str, typer.Option(metavar="N|gpu", help="Processes on this machine.")] = "1",
     nnodes: Annotated[str, typer.Option(help="Machines, N or MIN:MAX.")] = "1",
+    oversubscribe: Annotated[
+        bool, typer.Option("--oversubscribe", help="More processes than CPU cores, or than the memory seems to hold, are meant.")
+    ] = False,
+    save_every_minutes: Annotated[OptionalText, typer.Option(help="Short for --set launch.save_every_minutes=N.")] = None,
+    max_time: Annotated[
+        OptionalText, typer.Option(metavar="HH:MM", help="Then save and end with exit code 143, to be resumed: launch.max_time.")
+    ] = None,
     rdzv_endpoint: Annotated[str, typer.Option(help="host:port that all machines reach; for --nnodes > 1.")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every value and its source, try one batch, write nothing.")
@@ -57,11 +65,14 @@ def finetune(
     from riftcli import recipe as recipes
     from riftcli.api.control import Processes, resume_run, run_one, run_series
 
-    if seed is not None:
-        overrides = [*overrides, f"train.seed={seed}"]
-    if from_run is not None:
-        overrides = [*overrides, f"train.start_from={json.dumps(str(from_run))}"]
-    processes = Processes(device, nproc_per_node, nnodes, rdzv_endpoint)
+    short = {
+        "train.seed": seed,
+        "train.start_from": None if from_run is None else json.dumps(str(from_run)),
+        "launch.save_every_minutes": save_every_minutes,
+        "launch.max_time": None if max_time is None else json.dumps(max_time),
+    }
+    overrides = [*overrides, *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    processes = Processes(device, nproc_per_node, nnodes, rdzv_endpoint, oversubscribe)
     if resume is not None:
         _refuse("--resume", **{"from": from_run})
         _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, dry_run=dry_run, nnodes=nnodes != "1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from riftcli.errors import DataError, UsageError
+from riftcli.files import write_text
 
 if TYPE_CHECKING:
     from riftcli.data.discovery import Discovery
@@ -46,10 +47,7 @@ def init(
     from riftcli import recipe as recipes
 
     checked = recipes.parse(text, target.name, [])
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
+    write_text(target, text)
     for line in _lines(found, splits, SHOWN):
         note_line(line)
     more = f"; {len(found.facts) - SHOWN} more lines on the data at its top" if len(found.facts) > SHOWN else ""

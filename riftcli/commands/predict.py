@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from riftcli.commands.common import AsJson, Device, OptionalPath, Overrides, note_unfinished
+from riftcli.files import writing
 
 
 def predict(
@@ -43,7 +44,7 @@ def predict(
     if not main:
         return
     if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
+        with writing(out) as file:
             write_predictions(file, classes, rows)
         print(f"predictions: {out} ({len(rows)} images)", file=sys.stderr)
     failed = [row["error"] for row in rows if row["error"]]

@@ -11,6 +11,7 @@ import typer
 
 from riftcli.commands.completion import complete_key, complete_recipe
 from riftcli.errors import UsageError
+from riftcli.files import write_text
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 
@@ -60,10 +61,7 @@ def cp(
     target = path / filename if path.is_dir() else path
     if target.exists():
         raise UsageError(f"{target}: exists; choose another name or remove it")
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written ({error.strerror})") from error
+    write_text(target, text)
     print(f"copied to {target}", file=sys.stderr)
 
 

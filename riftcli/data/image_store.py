@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
+import io
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from PIL import Image
 from riftcli.data.images import read_image
 from riftcli.data.parallel import in_parallel
 from riftcli.errors import DataError, Problems, StorageError
+from riftcli.files import clear_partial, locked, replacing, write_bytes, write_text
 
 VERSION = 1  # of the files below; another version is another folder
 ROW = np.dtype([("content", "S32"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])
@@ -76,7 +75,7 @@ class ImageStore:
         if found is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with _locked(self.folder / "lock"):
+                with locked(self.folder / "lock"):
                     self._complete(dict(zip(states, paths, strict=True)), tick)
                     found = self._lookup(states)
             except OSError as error:
@@ -106,8 +105,7 @@ class ImageStore:
 
     def _complete(self, paths: dict[bytes, Path], tick: Callable[[int], None]) -> None:
         """Under the lock: whatever is not known yet is read, and decoded unless the same content is there."""
-        for left in self.folder.glob("*.tmp"):
-            left.unlink()  # of a process that was killed: whoever holds the lock is the only writer
+        clear_partial(self.folder)  # of a process that was killed: whoever holds the lock is the only writer
         seen, packed = _seen(self.folder), self._packed()
         unknown = {state: path for state, path in paths.items() if seen.get(state, b"") not in packed}
         tick(len(paths) - len(unknown))
@@ -120,39 +118,29 @@ class ImageStore:
         if missing:
             self._add(name, missing, tick)
         self._publish(f"{name}.seen", np.array(list(contents.items()), dtype=SEEN))
-        (self.folder / "settings.json").write_text(json.dumps(self.settings, indent=1))
+        write_text(self.folder / "settings.json", json.dumps(self.settings, indent=1))
 
     def _add(self, name: str, missing: dict[bytes, Path], tick: Callable[[int], None]) -> None:
         """Decode into a new pack; nothing is left behind when that fails."""
-        partial, rows, offset, problems = self.folder / f"{name}.bin.tmp", [], 0, Problems()
+        rows, offset, problems = [], 0, Problems()
         images = in_parallel(functools.partial(_decoded, self.decoding), list(missing.values()))
-        try:
-            with partial.open("wb") as file:
-                for content, image in zip(missing, images, strict=True):
-                    if isinstance(image, str):
-                        problems.add(image)
-                    else:
-                        file.write(image.data)
-                        height, width, _ = image.shape
-                        rows.append((content, offset, height, width, zlib.crc32(image.data)))
-                        offset += image.nbytes
-                    tick(1)
-                problems.raise_if_any()
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / f"{name}.bin")
-            self._publish(name, np.array(rows, dtype=ROW))
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(self.folder / f"{name}.bin", durable=True) as partial, partial.open("wb") as file:
+            for content, image in zip(missing, images, strict=True):
+                if isinstance(image, str):
+                    problems.add(image)
+                else:
+                    file.write(image.data)
+                    height, width, _ = image.shape
+                    rows.append((content, offset, height, width, zlib.crc32(image.data)))
+                    offset += image.nbytes
+                tick(1)
+            problems.raise_if_any()
+        self._publish(name, np.array(rows, dtype=ROW))
 
     def _publish(self, name: str, table: np.ndarray) -> None:
-        partial = self.folder / f"{name}.npy.tmp"
-        with partial.open("wb") as file:
-            np.save(file, table)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / f"{name}.npy")
+        content = io.BytesIO()
+        np.save(content, table)
+        write_bytes(self.folder / f"{name}.npy", content.getvalue(), durable=True)
 
 
 class StoredReader:
@@ -237,11 +225,3 @@ def _problem(bit_depth: int | None, path: Path) -> str | None:
     except DataError as error:
         return str(error)
     return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, whatever ends it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,14 +6,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from riftcli import heartbeat, signals
 from riftcli.data.batches import eval_batches, sample_seed
 from riftcli.data.split import Split
-from riftcli.errors import DataError
+from riftcli.errors import DataError, EnvironmentError
 
 # Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
 # moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).
@@ -105,10 +108,42 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
     """The loader, with a worker's error as the one line it was before torch wrapped it in a traceback."""
     if loader.num_workers:
         time.sleep(QUIET)
+    done, batches = 0, None
     try:
-        yield from _start(loader)
+        batches = _start(loader)
+        for batch in batches:
+            done += 1
+            yield batch
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise _lost_worker(loader, batches, done, str(error)) from None
+
+
+def _lost_worker(loader: DataLoader, batches: Any, done: int, reason: str) -> EnvironmentError:
+    """What to say of data workers that give no more batches (F15)."""
+    workers = [process.pid for process in getattr(batches, "_workers", []) if process.pid]
+    states = {pid: _state(pid) for pid in workers}
+    odd = [f"{pid} ({state})" for pid, state in states.items() if state != "runs"] or [str(pid) for pid in workers]
+    for pid in states:  # one that was stopped does not end when it is asked to, and we would wait for it
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    what = f"gave none for {loader.timeout:.0f} s" if "timed out" in reason else "was killed (out of memory?)"
+    return EnvironmentError(
+        f"batch {done + 1} did not come: a data worker {what}; process {', '.join(odd)}; fewer train.workers need less memory, "
+        "train.workers=0 has none"
+    )
+
+
+def _state(pid: int) -> str:
+    """How a process of this machine is, in a word."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "gone"
+    return {"T": "stopped", "t": "stopped", "Z": "dead", "D": "waits for a disk"}.get(letter, "runs")
 
 
 def _start(loader: DataLoader) -> Iterator[Batch]:
@@ -130,6 +165,7 @@ def _leave_the_group(worker: int) -> None:
     Ignoring the signal instead would make a worker immune to its own parent, which then waits for it forever at exit.
     """
     os.setpgrp()
+    signals.use_defaults()
     while arrived := signal.sigpending() & GROUP_SIGNALS:  # sent to the group between the fork and here: not meant for us
         signal.sigwait(arrived)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
@@ -141,6 +177,7 @@ def _workers(workers: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "num_workers": workers,
+        "timeout": heartbeat.limit if workers else 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": generator,
         "worker_init_fn": _leave_the_group,

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from riftcli import files
 from riftcli.console import Console
 from riftcli.data.images import read_image
 from riftcli.data.parallel import in_parallel
@@ -48,11 +48,10 @@ class Encoding:
             width, height = (max(1, round(side * scale)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         options: dict[str, Any] = {"quality": self.quality, "subsampling": 0} if self.kind == "jpeg" else {}
-        image.save(partial, self.kind, **options)
-        content = partial.read_bytes()
-        partial.replace(path)
+        with files.replacing(path) as partial:
+            image.save(partial, self.kind, **options)
+            content = partial.read_bytes()
         return hashlib.sha256(content).hexdigest(), len(content)
 
 
@@ -97,7 +96,7 @@ def _shrink(splits: Splits, out: Path, encoding: Encoding, console: Console, wor
     places = {name: [_place(out, key, encoding.suffix) for key in split.ids] for name, split in named.items()}
     _check_places(named, places)
     problems = Problems()
-    with (out / MANIFEST).open("a", newline="", encoding="utf-8") as file:
+    with files.open_append(out / MANIFEST) as file:
         writer = csv.writer(file)
         for name, split in named.items():
             missing = [i for i, path in enumerate(places[name]) if not _is_done(path, done.get(split.ids[i]))]
@@ -139,25 +138,18 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, int]:
     if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()) and not path.is_file():
         raise UsageError(f"{out}: holds something else; choose an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+    if path.is_file() and files.read_json(path) != settings:
         raise UsageError(f"{out}: was begun with other images or settings; choose another folder, or remove it")
     if not path.is_file():
-        _write(path, json.dumps(settings, indent=1))
+        files.write_text(path, json.dumps(settings, indent=1))
     if not manifest.is_file():
         return {}
     with manifest.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if len(row) == 4 and len(row[2]) == 64 and row[3].isdecimal()]
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    _write(manifest, text.getvalue())  # without a line that was cut off
+    files.write_text(manifest, text.getvalue())  # without a line that was cut off
     return {row[0]: int(row[3]) for row in rows}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
 
 
 def _is_done(path: Path, size: int | None) -> bool:
@@ -194,8 +186,7 @@ def _write_labels(out: Path, named: dict[str, Split], suffix: str) -> dict[str, 
     image, part = (_free(name, {*own, *columns}) for name in ("image", "split"))
     header = [image, part, *own, *columns]
     unknown = False
-    temporary = out / f"{LABELS}.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with files.writing(out / LABELS) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for name, split in named.items():
@@ -204,7 +195,6 @@ def _write_labels(out: Path, named: dict[str, Split], suffix: str) -> dict[str, 
                 cells = [-1 if int(t) == UNKNOWN else int(t) for t in target] if several else [split.classes[int(target)]]
                 unknown |= several and -1 in cells
                 writer.writerow([key.lstrip("/"), name, *cells, *[split.groups[column][i] or "none" for column in groups]])
-    temporary.replace(out / LABELS)
     section: dict[str, Any] = {"format": "csv_table", "root": str(out), "labels": LABELS, "split_column": part}
     section |= {"image_column": image, "images": ["images"], "image_suffix": suffix}
     section |= {"label_columns": train.classes, "task": "multilabel"} if several else {"label_column": "label"}

@@ -19,11 +19,11 @@ from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.ensemble import ensemble_entry, load_members, mean_logits, members_of
 from riftcli.evaluation.metrics_json import eval_name, split_report, timing_part
 from riftcli.evaluation.scores import predictions, score, write_reliability, write_tables
+from riftcli.files import write_json
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.recipe import Recipe
 from riftcli.recipe.sections import InputSection
-from riftcli.runs.folder import write_json
 from riftcli.runs.provenance import environment
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay

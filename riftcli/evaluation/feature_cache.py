@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli import files
 from riftcli.data.image_store import file_state
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation.features import FeatureTable
-from riftcli.models.weights import sha256
+from riftcli.models.published import sha256
+from riftcli.models.weights import write_tensors
 
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
 
@@ -83,23 +83,22 @@ class FeatureCache:
 
         seal = path.with_suffix(".sha256")
         try:
-            if seal.read_text() != sha256(path):
+            if files.read_text(seal, 1000) != sha256(path):
                 return None
             tensors = load_file(path)
-        except (OSError, SafetensorError):
+        except (OSError, ValueError, SafetensorError):
+            return None
+        if not {"features", "logits"} <= set(tensors):
             return None
         table = FeatureTable(tensors["features"], tensors["logits"])
-        return table if len(table.features) == count else None
+        fits = table.features.dim() == table.logits.dim() == 2 and len(table.features) == len(table.logits) == count
+        return table if fits else None
 
     def write(self, path: Path, table: FeatureTable) -> None:
         """Publish a table in one step; of two writers the last one wins, with the same content."""
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        os.close(handle)
-        save_file({"features": table.features.contiguous(), "logits": table.logits.contiguous()}, temporary)
-        seal = Path(temporary).with_suffix(".seal")
-        seal.write_text(sha256(Path(temporary)))
-        os.replace(temporary, path)
-        os.replace(seal, path.with_suffix(".sha256"))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(self.folder, error) from error
+        write_tensors(path, {"features": table.features, "logits": table.logits})
+        files.write_text(path.with_suffix(".sha256"), sha256(path))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist
+from riftcli import dist, signals
 from riftcli.data.loader import Batch, eval_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing
@@ -45,18 +45,24 @@ def encode(
     """Run this rank's batches, then put the rows of all ranks in split order; the same table on every rank.
 
     `count` is the number of samples of the split: the result has exactly that many rows. fp32, eval mode, no augmentation.
+    Raises signals.StopRequested on all ranks where any was told to stop and its signals are deferred.
     """
     model.eval()
     positions, features, logits = [], [], []
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for images, _, index in batches:
+            if signals.received() is not None:
+                break
             output: Output = model(preprocessing.normalise(images.to(device, non_blocking=True)))
             positions.append(index)
             features.append(output.features.float().cpu())
             logits.append(output.logits.float().cpu())
             tick(len(index))
     parts = [(torch.cat(positions), torch.cat(features), torch.cat(logits))] if positions else []
-    gathered = [part for parts in dist.gather_objects(parts) for part in parts]
+    shares = dist.gather_objects((parts, signals.received() is not None))
+    if any(stopped for _, stopped in shares):  # a signal does not reach all ranks in the same batch: here they agree
+        raise signals.StopRequested
+    gathered = [part for own, _ in shares for part in own]
     order = torch.cat([part[0] for part in gathered])
     assert len(order) == count and order.unique().numel() == count, "every sample exactly once"
     back = order.argsort()

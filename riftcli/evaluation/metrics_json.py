@@ -11,7 +11,7 @@ from riftcli.data.classes import class_counts
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.scores import confusion, score
-from riftcli.models.weights import sha256
+from riftcli.models.published import sha256
 from riftcli.protocols import Predictions
 from riftcli.runs.provenance import now, peak_memory_bytes
 

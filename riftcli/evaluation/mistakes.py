@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from riftcli.data.split import Split
+from riftcli.files import writing
 from riftcli.protocols import UNKNOWN, Predictions
 
 COUNT, SIDE = 12, 96  # pictures, and pixels of their longer side
@@ -22,7 +23,7 @@ def write_mistakes(folder: Path, split: Split, seen: Predictions) -> None:
     found = worst(seen)
     if found:
         pictures.mkdir(parents=True)
-    with (folder / NAME).open("w", newline="", encoding="utf-8") as file:
+    with writing(folder / NAME) as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for k, (i, target, predicted, confidence) in enumerate(found, 1):

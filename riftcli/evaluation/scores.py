@@ -14,6 +14,7 @@ from riftcli.data.split import Split
 from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.metrics.calibration import ExpectedCalibrationError, confidences
 from riftcli.evaluation.mistakes import write_mistakes
+from riftcli.files import writing
 from riftcli.functional.calibration import reliability
 from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.runs.result_table import Row, write_csv
@@ -55,7 +56,7 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
     write_reliability(folder / "reliability.csv", seen)
     multiclass = seen.task == "multiclass"
     probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with writing(folder / "predictions.csv") as file:
         writer = csv.writer(file)
         if multiclass:
             writer.writerow(["id", "target", "predicted", *[f"p_{c}" for c in seen.classes]])
@@ -69,7 +70,7 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
                 truths = ["" if truth == UNKNOWN else truth for truth in seen.targets[i].tolist()]
                 writer.writerow([name, *truths, *[f"{p:.6f}" for p in probabilities[i].tolist()]])
     matrix = confusion(seen)
-    with (folder / "confusion_matrix.csv").open("w", newline="", encoding="utf-8") as file:
+    with writing(folder / "confusion_matrix.csv") as file:
         writer = csv.writer(file)
         if multiclass:
             writer.writerow(["true\\predicted", *seen.classes])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from riftcli import files
 from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, did_you_mean
+from riftcli.models.published import check_published
 from riftcli.models.weights_file import weights_file
 
 OPEN_CLIP = "open_clip:"  # what names of models with two towers start with
@@ -82,6 +83,7 @@ class Backbone:
             folder = Path(self.name.removeprefix("local-dir:")).expanduser()
             if not (folder / "config.json").is_file():
                 raise ModelError(f"model.name {self.name}: no config.json in {folder}; expected a timm model folder")
+            check_published(folder)
             return f"local-dir:{folder}"
         return self.name
 
@@ -197,4 +199,4 @@ def _folder_args(name: str) -> dict[str, Any]:
     """model_args of a timm model folder: timm applies them, and our copy must too."""
     if not name.startswith("local-dir:"):
         return {}
-    return json.loads((Path(name.removeprefix("local-dir:")) / "config.json").read_text()).get("model_args", {})
+    return files.read_json(Path(name.removeprefix("local-dir:")) / "config.json").get("model_args", {})

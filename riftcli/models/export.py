@@ -12,6 +12,7 @@ from torch import nn
 
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import EnvironmentError, ModelError
+from riftcli.files import replacing
 from riftcli.models.classifier import Classifier
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -134,12 +135,14 @@ def _write_onnx(module: Exported, example: torch.Tensor, out: Path, about: dict[
     onnx.helper.set_model_props(
         proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     )
-    onnx.save(proto, out)
+    with replacing(out) as temporary:
+        onnx.save(proto, temporary)
 
 
 def _write_torch(module: Exported, example: torch.Tensor, out: Path, about: dict[str, Any]) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    torch.export.save(program, out, extra_files={"about.json": json.dumps(about)})
+    with replacing(out) as temporary:
+        torch.export.save(program, temporary, extra_files={"about.json": json.dumps(about)})
 
 
 def onnx_session(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:

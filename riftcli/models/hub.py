@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from riftcli.errors import EnvironmentError, ModelError, UsageError
+from riftcli.models.published import check_published
 
 SENT = ("README.md", "*.json", "*.safetensors", "*.txt", "*.model")  # a card, weights and configurations: nothing that runs
 
@@ -46,6 +47,7 @@ def push_folder(folder: Path, repo: str, licence: str, private: bool) -> str:
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UsageError(f"{repo}: not a repository; give OWNER/NAME")
+    check_published(folder)
     files, card = files_of(folder), with_licence((folder / "README.md").read_text(encoding="utf-8"), licence)
     with tempfile.TemporaryDirectory() as place:
         for path in files:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli import files
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
 from riftcli.models.image_text import text_tower
+from riftcli.models.published import publishing
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 NOTE, HEAD, WHOLE = "rift.json", "head.safetensors", "model.safetensors"  # what our own reader needs beside them
@@ -183,14 +185,13 @@ def save_open_clip(
     tensors = {WHOLE: whole} if whole is not None else {WEIGHTS: open_clip_state(vit)}
     if vit.num_classes:
         tensors[HEAD] = vit.get_classifier().state_dict()
-    for name, content in tower.format.files.items():
-        (folder / name).write_bytes(content)
-    for name, table in tensors.items():
-        write(folder / f"{name}.tmp", table)
-    for name, text in texts.items():
-        (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2), encoding="utf-8")
-    for name in (*texts, *tensors):
-        (folder / f"{name}.tmp").replace(folder / name)
+    with publishing(folder) as stage:
+        for name, content in tower.format.files.items():
+            files.write_bytes(stage / name, content)
+        for name, table in tensors.items():
+            write(stage / name, table)
+        for name, text in texts.items():
+            files.write_text(stage / name, json.dumps(text, indent=2))
 
 
 def save_image_tower(
@@ -203,7 +204,6 @@ def save_image_tower(
     weight = getattr(projection, "weight", None)
     if form is None or weight is None:
         return False
-    folder.mkdir(parents=True, exist_ok=True)
     name, options = form
     state = {k: v for k, v in vit.state_dict().items() if not k.startswith(("text_tower.", "class_head.", "projection."))}
     if not options["pre_norm"]:  # timm's patches have a bias there
@@ -217,6 +217,7 @@ def save_image_tower(
         "model_args": {key: value for key, value in options.items() if value is not None},
         "pretrained_cfg": {**asdict(preprocessing), "num_classes": weight.shape[1], "classifier": "head"},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    write(folder / "model.safetensors", state)
+    with publishing(folder) as stage:
+        files.write_text(stage / "config.json", json.dumps(config, indent=2))
+        write(stage / "model.safetensors", state)
     return True

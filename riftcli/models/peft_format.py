@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from riftcli import files
 from riftcli.errors import ModelError
 from riftcli.models.layers.butterfly import BoftLinear
 from riftcli.models.layers.low_rank import LoraLinear
 from riftcli.models.layers.rotated import OftLinear
+from riftcli.models.published import check_published, publishing
 from riftcli.models.weights import write_tensors
 
 PREFIX = "base_model.model."
@@ -42,9 +44,9 @@ def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -
     written = {id(p) for module in (vit.get_classifier(), *layers.values()) for p in module.parameters()}
     trained = {name: p for name, p in vit.named_parameters() if p.requires_grad and id(p) not in written}
     tensors |= {f"{PREFIX}{name}": p for name, p in trained.items()}  # beside peft's layers: the scale of two towers
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, tensors)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    with publishing(folder) as stage:
+        write_tensors(stage / WEIGHTS, tensors)
+        files.write_text(stage / CONFIG, json.dumps(config, indent=1))
 
 
 def _described(layer: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -129,9 +131,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; expected an adapter folder in peft's format")
+    check_published(folder)
     try:
-        return json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
+        return files.read_json(folder / CONFIG)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG}: not valid JSON ({error})") from error
 
 

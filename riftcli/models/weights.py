@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import catalog
+from riftcli import catalog, files
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.image_text import text_tower
 from riftcli.models.open_clip_folder import CONFIG, HEAD, NOTE, READABLE, WHOLE, save_open_clip
+from riftcli.models.published import check_published, publishing
 
 
 def save_folder(
@@ -27,7 +27,6 @@ def save_folder(
     """Write config.json and model.safetensors such that `timm.create_model("local-dir:FOLDER", pretrained=True)` gives
     the same logits, class names, image size and transform; a model with a text tower in open_clip's form instead.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pool = getattr(vit, "global_pool", None)
     config = {
         "architecture": vit.pretrained_cfg["architecture"],
@@ -49,11 +48,9 @@ def save_folder(
         whole = vit.state_dict() if "adapter" in config.get("rift", {}) else None
         save_open_clip(folder, vit, config, preprocessing, write_tensors, whole)
         return
-    # Both files under other names first: a kill in between leaves the old pair or the new one.
-    write_tensors(folder / "model.safetensors.tmp", vit.state_dict())
-    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2))
-    (folder / "config.json.tmp").replace(folder / "config.json")
-    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+    with publishing(folder) as stage:
+        write_tensors(stage / "model.safetensors", vit.state_dict())
+        files.write_text(stage / "config.json", json.dumps(config, indent=2))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
@@ -61,23 +58,24 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str,
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt", **(about or {})})
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
+    with files.replacing(path, size) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt", **(about or {})})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, or what stands for it beside two towers; raise ModelError."""
-    if (folder / CONFIG).is_file():
-        note = folder / NOTE
-        return json.loads(note.read_text()) if note.is_file() else {"label_names": [], "num_classes": 0}
+    check_published(folder)
+    two_towers = (folder / CONFIG).is_file()
+    path = folder / (NOTE if two_towers else "config.json")
     try:
-        return json.loads((folder / "config.json").read_text())
+        return files.read_json(path)
     except FileNotFoundError:
+        if two_towers:
+            return {"label_names": [], "num_classes": 0}
         raise ModelError(f"{folder}: no config.json; expected a run folder or a timm model folder") from None
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from error
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -130,19 +128,11 @@ def saved_weights(folder: Path) -> Path | None:
 
 
 def saved_state(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a saved model by the names of the network in memory."""
+    """Every tensor of a saved model by the names of the network in memory; raise ModelError for damaged ones."""
     from safetensors.torch import load_file
 
+    check_published(folder)
     return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_file(folder / "model.safetensors")
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:

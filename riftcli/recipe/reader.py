@@ -65,7 +65,13 @@ def load(name: str, overrides: list[str] | None = None) -> Recipe:
 def read(path: Path, what: str = "recipe") -> str:
     """The text of a recipe file; raise UsageError when it is not text. what: it is, for messages."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if path.is_fifo() and not str(path).startswith("/dev/fd/"):  # but <(...) of a shell is a fine way to give one
+            raise UsageError(f"{what} {path}: a named pipe, not a file")
+        with path.open("rb") as file:
+            content = file.read(strict_yaml.MAX_BYTES + 1)
+        if len(content) > strict_yaml.MAX_BYTES:
+            raise UsageError(f"{what} {path.name}: larger than {strict_yaml.MAX_BYTES // 1000} kB: this is not a {what}")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {path.name}: not a UTF-8 text file (byte {error.start})") from error
     except OSError as error:

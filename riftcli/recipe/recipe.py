@@ -11,6 +11,7 @@ from riftcli.recipe.sections import (
     AugmentSection,
     EvalSection,
     InputSection,
+    LaunchSection,
     ModelSection,
     OptimSection,
     PromptsSection,
@@ -38,6 +39,7 @@ class Recipe:
     schedule: ScheduleSection
     train: TrainSection
     eval: EvalSection
+    launch: LaunchSection
     retention: tuple[DataSection, ...]
     reference: ReferenceSection | None
     prompts: PromptsSection | None

@@ -231,6 +231,26 @@ class EvalSection(Section):
     group: str | None = Field(None, description="column of the data for the metric worst_group, e.g. region")
 
 
+class LaunchSection(Section):
+    """How a run is looked after. Nothing of it changes the result, and a resumed run may have it otherwise."""
+
+    timeout: float = Field(
+        600.0, gt=0, description="seconds in which nothing gets on after which a run of several processes ends, or a data worker"
+    )
+    save_every_minutes: float | None = Field(None, gt=0, description="also save the state to resume from so often")
+    max_time: str | None = Field(
+        None, pattern=r"^\d+:[0-5]\d$", description="HH:MM from the start of the command: then save, and end with exit code 143"
+    )
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        if self.max_time is None:
+            return None
+        hours, minutes = self.max_time.split(":")
+        return 3600.0 * int(hours) + 60.0 * int(minutes)
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "input": InputSection,
@@ -239,6 +259,7 @@ SECTIONS: dict[str, type[Section]] = {
     "schedule": ScheduleSection,
     "train": TrainSection,
     "eval": EvalSection,
+    "launch": LaunchSection,
 }
 COMPONENTS = {"objective": "cross_entropy", "adapter": "full", "regularizer": "none"}  # kind -> default name
 TOP_LEVEL = [
@@ -256,6 +277,7 @@ TOP_LEVEL = [
     "eval",
     "retention",
     "reference",
+    "launch",
 ]
 RULES = ["allow_overlap", "allow_missing_classes"]
 SPLIT_KEYS = ["format", "train", "val", "test", *RULES]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
 from riftcli.runs.reader import read_json, read_report
 
@@ -31,9 +32,7 @@ def write_card(run: Path) -> None:
     head = path.read_text(encoding="utf-8").partition(BEGIN)[0].rstrip("\n")
     report = read_report(run)
     text = f"{head}\n\n{BEGIN}\n{card_text(report, drawn_by(run, report))}"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def refresh_cards(runs: Iterable[Path]) -> None:

@@ -14,6 +14,7 @@ from riftcli.data.findings import Audit
 from riftcli.data.images import read_image
 from riftcli.data.split import Split
 from riftcli.errors import DataError
+from riftcli.files import write_text
 from riftcli.report.style import STYLE
 
 SAMPLES, CLASSES, SIDE = 6, 40, 112  # images of a class, classes, pixels
@@ -70,7 +71,7 @@ def write_data_page(path: Path, audit: Audit) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = sum(max(0, len(table["classes"]) - CLASSES) for table in tables.values())
     text = page.render(style=STYLE, report=report, tables=tables, samples=samples, pairs=pairs, left_out=left_out)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _samples(split: Split, depth: int | None) -> dict[str, list[dict[str, Any]]]:

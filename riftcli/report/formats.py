@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from riftcli.files import write_text
 from riftcli.report.compare import Cell, Comparison
 from riftcli.runs.result_table import write_csv
 
@@ -83,6 +84,6 @@ def write(folder: Path, table: Comparison) -> list[Path]:
     paths = [folder / f"compare.{suffix}" for suffix in ("csv", "md", "tex")]
     rows = [{**row, "values": " ".join(map(str, row["values"] or []))} for row in flat(table)]
     write_csv(paths[0], rows)
-    paths[1].write_text(markdown(table), encoding="utf-8")
-    paths[2].write_text(latex(table), encoding="utf-8")
+    write_text(paths[1], markdown(table))
+    write_text(paths[2], latex(table))
     return paths

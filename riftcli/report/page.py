@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
 from riftcli.report import figures
 from riftcli.report.card import cells_of
@@ -64,9 +65,7 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         provenance=[_provenance(r) for r in records],
         written=now(),
     )
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out)
+    write_text(out, page)
 
 
 def _two_lines(column: str, cell: Cell | None) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riftcli import files
 from riftcli.errors import StorageError, UsageError
 from riftcli.runs.folder import in_progress, training_runs
 
@@ -48,10 +48,9 @@ def _entry(run: Path) -> Entry:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none that can be read: a list of runs shows the others all the same."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def size_of(folder: Path) -> int:

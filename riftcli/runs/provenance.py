@@ -45,7 +45,23 @@ def provenance(env: dict[str, Any]) -> dict[str, Any]:
 
     command = json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]]
     machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "git": _git_commit()}
-    return {"created": now(), "command": command, "seed": env["seed"], "pid": os.getpid(), "env": {**env, **machine}}
+    return {"created": now(), "command": command, "seed": env["seed"], **process(), "env": {**env, **machine}}
+
+
+def process() -> dict[str, Any]:
+    """Which process this is, for whoever wants to know whether it is alive."""
+    return {"pid": os.getpid(), "host": platform.node(), "launcher": launcher()}
+
+
+def launcher() -> str | None:
+    """Which elastic launcher started this process; the same after it has started all of its workers once more."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if job is None else f"{job}@{platform.node()}:{os.getppid()}"
+
+
+def restarted() -> bool:
+    """True in a worker that an elastic launcher started once more, after one of them had died (torchrun --max-restarts)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _git_commit() -> str | None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from riftcli import files
 from riftcli.errors import StorageError, UsageError
+
+MOST_LOG = 2 << 30  # bytes of metrics.jsonl: of a run of millions of steps
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl of a run."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    rows = []
+    try:
+        lines = files.read_text(path, MOST_LOG).splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(files.parse_json(line))
+            except ValueError:
+                if number < len(lines):  # the last one may be in the middle of being written
+                    raise ValueError(f"line {number} is not a JSON object") from None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: damaged ({error}); the run itself resumes without it") from error
+    return rows
 
 
 def read_report(run: Path) -> dict[str, Any]:
@@ -29,8 +44,8 @@ def gigabytes(report: dict[str, Any]) -> float | None:
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """A JSON object; raise UsageError(missing) when there is no file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         raise UsageError(missing or f"{path}: no such file") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"{path}: not valid JSON ({error})") from error

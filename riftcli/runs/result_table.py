@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.console import note_line
-from riftcli.runs.folder import write_json
+from riftcli.files import write_json, writing
 from riftcli.runs.provenance import now
 
 SCHEMA = "rift.table/1"
@@ -60,7 +60,7 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] | None = N
     """Rows with a header; None is an empty cell."""
     rows = list(rows)
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import UsageError
+from riftcli.files import write_json
 from riftcli.recipe.data_sources import SplitSpec
-from riftcli.runs.folder import write_json
+from riftcli.runs.folder import read_run
 
 RETAINED = ("knn_before", "knn_after", "cka", "probe_before", "probe_after", "mutual_knn")
 
@@ -49,18 +50,21 @@ class Series:
         return cls("folds", {f"f{i}": [f"data.val={json.dumps({**held, 'fold': i})}"] for i in range(count)})
 
 
-def check_parent(folder: Path, what: str, overwrite: bool) -> None:
-    """Raise UsageError for a folder that holds anything but such runs; those go on, or are replaced with --overwrite."""
+def drop_others(folder: Path, series: Series) -> None:
+    """Delete the runs of an earlier series that this one, now complete, has none in place of."""
+    for old in folder.glob(f"{series.what[0]}*"):
+        if old.name not in series.overrides and SEED.fullmatch(old.name) and (old / "run.json").is_file():
+            shutil.rmtree(old)
+
+
+def check_parent(folder: Path, what: str) -> None:
+    """Raise UsageError for a folder that holds anything but such runs; those go on, or are replaced one by one."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     pattern = f"{what[0]}*"
     if (folder / "run.json").is_file() or not list(folder.glob(f"{pattern}/run.json")):
         word = "repeats" if what == "seeds" else "folds"
         raise UsageError(f"--out {folder}: folder is not empty and holds no {word}; choose another --out")
-    if overwrite:
-        for old in folder.glob(pattern):
-            if (old / "run.json").is_file():
-                shutil.rmtree(old)
 
 
 def summarise(folder: Path, what: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _home(folder: Path) -> Path:
 
 
 def _completed(run: Path) -> bool:
-    return json.loads((run / "run.json").read_text(encoding="utf-8")).get("status") == "completed"
+    return read_run(run).get("status") == "completed"
 
 
 SEED = re.compile(r"[sf]\d+")  # folders of --repeats and --folds

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any, Literal
 
 from riftcli import recipe as recipes
 from riftcli.errors import UsageError
-from riftcli.runs.folder import in_progress, write_json
+from riftcli.files import open_lock, write_json, write_text
+from riftcli.runs.folder import in_progress
 from riftcli.runs.provenance import now
 from riftcli.runs.reader import read_json, read_rows
 from riftcli.sweeps.plan import Plan
@@ -47,7 +47,7 @@ class SweepFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._copies: dict[str, Path] = {}
-        self._lock = (path / ".lock").open("w")
+        self._lock = open_lock(path / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,7 +80,7 @@ class SweepFolder:
         for name, text in texts.items():
             copy = self._copies[name] = self.path / copy_name(name, text)
             copy.parent.mkdir(exist_ok=True)
-            copy.write_text(text, encoding="utf-8")
+            write_text(copy, text)
         write_json(known, {"schema": "rift.sweep/1", "created": old["created"], **described, "text": plan.text})
 
     def _check_same(self, before: dict[str, Any], plan: Plan, named: list[str]) -> None:
@@ -157,7 +157,7 @@ def standing(sweep: Path, name: str) -> Standing:
 def _standing(run: Path, noted: dict[str, Any]) -> Standing:
     """By its own run folder first: that is written by the run itself. noted: what the sweep wrote down of it."""
     try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        record = read_json(run / "run.json")
     except (OSError, ValueError):
         record = {}
     state = record.get("status")

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from riftcli.console import Stopwatch
 from riftcli.errors import ExitCode, RiftError, Terminated
+from riftcli.files import open_append
 from riftcli.launch import DIE_WITH
 from riftcli.runs.reader import read_json
 from riftcli.sweeps.folder import Standing, SweepFolder, standing
@@ -161,7 +162,7 @@ def start_trial(
     else:
         arguments += ["--out", str(run), *["--overwrite"] * (run / "run.json").is_file()]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as out:
+    with open_append(log) as out:
         return subprocess.Popen(
             [sys.executable, "-m", "riftcli", "finetune", *arguments, "--device", device],
             stdout=out,

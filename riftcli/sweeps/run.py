@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.console import note_line, print_grid
-from riftcli.runs.folder import write_json
+from riftcli.files import write_json, write_text
 from riftcli.runs.provenance import now
 from riftcli.runs.result_table import write_csv
 from riftcli.sweeps.folder import Standing, SweepFolder, progress
@@ -130,7 +130,7 @@ def present(path: Path) -> tuple[SweepTable, dict[str, Any]]:
     }
     if table.points:
         write_csv(path / "table.csv", flat(table))
-        (path / "table.md").write_text(markdown(table), encoding="utf-8")
+        write_text(path / "table.md", markdown(table))
         _draw(table, path)
         note_line(f"table: {path / 'table.md'} and table.csv; plot: {path / 'pareto.png'}")
     write_json(path / "report.json", report)

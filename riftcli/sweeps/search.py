@@ -13,6 +13,7 @@ from zlib import crc32
 from riftcli.catalog import component
 from riftcli.console import note_line
 from riftcli.errors import EnvironmentError, UsageError
+from riftcli.files import write_bytes
 from riftcli.runs.reader import read_report, read_rows
 from riftcli.sweeps.file import Range
 from riftcli.sweeps.folder import standing, standings
@@ -196,7 +197,7 @@ def _mend_journal(path: Path) -> None:
     if path.is_file():
         text = path.read_bytes()
         if text and not text.endswith(b"\n"):
-            path.write_bytes(text[: text.rfind(b"\n") + 1])
+            write_bytes(path, text[: text.rfind(b"\n") + 1])
 
 
 def _drawn(trial: Any, key: str, span: Range) -> Any:

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from riftcli import dist
+from riftcli.files import write_text
 from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
@@ -28,9 +29,7 @@ def keep_model(state: TrainState, epoch: int) -> None:
         extra["adapter"] = spec
     shipped = merge(copy.deepcopy(network.vit)) if kind == "merged" else network.vit
     save_folder(folder, shipped, state.setup.data.splits.train.classes, network.preprocessing, {"rift": extra})
-    (folder / "README.md").write_text(
-        model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None), encoding="utf-8"
-    )
+    write_text(folder / "README.md", model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None))
     if kind != "plain":
         start = recipe.train.start_from  # what the factors are added to
         base = recipe.model.name if start is None else f"local-dir:{model_folder(start)}"

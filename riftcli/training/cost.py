@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from riftcli import dist
 from riftcli.data.loader import TextBatch
 from riftcli.data.transforms import Preprocessing
+from riftcli.models.backbone import OPEN_CLIP, Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.image_text import text_tower
 from riftcli.protocols import Pairs, RegularizerContext, WeightPenalty
@@ -41,6 +43,30 @@ def disk_bytes(weights: float, trained: float, averaged: bool = False) -> float:
     model/ the weights.
     """
     return weights + 3 * (weights + (2 + averaged) * trained)
+
+
+PROCESS = 400e6  # bytes of Python, torch and its buffers, before there is a model
+
+
+def process_memory(recipe: Recipe) -> float:
+    """Bytes that one process of a run needs at least: weights, their gradients, two moments and the pretrained copy; activations
+    and images come on top. Counted on a model without storage.
+    """
+    plain = recipe.model.model_copy(update={"pretrained": False, "weights": None})
+    if plain.name.startswith(OPEN_CLIP):  # which builds its models nowhere but in memory
+        return PROCESS
+    with torch.device("meta"):
+        vit = Backbone(**plain.model_dump()).build()
+    return PROCESS + 5 * sum(p.numel() * p.element_size() for p in vit.parameters())
+
+
+def free_memory() -> int | None:
+    """Bytes that are free on this machine, or None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) -> StepCost:

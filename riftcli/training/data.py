@@ -7,6 +7,7 @@ from typing import Any
 
 from riftcli import dist
 from riftcli.console import Console
+from riftcli.data.content import content_digest
 from riftcli.data.copies import MOST, copies_between
 from riftcli.data.leaks import COPIES, Leak, refuse_leaks
 from riftcli.data.reading import sift, with_pixels
@@ -38,10 +39,16 @@ class RunData:
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that a step depends on: what a resumed run must find again."""
-        named = self.splits.named()
-        if self.reference is not None:
-            named["reference"] = self.reference
-        return {name: fingerprint(split) for name, split in named.items()}
+        return {name: fingerprint(split) for name, split in self.everything().items()}
+
+    def contents(self) -> dict[str, str]:
+        """Digests of the images of the same splits."""
+        return {name: content_digest(split) for name, split in self.everything().items()}
+
+    def everything(self) -> dict[str, Split]:
+        """Every split that the run reads, by name."""
+        named = {**self.splits.named(), **self.evaluated()}
+        return named if self.reference is None else {**named, "reference": self.reference}
 
     def evaluated(self) -> dict[str, Split]:
         """Splits that metrics are computed on: test, val, retention/0, retention/0/bank, zero_shot/0, ..."""

@@ -14,9 +14,10 @@ from riftcli.models.image_text import text_tower
 from riftcli.models.open_clip_folder import save_image_tower
 from riftcli.models.weights import saved_weights, write_tensors
 from riftcli.training.best import load_kept
+from riftcli.training.progress import Progress
 from riftcli.training.retention import measure_retention
 from riftcli.training.setup import Setup
-from riftcli.training.state import Progress, TrainState
+from riftcli.training.state import TrainState
 from riftcli.training.transfer import measure_transfer
 
 

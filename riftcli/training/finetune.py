@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from riftcli import dist, launch
+from riftcli import dist, heartbeat, launch, signals
 from riftcli import recipe as recipes
 from riftcli.console import Console, Stopwatch
-from riftcli.errors import RiftError
+from riftcli.errors import RiftError, Terminated
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.files import write_json
 from riftcli.models.weights import saved_weights
 from riftcli.recipe import Recipe
 from riftcli.runs import folder as runs
@@ -20,8 +21,9 @@ from riftcli.runs import provenance
 from riftcli.training.best import keep_model
 from riftcli.training.final import final_report, summary
 from riftcli.training.loop import run_loop
+from riftcli.training.progress import Progress
 from riftcli.training.setup import set_up
-from riftcli.training.state import Progress, StopSignal, TrainState, restore
+from riftcli.training.state import TrainState, inputs, restore
 from riftcli.training.strength import Steering
 from riftcli.training.watching import require_trackers, watched
 
@@ -46,18 +48,20 @@ def finetune(
     and with `overwrite` the old run stays until then.
     """
     require_trackers(recipe.train.track)
+    heartbeat.set_limit(recipe.launch.timeout)
     torch_device = dist.init(device)
     console = console or Console(quiet=not dist.is_main())
-    folder = _open_folder(recipe, out, resume, overwrite)
-    stop = StopSignal()
+    folder, resuming = _open_folder(recipe, out, resume, overwrite)
     try:
-        return _finetune(recipe, folder, resume is not None, torch_device, console, stop, present)
+        with signals.handled():
+            return _finetune(recipe, folder, resuming, torch_device, console, present)
     except BaseException as error:
         if folder:
             folder.end_badly(error)
+            if isinstance(error, Terminated) and folder.started and "--resume" not in str(error):
+                raise type(error)(f"{error}; go on with --resume {folder.path}") from None
         raise
     finally:
-        stop.restore()
         console.close()
         if folder:
             folder.close()
@@ -69,17 +73,16 @@ def _finetune(
     resuming: bool,
     device: torch.device,
     console: Console,
-    stop: StopSignal,
     present: Present,
 ) -> dict[str, Any]:
     clock = Stopwatch()
     setup = set_up(recipe, device, console, resuming)
     steering = Steering(setup) if recipe.strength is not None else None
-    state = TrainState(setup, Progress(), folder, console, stop, steering)
+    state = TrainState(setup, Progress(), folder, console, steering)
     if folder and not resuming:
         made_by = provenance.provenance(setup.environment())
-        samples = setup.data.fingerprints()
-        folder.start(recipe.text, recipes.dump(recipe.resolved), {"recipe": recipe.name, **made_by, "samples": samples})
+        about = {"recipe": recipe.name, **made_by, **inputs(setup), "resolved": recipes.flatten(recipe.resolved)}
+        folder.start(recipe.text, recipes.dump(recipe.resolved), about)
     place = Path(dist.broadcast_object(str(folder.path) if folder else None))
     log = place / "train.log" if dist.is_main() else place / "logs" / f"rank{dist.rank()}.log"
     launch.log_errors_to(log)
@@ -97,8 +100,8 @@ def _finetune(
     report = final_report(state)
     if folder:
         report["timing"]["seconds"] = clock.seconds
-        runs.write_json(folder.path / "metrics.json", report)
-        runs.write_json(folder.path / "eval" / eval_name(report) / "metrics.json", report)
+        write_json(folder.path / "metrics.json", report)
+        write_json(folder.path / "eval" / eval_name(report) / "metrics.json", report)
         has_page = present(folder.path, console)
         folder.update(status="completed", finished=provenance.now(), steps=state.progress.step)
         console.line(summary(report))
@@ -114,9 +117,14 @@ def next_steps(run: Path) -> str:
     return f"; next: rift predict {run} IMAGES, rift similarity --run {run} --layers all --map, rift compare {run} OTHER_RUN"
 
 
-def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> runs.RunFolder | None:
-    """Rank 0 opens the folder; a failure there is every rank's."""
+def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> tuple[runs.RunFolder | None, bool]:
+    """(the folder, on rank 0, which opens it; whether a run goes on). A failure there is every rank's.
+
+    Workers that an elastic launcher started once more go on with the run that they had begun.
+    """
     folder, error = None, None
+    if dist.is_main() and resume is None and provenance.restarted():
+        resume = runs.begun_by(provenance.launcher(), out)
     if dist.is_main():
         try:
             if resume is not None:
@@ -125,7 +133,7 @@ def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrit
                 folder = runs.RunFolder.create(out or runs.default_folder(recipe.name, recipe.train.seed), overwrite)
         except RiftError as caught:
             error = caught
-    shared = dist.broadcast_object(error)
-    if shared is not None:
-        raise shared
-    return folder
+    error, resuming = dist.broadcast_object((error, resume is not None))
+    if error is not None:
+        raise error
+    return folder, resuming

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from riftcli import dist
+from riftcli import dist, signals
 from riftcli.errors import DivergedError
+from riftcli.files import write_json
 from riftcli.recipe import Recipe
-from riftcli.runs import folder as runs
 from riftcli.training.state import TrainState
 from riftcli.training.step import StepResult
 
@@ -18,26 +19,35 @@ GONE = (1 / 100, 100)  # outside, there is no representation left
 PATIENCE = 3  # logged steps
 
 
-def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor, index: torch.Tensor) -> bool:
+@dataclass(frozen=True)
+class Orders:
+    """What is to be done after the step; the same on every rank."""
+
+    stop: bool  # a signal came, or the time is up
+    save: bool  # launch.save_every_minutes have passed
+
+
+def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor, index: torch.Tensor) -> Orders:
     """Raise DivergedError on all ranks, before the optimizer moves, if any loss or gradient is not finite.
 
-    Returns True when any rank was told to stop. One small exchange per step serves both questions.
+    One small exchange per step serves this and what it returns.
     """
     health = result.task_loss + result.penalty_loss + grad_norm
     for parameter in state.setup.step.penalty_parameters():
         if parameter.grad is not None:
             health = health + parameter.grad.sum()
     sick = ~torch.isfinite(health)
-    flags = torch.stack([sick.float(), torch.tensor(float(state.stop.received), device=sick.device)])
-    any_sick, any_stop = dist.sum_over_ranks(flags).tolist()
+    stop = signals.received() is not None or state.out_of_time()
+    orders = torch.tensor([float(stop), float(state.save_is_due())], device=sick.device)
+    any_sick, any_stop, any_save = dist.sum_over_ranks(torch.cat([sick.float()[None], orders])).tolist()
     if not any_sick:
-        return bool(any_stop)
+        return Orders(bool(any_stop), bool(any_save))
     losses = {"task": float(result.task_loss), "penalty": float(result.penalty_loss), "grad_norm": float(grad_norm)}
     train = state.setup.data.splits.train
     ids = [train.ids[i % len(train)] for i in index.tolist()]
     ranks = dist.gather_objects({"losses": {k: str(v) for k, v in losses.items()}, "ids": ids})
     if state.folder:
-        runs.write_json(state.folder.path / "diverged.json", {"step": state.progress.step + 1, "ranks": ranks})
+        write_json(state.folder.path / "diverged.json", {"step": state.progress.step + 1, "ranks": ranks})
     shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise DivergedError(
         f"step {state.progress.step + 1}: loss or gradient is not finite ({shown}); the weights were not touched, "

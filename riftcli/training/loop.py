@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riftcli import dist
+from riftcli import dist, heartbeat, signals
 from riftcli.console import Bar, Stopwatch
 from riftcli.data.loader import Batch
 from riftcli.errors import Terminated
@@ -17,19 +17,30 @@ from riftcli.evaluation.scores import score
 from riftcli.training.best import keep_model
 from riftcli.training.health import check_collapse, check_health
 from riftcli.training.optim import set_lr
+from riftcli.training.progress import Progress
 from riftcli.training.retention import trajectory_row
-from riftcli.training.state import Progress, TrainState, save
+from riftcli.training.state import TrainState, save
 from riftcli.training.step import StepResult
 
 
 def run_loop(state: TrainState) -> None:
-    """Epoch after epoch until the last step, until patience ends, or until a signal arrives."""
+    """Epoch after epoch until the last step, until patience ends, or until a signal comes: then the state is saved."""
+    with signals.deferred():
+        try:
+            _run(state)
+        except signals.StopRequested:
+            raise _stopped(state) from None
+
+
+def _run(state: TrainState) -> None:
     setup, progress, console = state.setup, state.progress, state.console
-    recipe, epochs = setup.recipe, setup.recipe.train.epochs
+    epochs = setup.recipe.train.epochs
     if progress.step == 0 and setup.data.splits.val is not None:
         scores = _validate(state)
         progress.start_metrics = {name: entry["value"] for name, entry in scores.items()}
-        _log_eval(state, epoch=0, scores=scores)
+        _log_eval(state, 0, scores, _trajectory(state))
+    if progress.unvalidated:
+        _end_epoch(state, 0.0)
     beside = setup.beside(progress.step)
     while progress.step < setup.total_steps and not _out_of_patience(state):
         epoch, first = divmod(progress.step, setup.batches.steps_per_epoch)
@@ -37,17 +48,27 @@ def run_loop(state: TrainState) -> None:
         with console.progress(f"epoch {epoch + 1}/{epochs}", setup.batches.steps_per_epoch, start=first) as bar:
             _epoch(state, bar, epoch, first, beside)
         progress.train_seconds += clock.seconds
-        done = epoch + 1
-        with setup.averaged():
-            if setup.data.splits.val is None:
-                progress.best_epoch = done
-                keep_model(state, done)
-                console.line(f"epoch {done}/{epochs}: {clock.seconds:.1f} s (no validation split: the last weights are kept)")
-            elif done % recipe.eval.every_epochs == 0 or progress.step == setup.total_steps:
-                _select(state, done, clock.seconds)
-        save(state)
-        if dist.sum_over_ranks(torch.tensor(float(state.stop.received), device=setup.device)):
-            raise _terminated(state)
+        _end_epoch(state, clock.seconds)
+
+
+def _end_epoch(state: TrainState, seconds: float) -> None:
+    """Evaluate, keep the weights where they are the best, save; and end here where a signal says so."""
+    setup, progress, recipe = state.setup, state.progress, state.setup.recipe
+    done = progress.step // setup.batches.steps_per_epoch
+    progress.unvalidated = True  # for a signal that comes meanwhile: a resumed run begins here
+    with setup.averaged():
+        if setup.data.splits.val is None:
+            progress.best_epoch = done
+            keep_model(state, done)
+            line = f"epoch {done}/{recipe.train.epochs}: {seconds:.1f} s (no validation split: the last weights are kept)"
+            state.console.line(line)
+        elif done % recipe.eval.every_epochs == 0 or progress.step == setup.total_steps:
+            _select(state, done, seconds)
+    progress.unvalidated = False
+    save(state)
+    stop = signals.received() is not None or (state.out_of_time() and progress.step < setup.total_steps)
+    if dist.sum_over_ranks(torch.tensor(float(stop), device=setup.device)):
+        raise _terminated(state)
 
 
 def _out_of_patience(state: TrainState) -> bool:
@@ -58,8 +79,16 @@ def _out_of_patience(state: TrainState) -> bool:
     return True
 
 
+def _stopped(state: TrainState) -> Terminated:
+    """Between two steps: what was trained is saved. Collective."""
+    if state.progress.step:
+        save(state)
+    return _terminated(state)
+
+
 def _terminated(state: TrainState) -> Terminated:
-    return Terminated(f"stopped by a signal after step {state.progress.step}; go on with --resume {state.place}")
+    by = "a signal" if signals.received() or not state.out_of_time() else f"launch.max_time {state.setup.recipe.launch.max_time}"
+    return signals.stopped(f"stopped by {by} after step {state.progress.step}; go on with --resume {state.place}")
 
 
 def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Iterator[dict[str, Batch]]) -> None:
@@ -76,8 +105,9 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Ite
         optimizer.zero_grad(set_to_none=True)
         result = step({"task": batch, **next(beside)}, progress.step)
         grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
-        stopping = check_health(state, result, grad_norm, batch[2])
+        orders = check_health(state, result, grad_norm, batch[2])
         progress.step += 1
+        heartbeat.beat(f"step {progress.step}")
         seen += recipe.train.batch_size
         if progress.step % recipe.train.log_every_steps == 0:  # before the optimizer moves Q: one Q per row
             row = _step_row(state, result, grad_norm, factor, epoch + 1, seen / clock.seconds)
@@ -86,12 +116,15 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Ite
             check_collapse(state, row)
             bar.advance(recipe.train.log_every_steps, _note(row, progress))
         _move(state, result, factor, epoch + 1)
-        if stopping and progress.step % setup.batches.steps_per_epoch:  # at the end of an epoch, run_loop selects and saves first
+        if (
+            orders.stop and progress.step % setup.batches.steps_per_epoch
+        ):  # at the end of an epoch, run_loop selects and saves first
             progress.train_seconds += clock.seconds
             save(state)
             raise _terminated(state)
         every = recipe.train.save_every_steps
-        if every and progress.step % every == 0 and progress.step % setup.batches.steps_per_epoch:
+        due = orders.save or (every and progress.step % every == 0)
+        if due and progress.step % setup.batches.steps_per_epoch:
             save(state)
 
 
@@ -167,6 +200,7 @@ def _validate(state: TrainState) -> dict[str, dict[str, Any]]:
 def _select(state: TrainState, epoch: int, seconds: float) -> None:
     """Validate, and keep the weights if the chosen metric improved in its own direction. NaN or null is never best."""
     progress, scores = state.progress, _validate(state)
+    retained = _trajectory(state)
     entry = scores[state.setup.recipe.eval.best]
     value, sign = entry["value"], 1 if entry["higher_is_better"] else -1
     usable = value is not None and math.isfinite(value) and _keeps_enough(state, scores)
@@ -178,7 +212,11 @@ def _select(state: TrainState, epoch: int, seconds: float) -> None:
         progress.worse_evals += 1
         if progress.best_value is None:  # nothing usable yet: if it stays so, the last weights are kept, with these scores
             progress.best_metrics = {name: score["value"] for name, score in scores.items()}
-    _log_eval(state, epoch, scores, seconds)
+    _log_eval(state, epoch, scores, retained, seconds)
+
+
+def _trajectory(state: TrainState) -> dict[str, Any]:
+    return trajectory_row(state.setup) if state.setup.recipe.eval.trajectory else {}
 
 
 def _keeps_enough(state: TrainState, scores: dict[str, dict[str, Any]]) -> bool:
@@ -190,10 +228,10 @@ def _keeps_enough(state: TrainState, scores: dict[str, dict[str, Any]]) -> bool:
     return kept is not None and kept >= rule.keep - rule.tolerance
 
 
-def _log_eval(state: TrainState, epoch: int, scores: dict[str, dict[str, Any]], seconds: float = 0.0) -> None:
-    values = {name: score["value"] for name, score in scores.items()}
-    if state.setup.recipe.eval.trajectory:
-        values |= trajectory_row(state.setup)
+def _log_eval(
+    state: TrainState, epoch: int, scores: dict[str, dict[str, Any]], retained: dict[str, Any], seconds: float = 0.0
+) -> None:
+    values = {name: score["value"] for name, score in scores.items()} | retained
     state.progress.last_cka = values.get("cka")
     if state.steering:
         state.steering.latest = values.get("cka_debiased")

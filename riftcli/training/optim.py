@@ -48,6 +48,8 @@ def build_optimizer(
             optimizer = create_optimizer_v2(vit, opt=name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **options)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise UsageError(f"optim.name '{name}' cannot be built with these options: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UsageError(f"optim.name '{name}' needs second derivatives, which are not computed here; choose another optimizer")
     for group in optimizer.param_groups:
         group["peak_lr"] = lr * group.get("lr_scale", 1.0)
     if extra:

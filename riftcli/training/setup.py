@@ -18,6 +18,7 @@ from riftcli.data.split import Split
 from riftcli.data.splits import Splits
 from riftcli.errors import UsageError
 from riftcli.evaluation.encoder import Encoder
+from riftcli.evaluation.feature_cache import weights_digest
 from riftcli.evaluation.features import View
 from riftcli.evaluation.scores import predictions
 from riftcli.models.backbone import check_patches
@@ -54,6 +55,7 @@ class Setup:
     average: WeightAverage | None = None
     class_texts: Texts | None = None  # of an objective that reads a text of every class
     start: Start | None = None  # what the text tower said before training
+    origin: str | None = None  # digest of the weights that training begins with, before head and adapter; on rank 0
 
     @property
     def console(self) -> Console:
@@ -126,6 +128,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
 
     data = _checked_data(recipe, accumulation, accept, console)
     network = build_network(recipe, device, accumulation)
+    origin = weights_digest(network.vit) if dist.is_main() else None
     if not accept:
         check_patches(recipe.model.name, recipe.model.image_size, network.vit)
     data = read_pixels(data, recipe, network.preprocessing, console)
@@ -167,7 +170,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
         attach(network.vit, own.steps_per_epoch * recipe.train.epochs)
     projection, average = _projection(recipe, network, console), WeightAverage.of(network.vit, recipe.train.ema)
     drawn = texts.get("classes")
-    setup = Setup(recipe, device, precision, data, network, pretrained, step, projection, average, drawn, start)
+    setup = Setup(recipe, device, precision, data, network, pretrained, step, projection, average, drawn, start, origin)
     print_model(recipe, network.vit, console)
     print_batch(recipe, micro, accumulation, setup.batches.steps_per_epoch, device, precision, console)
     torch.manual_seed(sample_seed(recipe.train.seed, dist.rank(), "loop"))  # drop path differs between ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,52 +10,18 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.errors import DataError, RiftError, UsageError
+from riftcli.errors import DataError, DivergedError, ModelError, RiftError, StorageError, UsageError
+from riftcli.models.published import check_published
+from riftcli.models.weights import saved_weights
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
 from riftcli.training import checkpoint
+from riftcli.training.progress import Progress
+from riftcli.training.saved_state import check_saved_state
 from riftcli.training.setup import Setup
 from riftcli.training.strength import Steering
 
-
-@dataclass
-class Progress:
-    """Where the loop stands: with the tensors of the network, penalty, optimizer and random state, all that resume needs."""
-
-    step: int = 0
-    best_value: float | None = None
-    best_epoch: int | None = None
-    best_metrics: dict[str, Any] = field(default_factory=dict)
-    start_metrics: dict[str, Any] = field(default_factory=dict)  # of validation, before the first step
-    last_cka: float | None = None  # on the validation split, for the progress bar
-    worse_evals: int = 0  # evaluations since the best one
-    train_seconds: float = 0.0
-    warned: bool = False
-    collapsed: int = 0  # logged steps in a row without a representation
-    first_trace: float = 1.0  # variance of the features relative to the pretrained ones before anything moved
-    strength: dict[str, Any] = field(default_factory=dict)  # where a strength rule stands
-
-
-class StopSignal:
-    """SIGTERM or SIGUSR1: finish the step, save once, exit 143. The same one again kills at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._old: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            try:
-                self._old[number] = signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: whoever embeds us handles signals
-                return
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.received = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def restore(self) -> None:
-        """Put the old handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+Q_DRIFT, Q_LOST = 1e-5, 1e-2  # max |Q^T Q - I| of a learned rotation: said, and the end
 
 
 @dataclass
@@ -66,8 +32,19 @@ class TrainState:
     progress: Progress
     folder: runs.RunFolder | None
     console: Console
-    stop: StopSignal
     steering: Steering | None = None
+    began: float = field(default_factory=time.monotonic)  # of this command, for launch.max_time
+    saved: float = field(default_factory=time.monotonic)  # when the state was last saved
+
+    def out_of_time(self) -> bool:
+        """By this rank's clock: ranks must agree before they act on it."""
+        most = self.setup.recipe.launch.max_seconds
+        return most is not None and time.monotonic() - self.began > most
+
+    def save_is_due(self) -> bool:
+        """By this rank's clock."""
+        minutes = self.setup.recipe.launch.save_every_minutes
+        return minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
     @property
     def place(self) -> str:
@@ -79,6 +56,8 @@ def save(state: TrainState) -> None:
     """Save the whole state of the loop; collective, because every rank has its own random state."""
     setup, step = state.setup, state.setup.step
     assert step.optimizer is not None
+    _check_rotation(state)
+    state.saved = time.monotonic()
     own = {"cpu": torch.get_rng_state()}
     if setup.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(setup.device)
@@ -103,35 +82,95 @@ def save(state: TrainState) -> None:
         "trace_0": setup.pretrained.trace_0,
     }
     checkpoint.save(state.folder.path / "last", state.progress.step, tensors, plain)
+    state.folder.checkpointed()
 
 
-def _check_samples(state: TrainState) -> None:
-    """Raise DataError when the splits are not what the run started with: it could not go on bitwise."""
+def _check_rotation(state: TrainState) -> None:
+    """Warn of a learned Q that is no longer orthogonal; raise DivergedError for one that is far from it (F24). The same on
+    every rank.
+    """
+    rotation = getattr(state.setup.step.penalty, "rotation", None)
+    if rotation is None or rotation.constraint() is not None:  # none, or one that may stray as far as its constraint lets it
+        return
+    error = float(rotation.orthogonality_error())
+    if not error <= Q_LOST:
+        raise DivergedError(
+            f"step {state.progress.step}: Q is not orthogonal any more (max |Q^T Q - I| is {error:.2g}), so the regularizer "
+            "compares with nothing; try a lower optim.lr or regularizer.q_lr_scale"
+        )
+    if error > Q_DRIFT:
+        state.console.warn(f"step {state.progress.step}: Q is orthogonal up to {error:.2g} only")
+
+
+def inputs(setup: Setup) -> dict[str, Any]:
+    """Digests of what a run reads, for its run.json: samples and labels, images, weights."""
+    data = setup.data
+    return {"samples": data.fingerprints(), "contents": data.contents(), "weights": setup.origin}
+
+
+def _check_inputs(state: TrainState) -> None:
+    """Raise DataError or ModelError when data or weights are not what the run started with: it could not go on bitwise."""
     assert state.folder is not None
-    started = runs.read_run(state.folder.path).get("samples", {})
-    for name, now in state.setup.data.fingerprints().items():
-        if name in started and started[name] != now:
-            count = len(state.setup.data.looked_at("reference") if name == "reference" else state.setup.data.splits.named()[name])
-            raise DataError(
-                f"--resume {state.folder.path}: split '{name}' has other samples or labels than when the run started "
-                f"({count} now); put the data back as it was, or start a new run"
-            )
+    started, data, place = runs.read_run(state.folder.path), state.setup.data, state.folder.path
+    for key, what, found in (
+        ("samples", "samples or labels", data.fingerprints()),
+        ("contents", "images (their files have changed)", data.contents()),
+    ):
+        known = started.get(key) or {}
+        for name, now in found.items():
+            if name in known and known[name] != now:
+                raise DataError(
+                    f"--resume {place}: split '{name}' has other {what} than when the run started "
+                    f"({len(data.everything()[name])} now); put the data back as it was, or start a new run"
+                )
+    if started.get("weights") not in (None, state.setup.origin):
+        raise ModelError(
+            f"--resume {place}: the weights of {state.setup.recipe.model.name} are not those that the run started with; put them "
+            "back, or start a new run"
+        )
+
+
+def _load(state: TrainState, folder: runs.RunFolder) -> Any:
+    """(tensors, state) of the newest whole checkpoint; None where nothing was trained yet."""
+    _check_inputs(state)
+    last = folder.path / "last"
+    if not checkpoint.any_saved(last):
+        folder.restart()
+        return None
+    tensors, plain = checkpoint.load_newest(last, state.console.warn, lambda t, s: check_saved_state(state.setup, t, s))
+    best = plain["progress"].get("best_epoch")
+    if best is not None:
+        try:
+            check_published(folder.path / "model")
+            if saved_weights(folder.path / "model") is None:
+                raise ModelError("they are gone")
+        except ModelError as error:
+            raise StorageError(
+                f"--resume {folder.path}: the weights of its best epoch ({best}) are not in model/ as they were written: {error}"
+            ) from error
+    return tensors, plain
 
 
 def restore(state: TrainState) -> None:
-    """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes."""
+    """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes. A run that was
+    interrupted before its first checkpoint begins anew.
+    """
     setup, step = state.setup, state.setup.step
     assert step.optimizer is not None
     loaded: Any = None
     if state.folder:
         try:
-            _check_samples(state)
-            loaded = checkpoint.load_newest(state.folder.path / "last", state.console.warn)
+            loaded = _load(state, state.folder)
         except RiftError as error:  # the others wait for what we found
             loaded = error
     loaded = dist.broadcast_object(loaded)
     if isinstance(loaded, RiftError):
         raise loaded
+    if loaded is None:
+        if state.folder:
+            state.folder.update(status="running", resumed=provenance.now(), **provenance.process())
+        state.console.line("the run was interrupted before its first checkpoint: it begins anew")
+        return
     tensors, plain = loaded
     if plain["world_size"] != dist.world_size():
         raise UsageError(
@@ -155,5 +194,5 @@ def restore(state: TrainState) -> None:
     setup.pretrained.trace_0 = plain.get("trace_0", setup.pretrained.trace_0)
     if state.folder:
         state.folder.truncate_metrics(state.progress.step)
-        state.folder.update(status="running", resumed=provenance.now())
+        state.folder.update(status="running", resumed=provenance.now(), **provenance.process())
     state.console.line(f"resuming after step {state.progress.step} of {setup.total_steps}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from riftcli.console import Console, Stopwatch
 from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation.metrics_json import model_part, split_report, timing_part
 from riftcli.evaluation.scores import score
+from riftcli.files import write_json
 from riftcli.models.backbone import OPEN_CLIP
 from riftcli.models.weights import check_saved, save_folder, saved_state, saved_weights
 from riftcli.runs import folder as runs
+from riftcli.runs.result_table import write_csv
 from riftcli.training.setup import Setup, set_up
 from riftcli.training.transfer import measure_transfer
 
@@ -153,9 +154,6 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
     )
     report |= measure_transfer(setup)
     report["wise"] = {"alpha": chosen, "head": head, "selected_by": recipe.eval.best, "validation": rows}
-    with (folder / "alphas.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    runs.write_json(folder / "metrics.json", report)
+    write_csv(folder / "alphas.csv", rows)
+    write_json(folder / "metrics.json", report)
     return report

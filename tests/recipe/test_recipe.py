@@ -125,7 +125,7 @@ zzz: 1
             "  allowed here: acc, ckaa",
             "recipe r.yaml:11: zzz: unknown key",
             "  allowed here: model, data, prompts, objective, adapter, regularizer, input, augment, optim, schedule, train, "
-            "eval, retention, reference",
+            "eval, retention, reference, launch",
             "--set optim.weight_decay=-1: optim.weight_decay: expected a number >= 0, got -1",
         ]
     )

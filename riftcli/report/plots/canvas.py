@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
+
+from riftcli.files import replacing
 
 OWN = "DejaVu Sans"  # comes with matplotlib
 FONTS = """
@@ -22,9 +25,13 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], s
     from matplotlib.figure import Figure
 
     class Legible(Figure):
-        def savefig(self, *args: Any, **kwargs: Any) -> None:
+        def savefig(self, fname: Any, **kwargs: Any) -> None:
             make_legible(self)
-            super().savefig(*args, **kwargs)
+            if not isinstance(fname, Path):
+                super().savefig(fname, **kwargs)
+                return
+            with replacing(fname) as temporary:
+                super().savefig(temporary, format=fname.suffix[1:], **kwargs)
 
     figure = Legible(figsize=figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=squeeze)

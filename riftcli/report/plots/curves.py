@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from riftcli.report.plots.canvas import subplots
 from riftcli.runs.reader import read_rows
+from riftcli.runs.result_table import write_csv
 
 PANELS = {
     "loss": ["loss", "task_loss", "penalty_loss"],
@@ -40,11 +40,7 @@ def plot_run(run: Path) -> None:
         if axis.lines:
             axis.legend(fontsize=8)
     figure.savefig(folder / "curves.png", dpi=120)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "curves.csv", rows)
 
 
 def _draw_strength(axis: Any, rows: list[dict[str, Any]]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from riftcli.evaluation.candidates import Candidate
+from riftcli.files import read_json
 from riftcli.report.plots.canvas import subplots
 from riftcli.runs.result_table import ResultTable, Row
 
@@ -35,7 +35,7 @@ def draw_layers(path: Path, cells: list[Row]) -> None:
 
 def plot_similarity(report: Path, table: ResultTable, candidates: Sequence[Candidate]) -> list[Path]:
     """Beside a written report, a heat map of every model's layers, where they were measured."""
-    cells = json.loads(report.read_text(encoding="utf-8")).get("layers", [])
+    cells = read_json(report).get("layers", [])
     models = list(dict.fromkeys((cell["model"], cell["data"]) for cell in cells))
     for model, data in models:
         name = "layers.png" if len(models) == 1 else f"layers-{model.replace('/', '-')}-{data}.png"
