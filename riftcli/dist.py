@@ -5,9 +5,11 @@ Everything here also works in a single process, where it does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -19,6 +21,8 @@ import torch.distributed as td
 
 from riftcli import heartbeat, launch
 from riftcli.errors import EnvironmentError
+
+COLLECTIVE = timedelta(minutes=30)  # that one may take; whether anybody gets on is watched apart
 
 
 def launched() -> bool:
@@ -49,7 +53,11 @@ def init(device: str = "auto") -> torch.device:
         torch.cuda.set_device(chosen)
     if launched() and not td.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        td.init_process_group(backend, timeout=timedelta(minutes=30))
+        # A prefix of our own: where torchrun shares its store with the workers, those that it starts once more would find the
+        # addresses of the dead (seen with torch 2.14, --standalone --max-restarts 1).
+        shared, own_rank, ranks = next(td.rendezvous("env://", timeout=COLLECTIVE))
+        store = td.PrefixStore(f"riftcli-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        td.init_process_group(backend, store=store, rank=own_rank, world_size=ranks, timeout=COLLECTIVE)
         if world_size() > 1:
             threading.Thread(target=_watch, daemon=True).start()
     return chosen
@@ -66,7 +74,7 @@ def _watch() -> None:
         sign += 1
         progress, what = heartbeat.last()
         try:
-            store.set(str(rank()), json.dumps([sign, progress, platform.node(), what]))
+            store.set(str(rank()), json.dumps([sign, progress, platform.node(), os.getpid(), what]))
             for other, watched in enumerate(ranks):
                 if store.check([str(other)]):
                     watched.hear(*json.loads(store.get(str(other))))
@@ -80,6 +88,9 @@ def _watch() -> None:
                 "what was saved is whole: go on with --resume; launch.timeout waits longer"
             )
             launch.record_worker_error(error, str(error))
+            if silent != rank() and launch.is_worker(one.pid, silent):  # one that was stopped does not end when it is asked to
+                with contextlib.suppress(OSError):
+                    os.kill(one.pid, signal.SIGKILL)
             if not os.environ.get("RIFT_LAUNCHED"):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)

@@ -33,16 +33,16 @@ class Watched:
     def __init__(self) -> None:
         self.alive = self.moved = time.monotonic()
         self.numbers: tuple[int, int] = (-1, -1)  # its sign of life, and its progress
-        self.host, self.what = "?", "has said nothing yet"
+        self.host, self.pid, self.what = "?", -1, "has said nothing yet"
 
-    def hear(self, sign: int, progress: int, host: str, what: str) -> None:
+    def hear(self, sign: int, progress: int, host: str, pid: int, what: str) -> None:
         """Its latest message."""
         now = time.monotonic()
         if sign != self.numbers[0]:
             self.alive = now
         if progress != self.numbers[1]:
             self.moved = now
-        self.numbers, self.host, self.what = (sign, progress), host, what
+        self.numbers, self.host, self.pid, self.what = (sign, progress), host, pid, what
 
 
 def silent_rank(ranks: list[Watched], seconds: float) -> int | None:

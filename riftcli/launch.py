@@ -37,6 +37,16 @@ def die_with_parent() -> None:
         sys.exit(int(ExitCode.TERMINATED))
 
 
+def is_worker(pid: int, rank: int) -> bool:
+    """True for a process of this machine that is rank `rank` of the job that this process belongs to."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    own = [f"{key}={os.environ.get(key)}".encode() for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")]
+    return pid > 1 and all(word in words for word in [*own, f"RANK={rank}".encode()])
+
+
 def processes(spec: str) -> int:
     """--nproc-per-node: a number, or `gpu` for every GPU of this machine."""
     if spec == "gpu":

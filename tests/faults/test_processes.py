@@ -1,0 +1,244 @@
+"""F9, F10, F15: processes that die, are stopped or are left behind; nobody waits for ever, and nobody is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from riftcli import heartbeat
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what a launcher around the tests would have set."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC", "RIFT_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(dropped)} | {"OMP_NUM_THREADS": "1"}
+
+
+def workers_of(pid: int) -> dict[int, int]:
+    """Rank -> pid of the riftcli workers below a process."""
+    found = {}
+    for child in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split():
+        try:
+            words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), None)
+        if rank is not None:
+            found[rank] = int(child)
+    return found
+
+
+def gone(pid: int) -> bool:
+    """True for a process that is no more, or only a record of how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(what, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator:
+    """Start a command in tmp_path; whatever it leaves is killed when the test ends."""
+    begun: list[subprocess.Popen] = []
+
+    def go(*arguments: object) -> subprocess.Popen:
+        words = [sys.executable, "-m", *map(str, arguments)]
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        begun.append(process)
+        return process
+
+    yield go
+    for process in begun:
+        for pid in [*workers_of(process.pid).values(), process.pid]:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def two(start, tiny_recipe, write_recipe, tmp_path):
+    """Two ranks that train for long; gives (the launcher, its workers) once they do."""
+
+    def go(**launch: object) -> tuple[subprocess.Popen, dict[int, int]]:
+        tiny_recipe["train"] |= {"epochs": 5000, "save_every_steps": 5}
+        tiny_recipe["eval"]["every_epochs"] = 5000
+        tiny_recipe["launch"] = launch
+        where = ["--nproc-per-node", 2, "--device", "cpu"]
+        process = start("riftcli", "finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", *where)
+        metrics = tmp_path / "r/metrics.jsonl"
+        wait_until(lambda: (metrics.is_file() and len(metrics.read_text().splitlines()) > 6) or process.poll() is not None)
+        workers = workers_of(process.pid)
+        assert set(workers) == {0, 1}, process.stderr.read() if process.poll() is not None else workers
+        return process, workers
+
+    return go
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def test_workers_die_with_their_launcher(two, tmp_path):
+    process, workers = two()
+    process.kill()
+    wait_until(lambda: all(gone(pid) for pid in workers.values()), 60)
+    assert status(tmp_path / "r")["status"] == "interrupted", "they were told, and saved"
+
+
+def test_rank_0_is_killed(two, tmp_path):
+    process, workers = two()
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: rank 0: killed by signal 9 (log: r/train.log)" in err.splitlines()
+    record = status(tmp_path / "r")
+    assert (record["status"], record["error"]) == ("failed", "rank 0: killed by signal 9 (log: r/train.log)")
+
+
+def test_a_stopped_rank_is_named(two, tmp_path):
+    process, workers = two(timeout=10)
+    os.kill(workers[1], signal.SIGSTOP)
+    _, err = process.communicate(timeout=90)
+    line = next(line for line in err.splitlines() if line.startswith("error: "))
+    assert process.returncode == 5, err
+    assert "no progress for 10 s: rank 1 on " in line and "(last word: " in line, line
+    assert line.partition("what was saved is whole: ")[2].startswith("go on with --resume; launch.timeout waits longer")
+    assert gone(workers[1])
+    assert status(tmp_path / "r")["status"] == "failed"
+    assert list((tmp_path / "r/last").glob("step-*/manifest.json"))
+
+
+def test_who_is_waited_for():
+    ranks = [heartbeat.Watched() for _ in range(3)]
+    now = time.monotonic()
+    for one in ranks:
+        one.alive, one.moved = now, now - 20
+    assert heartbeat.silent_rank(ranks, 30) is None
+    ranks[2].moved = now - 25
+    assert heartbeat.silent_rank(ranks, 10) == 2, "all show signs of life: who got on least lately"
+    ranks[1].alive = now - 19
+    assert heartbeat.silent_rank(ranks, 10) == 1, "no sign of life"
+    ranks[0].moved = now
+    assert heartbeat.silent_rank(ranks, 10) is None, "somebody gets on"
+
+
+def test_a_restarted_group_goes_on_with_its_run(start, tiny_recipe, write_recipe, tmp_path):
+    """torchrun --max-restarts 1, rank 1 killed once (F10): the run goes on from its last checkpoint, without a row twice."""
+    tiny_recipe["train"] |= {"epochs": 20, "save_every_steps": 5}
+    tiny_recipe["eval"]["every_epochs"] = 20
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--max-restarts", 1, "--standalone"]
+    command = ["-m", "riftcli", "finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--device", "cpu"]
+    process = start(*torchrun, *command)
+    metrics = tmp_path / "r/metrics.jsonl"
+    wait_until(lambda: (metrics.is_file() and len(metrics.read_text().splitlines()) > 12) or process.poll() is not None)
+    os.kill(workers_of(process.pid)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if row["kind"] == "step"]
+    assert steps == list(range(1, 81))
+    assert "resuming after step " in (tmp_path / "r/train.log").read_text()
+    assert status(tmp_path / "r")["status"] == "completed"
+
+
+# ---- data workers
+
+
+class Slow:
+    """A split whose sample 40 takes for ever, or kills whoever reads it."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.ids, self.name = how, [str(i) for i in range(64)], "train"
+
+    def __len__(self) -> int:
+        return 64
+
+    @property
+    def targets(self):
+        import numpy as np
+
+        return np.zeros(64, dtype=np.int64)
+
+    def read(self, i: int):
+        if i == 40:
+            os.kill(os.getpid(), signal.SIGSTOP if self.how == "stopped" else signal.SIGKILL)
+        return i
+
+
+def _plain(image, seed):
+    import torch
+
+    return torch.full((3, 2, 2), image, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_data_worker_is_lost(how, monkeypatch):
+    from riftcli.data.loader import ImageDataset, train_loader
+    from riftcli.errors import EnvironmentError
+
+    monkeypatch.setattr(heartbeat, "limit", 3.0)
+    batches = [list(range(start, start + 8)) for start in range(0, 64, 8)]
+    began, seen = time.monotonic(), 0
+    with pytest.raises(EnvironmentError) as caught:
+        for _ in train_loader(ImageDataset(Slow(how), _plain, 0, 0), batches, workers=2):
+            seen += 1
+    assert time.monotonic() - began < 30
+    text = str(caught.value)
+    if how == "stopped":
+        assert seen == 5
+        assert text.startswith("batch 6 did not come: a data worker gave none for 3 s; process ") and " (stopped)" in text
+    else:
+        assert " a data worker was killed (out of memory?); process " in text
+    assert text.endswith("fewer train.workers need less memory, train.workers=0 has none")
+
+
+# ---- too many
+
+
+def test_more_processes_than_cores(rift, tiny_recipe, write_recipe, monkeypatch):
+    from riftcli.data import parallel
+    from riftcli.training import cost
+
+    recipe = write_recipe(tiny_recipe)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    code, _, err = rift(
+        "finetune", "--recipe", recipe, "--out", "r", "--nproc-per-node", 64, "--device", "cpu", "--set", "train.batch_size=64"
+    )
+    assert (code, err) == (
+        2,
+        "error: --nproc-per-node 64: this process may use 2 CPU cores, and more processes than that are slower; use at most 2, "
+        "or --oversubscribe where it is meant\n",
+    )
+    monkeypatch.setattr(cost, "free_memory", lambda: 10**8)
+    code, _, err = rift("finetune", "--recipe", recipe, "--out", "r", "--nproc-per-node", 2, "--device", "cpu")
+    assert code == 2 and err.startswith(
+        "error: --nproc-per-node 2: would need about 0.8 GB, and 0.1 GB are free; use fewer processes, or "
+    )
+    assert not Path("r").exists()
+
+
+def test_the_estimate_of_memory(tiny_recipe, write_recipe):
+    from riftcli import recipe as recipes
+    from riftcli.models.backbone import Backbone
+    from riftcli.training.cost import PROCESS, free_memory, process_memory
+
+    recipe = recipes.load(str(write_recipe(tiny_recipe)))
+    weights = sum(p.numel() for p in Backbone(**recipe.model.model_dump()).build().parameters())
+    assert process_memory(recipe) == PROCESS + 5 * 4 * weights
+    assert free_memory() is None or free_memory() > 10**7
