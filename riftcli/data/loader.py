@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,33 +109,70 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
     """The loader, with a worker's error as the one line it was before torch wrapped it in a traceback."""
     if loader.num_workers:
         time.sleep(QUIET)
-    done, batches = 0, None
+    done, batches, watch = 0, _start(loader), None
     try:
-        batches = _start(loader)
-        for batch in batches:
+        if loader.num_workers:
+            watch = _WorkerWatch([process.pid for process in batches._workers], heartbeat.limit)  # type: ignore[attr-defined]
+        while True:
+            with watch.waiting() if watch else nullcontext():
+                batch = next(batches, None)
+            if batch is None:
+                return
             done += 1
             yield batch
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:
+        if watch is None or not (watch.gave_up or "DataLoader" in str(error)):
             raise
-        raise _lost_worker(loader, batches, done, str(error)) from None
+        raise EnvironmentError(
+            f"batch {done + 1} did not come: a data worker {watch.gave_up or 'was killed (out of memory?)'}; fewer train.workers "
+            "need less memory, train.workers=0 has none"
+        ) from None
+    finally:
+        if watch:
+            watch.end()
 
 
-def _lost_worker(loader: DataLoader, batches: Any, done: int, reason: str) -> EnvironmentError:
-    """What to say of data workers that give no more batches (F15)."""
-    workers = [process.pid for process in getattr(batches, "_workers", []) if process.pid]
-    states = {pid: _state(pid) for pid in workers}
-    odd = [f"{pid} ({state})" for pid, state in states.items() if state != "runs"] or [str(pid) for pid in workers]
-    for pid in states:  # one that was stopped does not end when it is asked to, and we would wait for it
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    what = f"gave none for {loader.timeout:.0f} s" if "timed out" in reason else "was killed (out of memory?)"
-    return EnvironmentError(
-        f"batch {done + 1} did not come: a data worker {what}; process {', '.join(odd)}; fewer train.workers need less memory, "
-        "train.workers=0 has none"
-    )
+class _WorkerWatch(threading.Thread):
+    """Kills data workers that give no batch for `limit` seconds: whoever waits for one that was stopped waits for ever (F15).
+
+    The time-out of torch's loader does not do: it is not at work while the parent asks a worker for a batch that it has.
+    """
+
+    def __init__(self, pids: list[int], limit: float) -> None:
+        super().__init__(daemon=True)
+        self.pids, self.limit, self.gave_up = pids, limit, ""
+        self._since: float | None = None
+        self._ended = threading.Event()
+        self.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside the block a batch is waited for."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def run(self) -> None:
+        """Until the last batch."""
+        while not self._ended.wait(min(1.0, self.limit / 4)):
+            since = self._since
+            if since is None or time.monotonic() - since < self.limit:
+                continue
+            states = {pid: _state(pid) for pid in self.pids}
+            odd = [f"{pid} ({state})" for pid, state in states.items() if state != "runs"] or [str(pid) for pid in self.pids]
+            self.gave_up = f"gave none for {self.limit:.0f} s (process {', '.join(odd)})"
+            for pid in self.pids:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+
+    def end(self) -> None:
+        """There is nothing to watch any more."""
+        self._ended.set()
 
 
 def _state(pid: int) -> str:
@@ -177,7 +215,6 @@ def _workers(workers: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "num_workers": workers,
-        "timeout": heartbeat.limit if workers else 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": generator,
         "worker_init_fn": _leave_the_group,

@@ -16,7 +16,7 @@ from riftcli.errors import ModelError
 from riftcli.models.layers.butterfly import BoftLinear
 from riftcli.models.layers.low_rank import LoraLinear
 from riftcli.models.layers.rotated import OftLinear
-from riftcli.models.published import check_published, publishing
+from riftcli.models.published import check_published, load_tensors, publishing
 from riftcli.models.weights import write_tensors
 
 PREFIX = "base_model.model."
@@ -87,9 +87,7 @@ def load_adapter(vit: Any, folder: Path) -> nn.Module:
 
     Raises ModelError when it is of another kind, or does not fit.
     """
-    from safetensors.torch import load_file
-
-    config, tensors = read_adapter_config(folder), load_file(folder / WEIGHTS)
+    config, tensors = read_adapter_config(folder), load_tensors(folder / WEIGHTS)
     kind = config.get("peft_type")
     if kind not in ("LORA", "OFT", "BOFT"):
         raise ModelError(f"{folder}: adapters of type {kind} are not read; LORA, OFT and BOFT are")

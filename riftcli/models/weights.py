@@ -18,7 +18,7 @@ from riftcli.errors import ModelError, StorageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.image_text import text_tower
 from riftcli.models.open_clip_folder import CONFIG, HEAD, NOTE, READABLE, WHOLE, save_open_clip
-from riftcli.models.published import check_published, publishing
+from riftcli.models.published import check_published, fill, load_tensors, publishing
 
 
 def save_folder(
@@ -89,8 +89,6 @@ def load_saved(path: str | os.PathLike[str]) -> nn.Module:
 
     The surgery of an adapter that could not be folded into timm's own layers is done again.
     """
-    from safetensors.torch import load_file
-
     folder = model_folder(path)
     config = read_config(folder)
     spec = config.get("rift", {}).get("adapter")
@@ -100,19 +98,17 @@ def load_saved(path: str | os.PathLike[str]) -> nn.Module:
         return Backbone(folder_name(folder)).build(config["num_classes"]).eval()
     vit = Backbone(folder_name(folder), pretrained=False).build(config["num_classes"])
     catalog.adapt(vit, spec)
-    vit.load_state_dict(load_file(folder / "model.safetensors"))
+    fill(vit, folder / "model.safetensors")
     return vit.eval()
 
 
 def _load_two_towers(folder: Path, config: dict[str, Any], adapter: dict[str, Any] | None) -> Any:
-    from safetensors.torch import load_file
-
     vit: Any = Backbone(folder_name(folder), pretrained=adapter is None).build(config["num_classes"])
     if adapter is not None:
         catalog.adapt(vit, adapter)
-        vit.load_state_dict(load_file(folder / WHOLE))
+        fill(vit, folder / WHOLE)
     elif config["num_classes"]:
-        vit.get_classifier().load_state_dict(load_file(folder / HEAD))
+        fill(vit.get_classifier(), folder / HEAD)
     return vit
 
 
@@ -129,10 +125,8 @@ def saved_weights(folder: Path) -> Path | None:
 
 def saved_state(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a saved model by the names of the network in memory; raise ModelError for damaged ones."""
-    from safetensors.torch import load_file
-
     check_published(folder)
-    return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_file(folder / "model.safetensors")
+    return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_tensors(folder / "model.safetensors")
 
 
 def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from safetensors import safe_open
-
 from riftcli.evaluation.metrics_json import eval_name
+from riftcli.models.published import check_published, tensor_names
 from riftcli.models.weights import saved_weights
 from riftcli.runs.reader import read_json, read_report
 
@@ -26,8 +25,8 @@ def missing_parts(run: Path) -> list[str]:
     name = eval_name(read_report(run))
     weights = saved_weights(run / "model")
     assert weights is not None
-    with safe_open(weights, "pt") as tensors:
-        attends = any(ATTENTION.match(key) for key in tensors.keys())  # noqa: SIM118 - the file is no mapping
+    check_published(run / "model")
+    attends = any(ATTENTION.match(key) for key in tensor_names(weights))
 
     def has(path: Path, *keys: str) -> bool:
         return path.is_file() and all(read_json(path).get(key) for key in keys)

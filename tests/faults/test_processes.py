@@ -160,52 +160,35 @@ def test_a_restarted_group_goes_on_with_its_run(start, tiny_recipe, write_recipe
 # ---- data workers
 
 
-class Slow:
-    """A split whose sample 40 takes for ever, or kills whoever reads it."""
-
-    def __init__(self, how: str) -> None:
-        self.how, self.ids, self.name = how, [str(i) for i in range(64)], "train"
-
-    def __len__(self) -> int:
-        return 64
-
-    @property
-    def targets(self):
-        import numpy as np
-
-        return np.zeros(64, dtype=np.int64)
-
-    def read(self, i: int):
-        if i == 40:
-            os.kill(os.getpid(), signal.SIGSTOP if self.how == "stopped" else signal.SIGKILL)
-        return i
-
-
-def _plain(image, seed):
-    import torch
-
-    return torch.full((3, 2, 2), image, dtype=torch.uint8)
-
-
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_data_worker_is_lost(how, monkeypatch):
-    from riftcli.data.loader import ImageDataset, train_loader
-    from riftcli.errors import EnvironmentError
+def test_a_data_worker_is_lost(how, rift, tiny_recipe, write_recipe, monkeypatch):
+    from torch.utils.data import get_worker_info
 
-    monkeypatch.setattr(heartbeat, "limit", 3.0)
-    batches = [list(range(start, start + 8)) for start in range(0, 64, 8)]
-    began, seen = time.monotonic(), 0
-    with pytest.raises(EnvironmentError) as caught:
-        for _ in train_loader(ImageDataset(Slow(how), _plain, 0, 0), batches, workers=2):
-            seen += 1
-    assert time.monotonic() - began < 30
-    text = str(caught.value)
+    from riftcli.data.loader import ImageDataset
+
+    real = ImageDataset.__getitem__
+
+    def lost(dataset, code):
+        if get_worker_info() is not None and dataset.split.ids[code % len(dataset)] == dataset.split.ids[40]:
+            os.kill(os.getpid(), signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+        return real(dataset, code)
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", lost)
+    tiny_recipe["train"] |= {"workers": 2, "epochs": 1}
+    tiny_recipe["augment"] = {"flip": 0.5}
+    tiny_recipe["launch"] = {"timeout": 3.0}
+    tiny_recipe["eval"]["batch_size"] = 64  # small enough splits are read without workers
+    began = time.monotonic()
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert time.monotonic() - began < 40
+    line = next(line for line in err.splitlines() if line.startswith("error: "))
+    assert (code, "Traceback" in err) == (5, False), err
     if how == "stopped":
-        assert seen == 5
-        assert text.startswith("batch 6 did not come: a data worker gave none for 3 s; process ") and " (stopped)" in text
+        assert " did not come: a data worker gave none for 3 s (process " in line and " (stopped)); " in line
+        assert line.startswith("error: batch ")
     else:
-        assert " a data worker was killed (out of memory?); process " in text
-    assert text.endswith("fewer train.workers need less memory, train.workers=0 has none")
+        assert "a data worker was killed (out of memory?)" in line
+    assert line.endswith("fewer train.workers need less memory, train.workers=0 has none")
 
 
 # ---- too many
