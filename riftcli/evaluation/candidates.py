@@ -13,6 +13,7 @@ from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError, did_you_mean
 from riftcli.evaluation.metrics_json import model_part
+from riftcli.files import check_no_links
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.open_clip_folder import CONFIG
@@ -152,6 +153,7 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
     for folder in (run, run.parent) if run.name == "model" else (run,):
         stored = folder / "recipe.resolved.yaml"
         if stored.is_file():
+            check_no_links(folder)  # its reports will be written into it
             recipe = recipes.parse(recipes.read(stored), stored.name, list(overrides))
             weights = saved_weights(folder / "model")
             if weights is None:
