@@ -57,9 +57,7 @@ def export(
         "task": loaded.task,
         "input": "uint8 pixels (n, 3, S, S)" if preprocess else "standardised float32 (n, 3, S, S): (pixels / 255 - mean) / std",
         "preprocessing": asdict(shown),
-        "resize": f"shorter side to {int(shown.size / shown.crop_pct)} px ({shown.interpolation}), centre crop of {shown.size} px"
-        if shown.crop_mode == "center"
-        else f"both sides to {shown.size} px ({shown.interpolation})",
+        "resize": shown.resizing,
         "architecture": candidate.recipe.model.name,
     }
     worst = export_model(loaded.classifier, shown, about, target, kind.value, preprocess)

@@ -50,7 +50,7 @@ def similarity(
 
 def print_similarity(table: ResultTable) -> None:
     """Measures down, models across."""
-    from riftcli.console import print_grid
+    from riftcli.console import note_line, print_grid
     from riftcli.runs.result_table import averaged, format_number
 
     cells = averaged(table.rows, ["data", "metric", "group"], "value")
@@ -68,3 +68,7 @@ def print_similarity(table: ResultTable) -> None:
                 texts.append(format_number(mean, std) + interval)
             lines.append([metric, *texts])
         print_grid(f"{data}, {rows[0]['n']} images, against {rows[0]['reference']}", ["measure", *groups], lines)
+        free = list(dict.fromkeys(row["metric"] for row in rows if row["interval"] == "population"))
+        if any(row["interval"] for row in rows):
+            whole = f"; of the measure with any number of images: {', '.join(free)}" if free else ""
+            note_line(f"[low, high]: 95 % intervals of the measure with this number of images{whole}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
+
+from riftcli.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,31 @@ class Preprocessing:
         from timm.data import resolve_data_config
 
         config = resolve_data_config({}, pretrained_cfg=vit.pretrained_cfg)
-        size = image_size or config["input_size"][1]
+        _, height, width = config["input_size"]
+        if image_size is None and height != width:
+            name = vit.pretrained_cfg.get("architecture")
+            raise ModelError(
+                f"{name}: takes images of {height} x {width} pixels, and only square ones are prepared; set model.image_size"
+            )
+        size = image_size or height
         return cls(
             input_size=(3, size, size),
             interpolation=config["interpolation"],
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
             crop_pct=crop_pct or float(config["crop_pct"]),
-            crop_mode="squash" if config.get("crop_mode") == "squash" else "center",
+            crop_mode=config["crop_mode"],
         )
+
+    @property
+    def resizing(self) -> str:
+        """What is done to an image before it is standardised, in words."""
+        sides = {"squash": "both sides", "border": "longer side"}.get(self.crop_mode, "shorter side")
+        rest = ", the rest filled with the mean colour" if self.crop_mode == "border" else ""
+        whole = int(self.size / self.crop_pct)
+        if self.crop_mode == "squash" and whole == self.size:
+            return f"{sides} to {whole} px ({self.interpolation})"
+        return f"{sides} to {whole} px ({self.interpolation}), centre crop of {self.size} px{rest}"
 
     @property
     def size(self) -> int:
@@ -51,11 +68,16 @@ class Preprocessing:
 
 
 def _whole_image(preprocessing: Preprocessing) -> list[Any]:
-    """Resize the shorter side and crop the centre; or both sides at once where a model was trained on squashed images."""
-    interpolation, size = InterpolationMode(preprocessing.interpolation), preprocessing.size
-    if preprocessing.crop_mode == "squash":
-        return [v2.Resize((size, size), interpolation)]
-    return [v2.Resize(math.floor(size / preprocessing.crop_pct), interpolation), v2.CenterCrop(size)]
+    """timm's own resize and crop: the shorter side and the centre; both sides at once (squash); the longer side, and the rest
+    filled with the mean colour (border).
+    """
+    from timm.data.transforms_factory import transforms_imagenet_eval
+
+    size = preprocessing.size, preprocessing.size
+    steps = transforms_imagenet_eval(
+        size, preprocessing.crop_pct, preprocessing.crop_mode, None, preprocessing.interpolation, preprocessing.mean
+    )
+    return steps.transforms[:-2]  # what follows are the tensor and the standardised pixels
 
 
 class EvalTransform:

@@ -17,7 +17,7 @@ from riftcli.files import check_no_links
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.open_clip_folder import CONFIG
-from riftcli.models.weights import folder_name, load_saved, read_config, saved_weights
+from riftcli.models.weights import check_finite, folder_name, load_saved, read_config, saved_weights
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import in_progress, read_run
@@ -35,6 +35,7 @@ class LoadedModel:
     classes: list[str]  # what its logits stand for; empty for a backbone without a head
     task: Task = "multiclass"
     epoch: int | None = None
+    label: str = "the model"  # for messages
 
     @property
     def vit(self) -> Any:
@@ -58,9 +59,12 @@ class Candidate:
         """Read the weights; raise ModelError."""
         if self.weights is None:
             vit: Any = Backbone(**{**self.recipe.model.model_dump(), "pretrained": True}).build().to(device).eval()
+            check_finite(vit.state_dict(), self.label)
             sizes = self.recipe.model
-            return LoadedModel(Classifier(vit), Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct), [])
+            own = Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct)
+            return LoadedModel(Classifier(vit), own, [], label=self.label)
         vit = load_saved(self.weights.parent).to(device).eval()
+        check_finite(vit.state_dict(), self.label)
         config = read_config(self.weights.parent)
         known, ours = config.get("pretrained_cfg", {}), config.get("rift", {})
         if all(key in known for key in Preprocessing.__dataclass_fields__):
@@ -68,7 +72,7 @@ class Candidate:
         else:  # a folder that another tool wrote
             preprocessing = Preprocessing.of_model(vit, self.recipe.model.image_size, self.recipe.model.crop_pct)
         task = ours.get("task", self.recipe.objective.task)
-        return LoadedModel(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"))
+        return LoadedModel(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"), self.label)
 
     def entry(self, loaded: LoadedModel) -> dict[str, Any]:
         """The `model` part of a report."""

@@ -13,6 +13,7 @@ from riftcli.console import Console
 from riftcli.data.reading import with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
+from riftcli.errors import ModelError
 from riftcli.evaluation import features
 from riftcli.evaluation.candidates import LoadedModel
 from riftcli.evaluation.feature_cache import FeatureCache
@@ -96,4 +97,11 @@ class Encoder:
     def encode(self, loaded: LoadedModel, split: Split, reading: InputSection, what: str) -> FeatureTable:
         """A sifted split through a loaded model, with that model's own transform."""
         split = with_pixels(split, reading, loaded.preprocessing, self.console)
-        return self.table(loaded.classifier, loaded.preprocessing, split, reading, what)
+        table = self.table(loaded.classifier, loaded.preprocessing, split, reading, what)
+        bad = (~(table.features.isfinite().all(1) & table.logits.isfinite().all(1))).nonzero().flatten().tolist()
+        if bad:
+            raise ModelError(
+                f"{loaded.label}: its features of {len(bad)} of {len(split)} images are not finite, e.g. of {split.ids[bad[0]]}; "
+                "its weights are too large for single precision: take other weights, or train it again with a lower optim.lr"
+            )
+        return table

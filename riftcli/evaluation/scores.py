@@ -29,12 +29,16 @@ def predictions(split: Split, table: FeatureTable, pretrained: torch.Tensor | No
 
 def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
     """The named metrics of a split, each with its direction and number of samples."""
+    tables = [table for table in (seen.logits, seen.features, seen.pretrained) if table is not None]
+    finite = all(bool(table.isfinite().all()) for table in tables)
     scores = {}
     for name in names:
         metric = catalog.component("metric", name)()
-        result = metric.compute(seen)
+        # of NaN every comparison is false, so that accuracy and ranks would be numbers all the same
+        result: dict[str, Any] = {"value": None, "reason": "the logits or features are not finite"}
+        result = metric.compute(seen) if finite else result
         if result["value"] is not None and not math.isfinite(result["value"]):
-            result |= {"value": None, "reason": "not a finite number: the logits or features are not"}
+            result |= {"value": None, "reason": "not a finite number"}
         scores[name] = {**result, "n": len(seen.targets), "higher_is_better": metric.higher_is_better}
     return scores
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from riftcli.functional.covariance import centre
-
-_EPS = 1e-12
+from riftcli.functional.rounding import is_constant, noise_level
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor | None:
     """Centred rows of Frobenius norm 1, fp64; None when they are constant."""
+    if is_constant(rows):
+        return None
     rows = centre(rows.detach().double())
-    norm = torch.linalg.norm(rows)
-    return rows / norm if float(norm) > _EPS else None
+    return rows / torch.linalg.norm(rows)
 
 
 def procrustes_distance(x: torch.Tensor, y: torch.Tensor) -> float | None:
@@ -53,12 +53,12 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     samples than directions: then any two sets of features correlate perfectly.
     """
     assert len(x) == len(y), "CCA compares the same samples"
+    if is_constant(x) or is_constant(y):
+        return None
     bases = []
     for rows in (x, y):
         left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
-        if float(values[0]) <= _EPS:
-            return None
-        kept = int((values > values[0] * 1e-8).sum())
+        kept = int((values > noise_level(rows)).sum())  # a LayerNorm removes a direction, which rounding brings back
         if variance is not None:
             share = values.square().cumsum(0) / values.square().sum()
             kept = min(kept, int((share < variance).sum()) + 1)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from riftcli.functional.covariance import centre
+from riftcli.functional.rounding import ROUNDINGS, is_constant
 
-_EPS = 1e-8
+_LEAST = 1e-6  # of the denominator for rows of norm 1, which is 1 / D or more unless one side is constant
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor, debiased: bool = False) -> torch.Tensor:
@@ -21,17 +22,28 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor, debiased: bool = False) -> torc
 
     Works on whichever of Gram (n x n) or covariance (D x E) matrices is smaller.
     """
-    x, y = centre(x), centre(y)
+    x, y = _of_norm_1(x), _of_norm_1(y)
     if debiased:
         gram_x, gram_y = _hollow(x @ x.T), _hollow(y @ y.T)
         cross = _hsic_unbiased(gram_x, gram_y)
         norm = (_hsic_unbiased(gram_x, gram_x) * _hsic_unbiased(gram_y, gram_y)).clamp_min(0).sqrt()
-        return cross / (norm + _EPS)
+        return cross / norm.clamp_min(_LEAST)
     if x.shape[0] < max(x.shape[1], y.shape[1]):
         gram_x, gram_y = x @ x.T, y @ y.T
-        return (gram_x * gram_y).sum() / (torch.linalg.norm(gram_x) * torch.linalg.norm(gram_y) + _EPS)
+        return (gram_x * gram_y).sum() / (torch.linalg.norm(gram_x) * torch.linalg.norm(gram_y)).clamp_min(_LEAST)
     cross_norm = torch.linalg.norm(x.T @ y)
-    return cross_norm**2 / (torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y) + _EPS)
+    return cross_norm**2 / (torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)).clamp_min(_LEAST)
+
+
+def _of_norm_1(rows: torch.Tensor) -> torch.Tensor:
+    """Centred, and scaled to Frobenius norm 1 unless they are constant: what is added to a denominator must not know the scale.
+
+    The scale is a constant in backward: CKA does not depend on it, so no gradient goes through it.
+    """
+    centred, exact = centre(rows), rows.detach()
+    least = ROUNDINGS * torch.finfo(rows.dtype).eps * torch.linalg.norm(exact)
+    norm = torch.linalg.norm(centred.detach()).maximum(least)
+    return centred / norm.clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _hollow(gram: torch.Tensor) -> torch.Tensor:
@@ -39,12 +51,12 @@ def _hollow(gram: torch.Tensor) -> torch.Tensor:
 
 
 def _hsic_unbiased(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-    """HSIC_1 of two Gram matrices with zero diagonal (Song et al. 2012, Eq. 5); (n, n), (n, n) -> ()."""
+    """n (n - 3) HSIC_1 of two Gram matrices with zero diagonal (Song et al. 2012, Eq. 5); (n, n), (n, n) -> ()."""
     n = k.shape[0]
     trace = (k * m).sum()
     sums = k.sum() * m.sum() / ((n - 1) * (n - 2))
     rows = 2 / (n - 2) * (k.sum(0) @ m.sum(0))
-    return (trace + sums - rows) / (n * (n - 3))
+    return trace + sums - rows
 
 
 @dataclass
@@ -93,6 +105,7 @@ class StreamingCka:
         assert x.shape[0] == y.shape[0], "CKA compares the same samples"
         exact = torch.float64 in (x.dtype, y.dtype)
         x, y = (rows.detach().cpu().to(torch.float64 if exact else torch.float32) for rows in (x, y))
+        self._eps = torch.finfo(x.dtype).eps
         if x.shape[0] == 0:
             return
         if self._shift is None:
@@ -113,7 +126,7 @@ class StreamingCka:
 
     def biased(self) -> float | None:
         """The papers' value; None when one side is constant or n < 2."""
-        if self.n < 2:
+        if self.n < 2 or self._is_constant():
             return None
         mean_x, mean_y = self._sum_x / self.n, self._sum_y / self.n
         xy = self._xy.cross - self.n * torch.outer(mean_x, mean_y)
@@ -123,7 +136,7 @@ class StreamingCka:
 
     def debiased(self) -> float | None:
         """The unbiased-HSIC value, possibly slightly negative; None when undefined or n < 4."""
-        if self.n < 4:
+        if self.n < 4 or self._is_constant():
             return None
         x = (self._sum_x, self._x2)
         y = (self._sum_y, self._y2)
@@ -131,6 +144,15 @@ class StreamingCka:
         own_x = self._xx.hsic(self.n, x[0], x[0], x[1], x[1])
         own_y = self._yy.hsic(self.n, y[0], y[0], y[1], y[1])
         return _ratio(cross, own_x, own_y)
+
+    def _is_constant(self) -> bool:
+        """Does one side differ between samples by no more than rounding?"""
+        assert self._shift is not None
+        for shift, total, squares in zip(self._shift, (self._sum_x, self._sum_y), (self._x2, self._y2), strict=True):
+            raw = squares + 2 * shift @ total + self.n * shift @ shift  # of the rows before the shift
+            if not float(squares - total @ total / self.n) > (ROUNDINGS * self._eps) ** 2 * float(raw):
+                return True
+        return False
 
 
 def _ratio(cross: torch.Tensor, own_x: torch.Tensor, own_y: torch.Tensor) -> float | None:
@@ -157,6 +179,8 @@ def cka_table(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Te
 
 def _normed(rows: torch.Tensor) -> torch.Tensor:
     """Centred, and scaled such that the squared norm of a product of two is their CKA."""
+    if is_constant(rows):
+        return rows.double() * torch.nan
     rows = centre(rows.double())
     norm = torch.linalg.norm(rows.T @ rows) if rows.shape[0] > rows.shape[1] else torch.linalg.norm(rows @ rows.T)
-    return rows / norm.sqrt() if float(norm) > 1e-20 else rows * torch.nan
+    return rows / norm.sqrt()

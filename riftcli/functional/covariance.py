@@ -64,3 +64,24 @@ def eigenvalues(centred: torch.Tensor) -> torch.Tensor:
 def effective_rank(spectrum: torch.Tensor) -> torch.Tensor:
     """Participation ratio (sum of eigenvalues)^2 / sum of squares: D for white features, 1 for a line; ()."""
     return spectrum.sum() ** 2 / spectrum.square().sum().clamp_min(1e-30)
+
+
+def effective_rank_debiased(rows: torch.Tensor) -> float | None:
+    """tr(S)^2 / tr(S^2) of the population: both by their U-statistics, where the plain ratio is too small with few samples.
+
+    rows (N, D) in fp64. None below 4 samples, and where the estimate of tr(S^2) is not positive. Half the squared distances of
+    pairs d_ij have the mean tr(S); products of disjoint pairs have that of tr(S)^2, which sums over all of them, free of those
+    that share a sample.
+    """
+    n = len(rows)
+    if n < 4:
+        return None
+    half = torch.cdist(rows, rows).square() / 2
+    disjoint = half.sum() ** 2 - 4 * half.sum(1).square().sum() + 2 * half.square().sum()
+    gram = centre(rows) @ centre(rows).T
+    gram = gram - torch.diag_embed(gram.diagonal())
+    sums = gram.sum(1)
+    squares = gram.square().sum() + sums.sum() ** 2 / ((n - 1) * (n - 2)) - 2 / (n - 2) * sums.square().sum()
+    bottom = float(squares) / (n * (n - 3))
+    top = float(disjoint) / (n * (n - 1) * (n - 2) * (n - 3))
+    return top / bottom if bottom > 0 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from riftcli.functional.covariance import centre
+from riftcli.functional.rounding import is_constant
 
 
 def rbf_gram(features: torch.Tensor, bandwidth: float = 0.8) -> torch.Tensor:
@@ -20,7 +21,7 @@ def rbf_gram(features: torch.Tensor, bandwidth: float = 0.8) -> torch.Tensor:
 def rbf_cka(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 0.8) -> float | None:
     """CKA of Gaussian kernels, in O(N^2) memory; (N, D), (N, E). None for constant features."""
     assert len(x) == len(y), "CKA compares the same samples"
-    if len(x) < 2:
+    if len(x) < 2 or is_constant(x) or is_constant(y):
         return None
     one, other = (_double_centred(rbf_gram(rows, bandwidth)) for rows in (x, y))
     norm = torch.linalg.norm(one) * torch.linalg.norm(other)

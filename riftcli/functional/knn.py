@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from riftcli.functional.neighbours import all_equally_near
+
 TABLE = 2**28  # similarities that are held at once: 1 GiB, which a bank of a million samples would pass at the usual chunk
 Vote = Literal["softmax", "majority"]
 
@@ -67,6 +69,13 @@ def votes(found: Neighbours, bank_targets: torch.Tensor, classes: int, k: int, t
     return scores - nearest_place / (2 * k)
 
 
+def undecided(bank: torch.Tensor, bank_targets: torch.Tensor) -> str | None:
+    """Why neighbours in this bank say nothing of its features, if they do not; (N, D), (N,)."""
+    if len(bank_targets.unique()) < 2:
+        return "the bank has a single class"
+    return "the features are constant: all of the bank is equally near" if all_equally_near(bank) else None
+
+
 def knn_predict(
     bank: torch.Tensor,
     bank_targets: torch.Tensor,
@@ -90,8 +99,12 @@ def knn_accuracy(
     temperature: float = 0.07,
     vote: Vote = "softmax",
     chunk: int = 512,
-) -> float:
-    """k-nearest-neighbour accuracy in [0, 1]; targets (N,) and (M,). Without queries the bank is scored leave-one-out."""
+) -> float | None:
+    """k-nearest-neighbour accuracy in [0, 1]; targets (N,) and (M,). Without queries the bank is scored leave-one-out. None
+    where all of the bank is equally near.
+    """
     truth = bank_targets if queries is None else query_targets
     assert truth is not None, "queries come with their targets"
+    if all_equally_near(bank):
+        return None
     return float((knn_predict(bank, bank_targets, queries, k, temperature, vote, chunk) == truth).double().mean())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from riftcli.functional.rounding import is_constant
+from riftcli.functional.rsa import is_flat, rdm
+from riftcli.functional.thinning import thinned
+
 
 def neighbours(features: torch.Tensor, k: int, chunk: int = 1024) -> torch.Tensor:
     """The k nearest other samples by cosine similarity, nearest first; (N, D) -> (N, k)."""
-    rows = torch.nn.functional.normalize(features.detach().float(), dim=1)
+    rows = torch.nn.functional.normalize(features.detach().double(), dim=1)
     found = []
     for start in range(0, len(rows), chunk):
         similarity = rows[start : start + chunk] @ rows.T  # (c, N)
@@ -17,14 +21,20 @@ def neighbours(features: torch.Tensor, k: int, chunk: int = 1024) -> torch.Tenso
     return torch.cat(found)
 
 
+def all_equally_near(features: torch.Tensor) -> bool:
+    """Are the cosines of all pairs the same up to rounding, so that nobody has neighbours? Looks at 500 samples; (N, D)."""
+    some = features[thinned(len(features), 500)]
+    return is_constant(features) or is_flat(rdm(some), some)
+
+
 def mutual_knn(x: torch.Tensor, y: torch.Tensor, k: int = 10) -> float | None:
     """Mean share of the k nearest neighbours that both models name; (N, D), (N, E). k / (N - 1) for unrelated features.
 
-    k is clamped to N - 1; None below three samples.
+    k is clamped to N - 1; None below three samples, and where all are equally near.
     """
     assert len(x) == len(y), "neighbours are compared for the same samples"
     count = len(x)
-    if count < 3:
+    if count < 3 or all_equally_near(x) or all_equally_near(y):
         return None
     k = min(k, count - 1)
     ours, theirs = neighbours(x, k), neighbours(y, k)

@@ -10,6 +10,9 @@ from typing import Literal
 
 import torch
 
+from riftcli.functional.covariance import centre
+from riftcli.functional.rounding import is_constant, rounding_error
+
 Distance = Literal["cosine", "euclid"]
 
 
@@ -36,13 +39,25 @@ def rsa(
 ) -> float | None:
     """Correlation of the two RDMs, Pearson, or Spearman with `rank`; (N, D), (N, E). None when one RDM is constant."""
     assert len(x) == len(y), "RSA compares the same samples"
-    if len(x) < 3:
+    if len(x) < 3 or is_constant(x) or is_constant(y):
         return None
     one, other = rdm(x, distance, centred), rdm(y, distance, centred)
+    if is_flat(one, x, distance, centred) or is_flat(other, y, distance, centred):
+        return None
     if rank:
         from scipy.stats import rankdata
 
         one, other = (torch.from_numpy(rankdata(values.numpy())) for values in (one, other))
     one, other = one - one.mean(), other - other.mean()
     norm = torch.linalg.norm(one) * torch.linalg.norm(other)
-    return max(-1.0, min(1.0, float(one @ other / norm))) if float(norm) > 1e-12 else None
+    return max(-1.0, min(1.0, float(one @ other / norm)))
+
+
+def is_flat(values: torch.Tensor, features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> bool:
+    """Do the distances of all pairs differ by no more than the rounding of the features? Their ranks are then those of noise."""
+    error = rounding_error(features)
+    if distance == "cosine":  # a cosine is half a squared chord between unit vectors; the error is relative to their length
+        rows = features.detach().double()
+        error /= float(torch.linalg.norm(centre(rows) if centred else rows))
+        return float((2 * values).clamp_min(0).sqrt().std()) <= error
+    return float(values.std()) <= error / len(features) ** 0.5

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +26,8 @@ class Ascent:
     """How the worst weights nearby are sought.
 
     sam: one step of length rho along the gradient. pga: `steps` projected gradient steps of 2.5 rho / steps, and the sam
-    point. random: `draws` points on the sphere; nearly nothing in this many dimensions, a check of the other two.
+    point; then `restarts` times the same from a random point of the sphere. random: `draws` points on the sphere; nearly nothing
+    in this many dimensions, a check of the other two. Each is a lower bound of the maximum.
     adaptive: rho bounds ||e / |w|||_2, which does not change when a layer is scaled up and the next one down (ASAM).
     """
 
@@ -33,6 +35,7 @@ class Ascent:
     rho: float = 0.01
     adaptive: bool = False
     steps: int = 20
+    restarts: int = 0
     draws: int = 100
     seed: int = 0
 
@@ -78,23 +81,36 @@ def measure(model: nn.Module, evaluate: Callable[[bool], float], ascent: Ascent)
             _move(parameters, start, offset, scale)
             losses.append(evaluate(with_gradient))
 
+        generator = torch.Generator().manual_seed(ascent.seed)
+
+        def on_sphere() -> Vector:
+            noise = [torch.randn(w.shape, generator=generator).to(w) for w in start]
+            return _times(noise, ascent.rho / _norm(noise))
+
         if ascent.method == "random":
-            generator = torch.Generator().manual_seed(ascent.seed)
             for _ in range(ascent.draws):
-                noise = [torch.randn(w.shape, generator=generator).to(w) for w in start]
-                loss_at(_times(noise, ascent.rho / _norm(noise)))
+                loss_at(on_sphere())
         elif norm > 0:  # at a stationary point there is no direction to go
             loss_at(_times(gradient, ascent.rho / norm))
             if ascent.method == "pga":
-                _ascend(ascent, gradient, loss_at, lambda: _scaled_gradient(parameters, scale))
-        return Sharpness(base, max(losses), norm, len(losses) - 1)
+                new_gradient = partial(_scaled_gradient, parameters, scale)
+                _ascend(ascent, [torch.zeros_like(g) for g in gradient], gradient, loss_at, new_gradient)
+                for _ in range(ascent.restarts):
+                    point = on_sphere()
+                    loss_at(point, True)
+                    _ascend(ascent, point, new_gradient(), loss_at, new_gradient)
+        worst = max(losses, key=lambda loss: loss if math.isfinite(loss) else math.inf)
+        return Sharpness(base, worst, norm, len(losses) - 1)
 
 
 def _ascend(
-    ascent: Ascent, gradient: Vector, loss_at: Callable[[Vector, bool], None], new_gradient: Callable[[], Vector]
+    ascent: Ascent,
+    offset: Vector,
+    gradient: Vector,
+    loss_at: Callable[[Vector, bool], None],
+    new_gradient: Callable[[], Vector],
 ) -> None:
     step = 2.5 * ascent.rho / ascent.steps
-    offset = [torch.zeros_like(g) for g in gradient]
     for i in range(ascent.steps):
         norm = _norm(gradient)
         if norm == 0:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from riftcli import catalog
 from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import ModelError, UsageError
+from riftcli.errors import ModelError, StorageError, UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
 from riftcli.models.published import load_tensors
 from riftcli.models.surgery import merge
-from riftcli.models.weights import check_saved, read_config, save_folder
+from riftcli.models.weights import check_saved, read_config, save_folder, saved_weights
 
 
 def merge_run(source: Path, out: Path | None, model: str | None) -> Path:
@@ -58,9 +59,25 @@ def _merge_folder(folder: Path, out: Path, model: str | None) -> Path:
     vit = Backbone(model).build(rows[0].shape[0] if rows else 0)
     target, preprocessing = _free(out), Preprocessing.of_model(vit, None)
     _put_on(vit, folder)
+    _check_against_run(folder, vit, model, preprocessing)
+    unmerged = copy.deepcopy(vit)
     save_folder(target, merge(vit), [], preprocessing)
-    check_saved(target, vit, preprocessing.input_size)
+    check_saved(target, unmerged, preprocessing.input_size)
     return target
+
+
+def _check_against_run(folder: Path, vit: Any, model: str, preprocessing: Preprocessing) -> None:
+    """Raise ModelError for the adapter of a run that gives other logits than the model which the run has saved."""
+    kept = folder.parent / "model"
+    if not (folder.parent / "recipe.resolved.yaml").is_file() or saved_weights(kept) is None:
+        return
+    try:
+        check_saved(kept, vit, preprocessing.input_size)
+    except StorageError as error:
+        raise ModelError(
+            f"{folder}: on {model} it gives other logits than {kept}, which the run itself has saved: another base than it was "
+            f"trained on? `rift merge {folder.parent}` takes the right one"
+        ) from error
 
 
 def _put_on(vit: Any, folder: Path) -> None:

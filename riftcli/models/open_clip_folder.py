@@ -175,7 +175,7 @@ def save_open_clip(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "interpolation": preprocessing.interpolation,
-        "resize_mode": "squash" if preprocessing.crop_mode == "squash" else "shortest",
+        "resize_mode": {"squash": "squash", "border": "longest"}.get(preprocessing.crop_mode, "shortest"),
     }
     vision = {**config["model_cfg"]["vision_cfg"], "image_size": size}
     texts = {

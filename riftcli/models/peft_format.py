@@ -35,9 +35,9 @@ def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -
     if layers:
         config: dict[str, Any] = {"peft_type": "", "task_type": None, "base_model_name_or_path": source, "inference_mode": True}
         config |= {"target_modules": sorted(layers), "modules_to_save": [head]}
-        for name, layer in layers.items():
-            own, values = _described(layer)
-            config |= own
+        described = {name: _described(layer) for name, layer in layers.items()}
+        config |= _of_all({name: own for name, (own, _) in described.items()})
+        for name, (_, values) in described.items():
             tensors |= {f"{PREFIX}{name}.{key}": value for key, value in values.items()}
     else:
         config = {"riftcli": adapter, "base_model_name_or_path": source, "modules_to_save": [head]}
@@ -47,6 +47,21 @@ def save_adapter(folder: Path, vit: Any, adapter: dict[str, Any], source: str) -
     with publishing(folder) as stage:
         write_tensors(stage / WEIGHTS, tensors)
         files.write_text(stage / CONFIG, json.dumps(config, indent=1))
+
+
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # where peft keeps what differs between layers
+
+
+def _of_all(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One configuration of all layers: that of the first, and patterns for ranks and alphas that are others; name -> keys."""
+    first = next(iter(configs.values()))
+    patterns = {}
+    if first["peft_type"] == "LORA":
+        for key, pattern in _PATTERNS.items():
+            patterns[pattern] = {name: own[key] for name, own in configs.items() if own[key] != first[key]}
+    other = [name for name, own in configs.items() if any(own[k] != v for k, v in first.items() if k not in _PATTERNS)]
+    assert not other, f"peft has no patterns for what differs in {other}"
+    return first | patterns
 
 
 def _described(layer: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -91,6 +106,7 @@ def load_adapter(vit: Any, folder: Path) -> nn.Module:
     kind = config.get("peft_type")
     if kind not in ("LORA", "OFT", "BOFT"):
         raise ModelError(f"{folder}: adapters of type {kind} are not read; LORA, OFT and BOFT are")
+    _check_lora(config, folder)
     values = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     used: set[str] = set()
     for name, module in list(vit.named_modules()):
@@ -144,6 +160,40 @@ def _head_values(vit: Any, values: dict[str, torch.Tensor], used: set[str]) -> I
             yield plain, value
 
 
+_CHANGES_NO_BASE = (None, True, False, "gaussian", "orthogonal", "eva", "mica")  # init_lora_weights, as peft 0.21 has them
+
+
+def _check_lora(config: dict[str, Any], folder: Path) -> None:
+    """Raise ModelError for an adapter that belongs to other base weights than those of the model: pissa, olora, corda, ..."""
+    init = config.get("init_lora_weights")
+    if init not in _CHANGES_NO_BASE:
+        raise ModelError(
+            f"{folder}: init_lora_weights '{init}' changes the base weights too, and the folder does not hold them; "
+            "merge it where it was trained, by peft's merge_and_unload()"
+        )
+
+
+def _scale(config: dict[str, Any], name: str, rank: int, folder: Path) -> float:
+    """The factor of B A of one layer."""
+    said, alpha = (_of_layer(config, key, name, folder) for key in _PATTERNS)
+    if said != rank and _PATTERNS["r"] in config:
+        raise ModelError(
+            f"{folder}: {name}.lora_A has rank {rank}, and {CONFIG} says {said}: one of the two files is of another adapter"
+        )
+    # riftcli 0.1 wrote no patterns, and rank and alpha of the last layer for all: their ratio was the scale of every layer
+    return alpha / (said**0.5 if config.get("use_rslora") else said)
+
+
+def _of_layer(config: dict[str, Any], key: str, name: str, folder: Path) -> float:
+    """r or lora_alpha of one layer: by the pattern that names it, else that of all."""
+    for known, value in (config.get(_PATTERNS[key]) or {}).items():
+        if not re.fullmatch(r"\^?[\w.-]+", known):  # peft reads regular expressions here; from a file they can run for ever
+            raise ModelError(f"{folder}: {_PATTERNS[key]} '{known}': a regular expression is not read; name the layers instead")
+        if name == known.removeprefix("^") or name.endswith(f".{known}"):
+            return value
+    return config[key]
+
+
 def _rebuilt(base: nn.Linear, name: str, own: dict[str, Any], config: dict[str, Any], folder: Path) -> nn.Module:
     layer: nn.Module
     if "oft_R.weight" in own:
@@ -158,10 +208,7 @@ def _rebuilt(base: nn.Linear, name: str, own: dict[str, Any], config: dict[str, 
         state = {"boft_R": own["boft_R"], "boft_s": own["boft_s"]}
     else:
         down, up = own["lora_A.weight"], own["lora_B.weight"]
-        rank = down.shape[0]
-        patterns = config.get("alpha_pattern") or {}
-        alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
-        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        rank, scale = down.shape[0], _scale(config, name, down.shape[0], folder)
         magnitude = own.get("lora_magnitude_vector", own.get("lora_magnitude_vector.weight"))
         layer = LoraLinear(base, [(0, base.out_features)], rank, scale, 0.0, magnitude is not None)
         state = {"lora_A": down, "lora_B.0": up} | ({} if magnitude is None else {"lora_m.0": magnitude})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def saved_state(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a saved model by the names of the network in memory; raise ModelError for damaged ones."""
     check_published(folder)
     return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_tensors(folder / "model.safetensors")
+
+
+def check_finite(state: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise ModelError for weights that are no numbers: whatever is measured with them is noise."""
+    tensors = {key: value for key, value in state.items() if value.is_floating_point()}
+    bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ModelError(
+            f"{name}: NaN or infinity in {len(bad)} of {len(tensors)} tensors of its weights, e.g. {bad[0]}; its training "
+            "diverged, or the file is damaged: take other weights, or train it again with a lower optim.lr"
+        )
 
 
 def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:

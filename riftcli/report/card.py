@@ -12,6 +12,7 @@ from riftcli.evaluation.metrics_json import eval_name
 from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
 from riftcli.runs.reader import read_json, read_report
+from riftcli.runs.result_table import format_number
 
 BEGIN = "<!-- what follows is made from the run's reports -->"
 NAMES = {
@@ -158,7 +159,8 @@ def _kept(report: dict[str, Any]) -> str:
         if entry and entry["value"] is not None:
             rows.append([NAMES[name], "1.000", f"{entry['value']:.3f}"])
     for name, entry in report.get("retention", {}).items():
-        rows.append([f"nearest neighbours on {plain(name)}", f"{entry['knn_before']:.3f}", f"{entry['knn_after']:.3f}"])
+        before, after = (format_number(entry[key], digits=3) for key in ("knn_before", "knn_after"))
+        rows.append([f"nearest neighbours on {plain(name)}", before, after])
         if entry.get("probe_before") is not None:
             rows.append([f"linear probe on {plain(name)}", f"{entry['probe_before']:.3f}", f"{entry['probe_after']:.3f}"])
     return _table(["measure", "before", "after"], rows) if rows else ""

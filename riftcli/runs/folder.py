@@ -233,7 +233,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _status(path: Path) -> str | None:
     with contextlib.suppress(RiftError):
-        return _read(path).get("status")
+        return read_run(path).get("status")
     return None
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from riftcli import files
-from riftcli.errors import StorageError, UsageError
-from riftcli.runs.folder import in_progress, training_runs
+from riftcli.errors import RiftError, StorageError, UsageError
+from riftcli.runs.folder import in_progress, read_run, training_runs
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,20 @@ def runs_below(folder: Path) -> list[Entry]:
 
 
 def _entry(run: Path) -> Entry:
-    about, report = _read(run / "run.json"), _read(run / "metrics.json")
+    about, report = _about(run), _read(run / "metrics.json")
     status = about.get("status", "unreadable")
     if status == "running" and not in_progress(run):
         status = "interrupted"  # killed before it could say so
     scores = {name: entry.get("value") for name, entry in report.get("metrics", {}).items() if isinstance(entry, dict)}
     score = scores.get("acc", scores.get("map"))
     return Entry(run, about.get("created", ""), about.get("recipe", ""), status, score, scores.get("cka"), size_of(run))
+
+
+def _about(run: Path) -> dict[str, Any]:
+    """run.json, mended where the process of the run ended without a word."""
+    with suppress(RiftError):
+        return read_run(run)
+    return {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from riftcli.evaluation.scores import write_tables
 from riftcli.models.image_text import text_tower
 from riftcli.models.open_clip_folder import save_image_tower
 from riftcli.models.weights import saved_weights, write_tensors
+from riftcli.runs.result_table import format_number
 from riftcli.training.best import load_kept
 from riftcli.training.progress import Progress
 from riftcli.training.retention import measure_retention
@@ -107,8 +108,8 @@ def summary(report: dict[str, Any]) -> str:
         value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
         lines.append(f"  {names.get(name, name)}: {value}")
     for name, entry in report["retention"].items():
-        kept = "undefined" if entry["cka"] is None else f"{entry['cka']:.4f}"
-        lines.append(f"  kept on {name}: kNN {entry['knn_before']:.4f} before -> {entry['knn_after']:.4f} after, CKA {kept}")
+        before, after, kept = (format_number(entry[key]) for key in ("knn_before", "knn_after", "cka"))
+        lines.append(f"  kept on {name}: kNN {before} before -> {after} after, CKA {kept}")
         if entry["probe_before"] is not None:
             lines.append(f"    linear probe {entry['probe_before']:.4f} before -> {entry['probe_after']:.4f} after")
     if "strength" in report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,15 +19,17 @@ from riftcli.recipe import Recipe
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
 from riftcli.training.best import keep_model
+from riftcli.training.checkpoint import any_saved
 from riftcli.training.final import final_report, summary
 from riftcli.training.loop import run_loop
 from riftcli.training.progress import Progress
 from riftcli.training.setup import set_up
-from riftcli.training.state import TrainState, inputs, restore
+from riftcli.training.state import TrainState, begin_again, inputs, restore
 from riftcli.training.strength import Steering
 from riftcli.training.watching import require_trackers, watched
 
 Present = Callable[[Path, Console], bool]
+Beginning = Literal["new", "resume", "again"]  # again: a run that was interrupted before its first checkpoint
 
 
 def finetune(
@@ -51,10 +53,10 @@ def finetune(
     heartbeat.set_limit(recipe.launch.timeout)
     torch_device = dist.init(device)
     console = console or Console(quiet=not dist.is_main())
-    folder, resuming = _open_folder(recipe, out, resume, overwrite)
+    folder, how = _open_folder(recipe, out, resume, overwrite)
     try:
         with signals.handled():
-            return _finetune(recipe, folder, resuming, torch_device, console, present)
+            return _finetune(recipe, folder, how, torch_device, console, present)
     except BaseException as error:
         if folder:
             folder.end_badly(error)
@@ -70,16 +72,16 @@ def finetune(
 def _finetune(
     recipe: Recipe,
     folder: runs.RunFolder | None,
-    resuming: bool,
+    how: Beginning,
     device: torch.device,
     console: Console,
     present: Present,
 ) -> dict[str, Any]:
     clock = Stopwatch()
-    setup = set_up(recipe, device, console, resuming)
+    setup = set_up(recipe, device, console, resuming=how == "resume", accept=how != "new")
     steering = Steering(setup) if recipe.strength is not None else None
     state = TrainState(setup, Progress(), folder, console, steering)
-    if folder and not resuming:
+    if folder and how == "new":
         made_by = provenance.provenance(setup.environment())
         about = {"recipe": recipe.name, **made_by, **inputs(setup), "resolved": recipes.flatten(recipe.resolved)}
         folder.start(recipe.text, recipes.dump(recipe.resolved), about)
@@ -88,8 +90,10 @@ def _finetune(
     launch.log_errors_to(log)
     console.log_to(log)
     console.line(f"run folder: {place}")
-    if resuming:
+    if how == "resume":
         restore(state)
+    elif how == "again":
+        begin_again(state)
 
     with watched(recipe.train.track, folder, recipe.resolved, state.progress.step, console):
         run_loop(state)
@@ -117,8 +121,10 @@ def next_steps(run: Path) -> str:
     return f"; next: rift predict {run} IMAGES, rift similarity --run {run} --layers all --map, rift compare {run} OTHER_RUN"
 
 
-def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> tuple[runs.RunFolder | None, bool]:
-    """(the folder, on rank 0, which opens it; whether a run goes on). A failure there is every rank's.
+def _open_folder(
+    recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool
+) -> tuple[runs.RunFolder | None, Beginning]:
+    """(the folder, on rank 0, which opens it; how the run begins). A failure there is every rank's.
 
     Workers that an elastic launcher started once more go on with the run that they had begun.
     """
@@ -133,7 +139,10 @@ def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrit
                 folder = runs.RunFolder.create(out or runs.default_folder(recipe.name, recipe.train.seed), overwrite)
         except RiftError as caught:
             error = caught
-    error, resuming = dist.broadcast_object((error, resume is not None))
+    how: Beginning = "new"
+    if resume is not None and dist.is_main():
+        how = "resume" if any_saved(resume / "last") else "again"
+    error, how = dist.broadcast_object((error, how))
     if error is not None:
         raise error
-    return folder, resuming
+    return folder, how

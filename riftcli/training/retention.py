@@ -59,7 +59,7 @@ def retained(
     """
     targets = torch.from_numpy(split.targets)
 
-    def accuracy(features: torch.Tensor, which: int) -> float:
+    def accuracy(features: torch.Tensor, which: int) -> float | None:
         if bank is None:
             return knn_accuracy(features, targets, k=k)
         return knn_accuracy(bank_tables[which], torch.from_numpy(bank.targets), features, targets, k=k)

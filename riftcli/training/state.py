@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -131,13 +132,11 @@ def _check_inputs(state: TrainState) -> None:
 
 
 def _load(state: TrainState, folder: runs.RunFolder) -> Any:
-    """(tensors, state) of the newest whole checkpoint; None where nothing was trained yet."""
+    """(tensors, state) of the newest whole checkpoint."""
     _check_inputs(state)
-    last = folder.path / "last"
-    if not checkpoint.any_saved(last):
-        folder.restart()
-        return None
-    tensors, plain = checkpoint.load_newest(last, state.console.warn, lambda t, s: check_saved_state(state.setup, t, s))
+    tensors, plain = checkpoint.load_newest(
+        folder.path / "last", state.console.warn, lambda t, s: check_saved_state(state.setup, t, s)
+    )
     best = plain["progress"].get("best_epoch")
     if best is not None:
         try:
@@ -151,27 +150,37 @@ def _load(state: TrainState, folder: runs.RunFolder) -> Any:
     return tensors, plain
 
 
-def restore(state: TrainState) -> None:
-    """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes. A run that was
-    interrupted before its first checkpoint begins anew.
-    """
-    setup, step = state.setup, state.setup.step
-    assert step.optimizer is not None
-    loaded: Any = None
+def _on_main(state: TrainState, work: Callable[[runs.RunFolder], Any]) -> Any:
+    """What rank 0, which has the folder, makes of it, on every rank; its error is everybody's."""
+    found: Any = None
     if state.folder:
         try:
-            loaded = _load(state, state.folder)
+            found = work(state.folder)
         except RiftError as error:  # the others wait for what we found
-            loaded = error
-    loaded = dist.broadcast_object(loaded)
-    if isinstance(loaded, RiftError):
-        raise loaded
-    if loaded is None:
-        if state.folder:
-            state.folder.update(status="running", resumed=provenance.now(), **provenance.process())
-        state.console.line("the run was interrupted before its first checkpoint: it begins anew")
-        return
-    tensors, plain = loaded
+            found = error
+    found = dist.broadcast_object(found)
+    if isinstance(found, RiftError):
+        raise found
+    return found
+
+
+def begin_again(state: TrainState) -> None:
+    """A run that was interrupted before its first checkpoint begins anew in its folder, of what it began with."""
+
+    def clear(folder: runs.RunFolder) -> None:
+        _check_inputs(state)
+        folder.restart()
+        folder.update(status="running", resumed=provenance.now(), **provenance.process())
+
+    _on_main(state, clear)
+    state.console.line("the run was interrupted before its first checkpoint: it begins anew")
+
+
+def restore(state: TrainState) -> None:
+    """Put the newest whole checkpoint back, bit for bit; raise UsageError for another number of processes."""
+    setup, step = state.setup, state.setup.step
+    assert step.optimizer is not None
+    tensors, plain = _on_main(state, lambda folder: _load(state, folder))
     if plain["world_size"] != dist.world_size():
         raise UsageError(
             f"--resume: the run was made with {plain['world_size']} processes and this is {dist.world_size()}; "

@@ -133,7 +133,7 @@ def test_sharpness_of_several_runs_prints_the_three_blocks(rift, trained, tmp_pa
     code, _, err = rift("sharpness", "--run", runs[0], "--run", runs[1], "--out", "all")
     assert code == 0, err
     titles = [line.strip() for line in err.splitlines() if line.strip().endswith("(rho 0.01)")]
-    assert titles == ["highest loss (rho 0.01)", "loss (rho 0.01)", "sharpness (rho 0.01)"]
+    assert titles == ["highest loss, at least (rho 0.01)", "loss (rho 0.01)", "sharpness, at least (rho 0.01)"]
     assert [row["group"] for row in table(tmp_path / "all")] == ["full", "full", "lora"]
 
 

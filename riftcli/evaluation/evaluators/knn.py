@@ -18,9 +18,9 @@ from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
-from riftcli.functional.knn import Neighbours, Vote, nearest, votes
+from riftcli.functional.knn import Neighbours, Vote, nearest, undecided, votes
 from riftcli.runs.provenance import environment
-from riftcli.runs.result_table import Column, ResultTable, Row, where
+from riftcli.runs.result_table import Column, ResultTable, Row, format_number, where
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Knn:
                 place = bank.name if bank else "leave-one-out"
                 facts = {"model": candidate.label, "group": candidate.group, "data": name, "bank": place}
                 own = [{**facts, "n": len(query), **row} for row in classify(encoded, self, encoder.device)]
-                console.line(f"{candidate.label} on {name}: " + ", ".join(f"{_title(r)} {r['acc']:.4f}" for r in own))
+                console.line(f"{candidate.label} on {name}: " + ", ".join(f"{_title(r)} {format_number(r['acc'])}" for r in own))
                 rows += own
             del loaded
         settings = {**asdict(self), "k": list(self.k)}
@@ -102,9 +102,10 @@ def classify(data: Encoded, options: Knn, device: torch.device) -> list[Row]:
     drawn = [_classify(_few(data, options.few_shot, options.seed + i), options, device) for i in range(options.draws)]
     rows = []
     for same in zip(*drawn, strict=True):
-        values = torch.tensor([row["acc"] for row in same], dtype=torch.float64)
+        known = [row["acc"] for row in same if row["acc"] is not None]
+        values = torch.tensor(known, dtype=torch.float64)
         std = float(values.std()) if len(values) > 1 else None
-        rows.append({**same[0], "acc": float(values.mean()), "std": std})
+        rows.append({**same[0], "acc": float(values.mean()) if len(known) == len(same) else None, "std": std})
     return rows
 
 
@@ -115,7 +116,11 @@ def _classify(data: Encoded, options: Knn, device: torch.device) -> list[Row]:
         "temperature": options.temperature,
         "shots": options.few_shot,
         "bank_n": len(data.bank),
+        "reason": undecided(data.bank, data.bank_targets),
     }
+    if facts["reason"]:
+        names = [("knn", k) for k in options.k] + [("probe", None)] * options.probe
+        return [{"classifier": name, "k": k, "k_used": None, **facts, "acc": None} for name, k in names]
     found = _nearest_over_ranks(data, max(options.k), device)
     rows = []
     for k in options.k:

@@ -18,6 +18,7 @@ from riftcli.evaluation.candidates import Candidate, bases_of, distinct
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.compatibility import Order, area, difference_interval, gain, refill_order, refilled
+from riftcli.functional.neighbours import all_equally_near
 from riftcli.functional.ranking import Ranking, queries_at_a_time, ranked
 from riftcli.models.feature_map import FeatureMap
 from riftcli.runs.provenance import environment
@@ -44,7 +45,13 @@ class Search:
     own: torch.Tensor
 
     def ranked(self, queries: torch.Tensor, gallery: torch.Tensor, places: Sequence[int], device: torch.device) -> Ranking:
-        """Collective: each rank holds a part of the gallery, all get the whole result."""
+        """Collective: each rank holds a part of the gallery, all get the whole result.
+
+        No query has a score where all is equally near or of one class: every model then finds the same.
+        """
+        if len(self.gallery_labels.unique()) < 2 or all_equally_near(queries) or all_equally_near(gallery):
+            nothing = torch.zeros(len(queries), dtype=torch.bool)
+            return Ranking(nothing[:, None].expand(-1, len(places)), nothing.double(), nothing)
         total, parts = len(gallery), dist.world_size()
         start, stop = total * dist.rank() // parts, total * (dist.rank() + 1) // parts
         own = torch.where((self.own >= start) & (self.own < stop), self.own - start, -1)
@@ -215,7 +222,7 @@ class Retrieval:
         for order in ORDERS:
             sequence = refill_order(old, search.gallery_labels, order, self.seed)
             results = [search.ranked(queries, refilled(old, new, sequence, share), (1,), device).means((1,)) for share in SHARES]
-            areas = {f"{key}_area": area(SHARES, [r[key] or 0.0 for r in results]) for key in ("cmc_1", "map")}
+            areas = {f"{key}_area": _area([r[key] for r in results]) for key in ("cmc_1", "map")}
             rows += [{"through": name, "order": order, "share": s, **r, **areas} for s, r in zip(SHARES, results, strict=True)]
         return rows
 
@@ -226,6 +233,12 @@ class Retrieval:
             if row["gallery"] == "old" and row["queries"] != "old" and str(row["reference"]).startswith("pretrained"):
                 through = f" by {row['through']}" if row["through"] else ""
                 yield f"cmc_1 {row['queries']}/old{through} {where(row, here, cls.usual)}".rstrip(), row["cmc_1"], True
+
+
+def _area(values: Sequence[float | None]) -> float | None:
+    """None for a curve with points that are not defined."""
+    known = [value for value in values if value is not None]
+    return area(SHARES, known) if len(known) == len(SHARES) else None
 
 
 def _search(queries: Split, gallery: Split | None) -> Search:

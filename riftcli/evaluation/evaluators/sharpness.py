@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -16,14 +17,14 @@ from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import load_splits
 from riftcli.data.transforms import EvalTransform
-from riftcli.errors import UsageError
+from riftcli.errors import ModelError, UsageError
 from riftcli.evaluation.candidates import Candidate, LoadedModel
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.sharpness import Ascent, measure
 from riftcli.protocols import ObjectiveFn
 from riftcli.runs.provenance import environment
-from riftcli.runs.result_table import Column, ResultTable, Row, where
+from riftcli.runs.result_table import Column, ResultTable, Row, format_number, where
 
 KEPT_BYTES = 4 << 30  # decoded splits up to this size are read once, not once per pass
 
@@ -38,7 +39,7 @@ class Sharpness:
     ascent: Ascent = Ascent()
     split: str = "test"
 
-    usual: ClassVar[dict[str, Any]] = {"method": "sam", "rho": 0.01, "adaptive": 0}
+    usual: ClassVar[dict[str, Any]] = {"method": "sam", "rho": 0.01, "adaptive": 0, "restarts": 0}
 
     def measure(self, candidates: Sequence[Candidate], data: Sequence[EvalData], encoder: Encoder) -> ResultTable:
         """Loss, highest loss nearby and their difference for every run, on its own data where `data` is empty; collective."""
@@ -54,8 +55,8 @@ class Sharpness:
                 row = self._row(candidate, loaded, source, encoder)
                 rows.append(row)
                 encoder.console.line(
-                    f"{candidate.label} on {source.name}: loss {row['loss']:.4f}, highest within {self.ascent.rho:g} "
-                    f"{row['highest_loss']:.4f}, sharpness {row['sharpness']:.4f}"
+                    f"{candidate.label} on {source.name}: loss {row['loss']:.4f}, highest within {self.ascent.rho:g} at least "
+                    f"{format_number(row['highest_loss'])}, sharpness at least {format_number(row['sharpness'])}"
                 )
             del loaded
         env = environment(encoder.device, "fp32", dist.world_size(), self.ascent.seed)
@@ -67,6 +68,11 @@ class Sharpness:
         split = match_classes(split, loaded.classes or split.classes, source.data.rules.allow_missing_classes)
         objective = _objective(candidate, source, split)
         found = measure(loaded.classifier, _evaluator(loaded, split, source, objective, encoder), self.ascent)
+        if not math.isfinite(found.loss):
+            raise ModelError(
+                f"{candidate.label} on {source.name}: its loss is {found.loss}; its logits are not finite: take other weights"
+            )
+        finite = math.isfinite(found.highest)
         return {
             "model": candidate.label,
             "group": candidate.group,
@@ -76,9 +82,11 @@ class Sharpness:
             "method": self.ascent.method,
             "rho": self.ascent.rho,
             "adaptive": int(self.ascent.adaptive),
+            "restarts": self.ascent.restarts,
+            "bound": "lower",
             "loss": found.loss,
-            "highest_loss": found.highest,
-            "sharpness": found.value,
+            "highest_loss": found.highest if finite else None,
+            "sharpness": found.value if finite else None,
             "gradient_norm": found.gradient_norm,
             "first_order": self.ascent.rho * found.gradient_norm,
         }
@@ -146,7 +154,7 @@ def table_4(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, dict[str, An
 
     blocks = []
     sets = list(dict.fromkeys(row["data"] for row in rows))
-    for title, key in (("highest loss", "highest_loss"), ("loss", "loss"), ("sharpness", "sharpness")):
+    for title, key in (("highest loss, at least", "highest_loss"), ("loss", "loss"), ("sharpness, at least", "sharpness")):
         cells = averaged(rows, ["group", "data"], key)
         lines = []
         for group in dict.fromkeys(row["group"] for row in rows):

@@ -151,7 +151,11 @@ def _facts(candidate: Candidate, other: Candidate, source: EvalData, split: Spli
 def compare(
     before: FeatureTable, after: FeatureTable, split: Split, options: Similarity, tick: Callable[[int], None] = lambda n: None
 ) -> list[Row]:
-    """One row per measure: value, interval of 95 %, and what the measure says beside it."""
+    """One row per measure: value, interval of 95 % and what it covers, and what the measure says beside it.
+
+    interval: "population", the value with any number of images, or "this n", the value that so many others of them would have:
+    measures that depend on the number of images have no other.
+    """
     targets = torch.from_numpy(split.targets)
     whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features)
     rows = []
@@ -161,7 +165,8 @@ def compare(
         spread = half_sample_spread(metric, whole, options.intervals, options.seed) if entry["value"] is not None else None
         low, high = (None, None) if spread is None else (entry["value"] - 1.96 * spread, entry["value"] + 1.96 * spread)
         beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
-        rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "details": beside})
+        covers = None if spread is None else "population" if getattr(metric, "of_population", False) else "this n"
+        rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "interval": covers, "details": beside})
         tick(1)
     return rows
 

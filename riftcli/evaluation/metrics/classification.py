@@ -53,7 +53,9 @@ def _right(predictions: Predictions) -> torch.Tensor:
     return torch.where(predictions.targets == UNKNOWN, torch.nan, right)
 
 
-def _mean_of_defined(values: list[float | None], classes: list[str]) -> dict[str, Any]:
+def _mean_of_defined(
+    values: list[float | None], classes: list[str], why: str = "no class has both positives and negatives in this split"
+) -> dict[str, Any]:
     defined = [value for value in values if value is not None]
     undefined = [name for name, value in zip(classes, values, strict=True) if value is None]
     result: dict[str, Any] = {
@@ -64,7 +66,7 @@ def _mean_of_defined(values: list[float | None], classes: list[str]) -> dict[str
     if undefined:
         result["undefined_classes"] = undefined
     if not defined:
-        result["reason"] = "no class has both positives and negatives in this split"
+        result["reason"] = why
     return result
 
 
@@ -120,18 +122,17 @@ class MacroF1:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """F1 = 2 TP / (2 TP + FP + FN) per class."""
-        from torchmetrics.functional.classification import binary_stat_scores, multiclass_stat_scores
+        import torch
 
-        count = len(predictions.classes)
+        decided, truth = _decided(predictions), _one_hot(predictions)
         if predictions.task == "multiclass":
-            stats = list(multiclass_stat_scores(_decided(predictions), predictions.targets.long(), count, average="none"))
-        else:
-            known = [((scores > 0.5).int(), truth) for scores, truth in _by_class(predictions)]
-            stats = [binary_stat_scores(*pair) if len(pair[1]) else pair[1].new_zeros(5) for pair in known]
+            decided = torch.nn.functional.one_hot(decided, len(predictions.classes))
         values: list[float | None] = []
-        for tp, fp, _, fn, _ in [of_class.tolist() for of_class in stats]:
-            values.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None)
-        return _mean_of_defined(values, predictions.classes)
+        for guess, own in zip(decided.T, truth.T, strict=True):
+            called, there = (rows[own != UNKNOWN] == 1 for rows in (guess, own))
+            hits, misses = int((called & there).sum()), int((called ^ there).sum())
+            values.append(2 * hits / (2 * hits + misses) if hits + misses else None)
+        return _mean_of_defined(values, predictions.classes, "no class occurs or is predicted in this split")
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,8 @@ class Kappa:
 
         if predictions.task == "multilabel":
             return {"value": None, "reason": "kappa is defined for one label per image"}
+        if len(predictions.classes) < 2:
+            return {"value": None, "reason": "a single class in targets and predictions"}
         value = float(
             multiclass_cohen_kappa(
                 _decided(predictions), predictions.targets.long(), len(predictions.classes), weights="quadratic"

@@ -18,10 +18,13 @@ class Knn:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """One label per image only; `rift knn` has banks, other data and other k."""
-        from riftcli.functional.knn import knn_accuracy
+        from riftcli.functional.knn import knn_accuracy, undecided
 
         if predictions.task != "multiclass":
             return {"value": None, "reason": "kNN is defined for one label per image"}
         if len(predictions.targets) < 2:
             return {"value": None, "reason": "too few samples"}
+        why = undecided(predictions.features, predictions.targets)
+        if why:
+            return {"value": None, "reason": why}
         return {"value": knn_accuracy(predictions.features, predictions.targets, k=self.k), "k": self.k}

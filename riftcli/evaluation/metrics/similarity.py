@@ -47,6 +47,7 @@ class CkaDebiased:
 
     higher_is_better: ClassVar[bool] = True
     needs_pretrained: ClassVar[bool] = True
+    of_population: ClassVar[bool] = True  # its interval covers the value of any number of images
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """About 0 for unrelated features, whatever N and D."""
@@ -79,6 +80,7 @@ class Rsa:
 
     higher_is_better: ClassVar[bool] = True
     needs_pretrained: ClassVar[bool] = True
+    of_population: ClassVar[bool] = True  # its interval covers the value of any number of images
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class RsaSpearman:
 
     higher_is_better: ClassVar[bool] = True
     needs_pretrained: ClassVar[bool] = True
+    of_population: ClassVar[bool] = True  # its interval covers the value of any number of images
     at_most: ClassVar[int] = MANY
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
@@ -152,7 +155,13 @@ class Procrustes:
         return _entry(alignment.procrustes_distance(before, after), len(before))
 
 
-_TOO_FEW = "not more samples than feature dimensions: any two sets of features then correlate perfectly"
+def _why_not(before: Any, after: Any) -> str:
+    """Why there are no canonical correlations."""
+    from riftcli.functional.rounding import is_constant
+
+    if is_constant(before) or is_constant(after):
+        return "the features are constant"
+    return "not more samples than feature dimensions: any two sets of features then correlate perfectly"
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ class Cca:
 
         before, after = _pair(predictions)
         found = alignment.canonical_correlations(before, after)
-        return _entry(None if found is None else float(found.mean()), len(before), _TOO_FEW)
+        return _entry(None if found is None else float(found.mean()), len(before), _why_not(before, after))
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Svcca:
         before, after = _pair(predictions)
         found = alignment.canonical_correlations(before, after, self.variance)
         value = None if found is None else float(found.mean())
-        return {**_entry(value, len(before), _TOO_FEW), "variance": self.variance}
+        return {**_entry(value, len(before), _why_not(before, after)), "variance": self.variance}
 
 
 @dataclass(frozen=True)
@@ -217,10 +226,13 @@ class CentreDistance:
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """RIFT paper Fig. 4; `raw` is in units of the features."""
         from riftcli.functional import overlap
+        from riftcli.functional.rounding import is_constant
 
         before, after = _pair(predictions)
         if before.shape[1] != after.shape[1]:
             return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
+        if is_constant(before):
+            return _entry(None, len(before), "the features of the reference are constant: there is no spread to compare with")
         raw, relative = overlap.centre_distance(overlap.pca_map(before, after))
         return {**_entry(relative, len(before)), "raw": raw}
 
@@ -236,11 +248,12 @@ class Overlap:
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """RIFT paper Fig. 4; `aligned` is after the best rotation, which RIFT permits and a map would count as a loss."""
         from riftcli.functional import overlap
+        from riftcli.functional.rounding import is_constant
 
         before, after = _pair(predictions, self.at_most)
         if before.shape[1] != after.shape[1]:
             return _entry(None, len(before), "the two models have different feature dimensions: there is no common map")
-        if len(before) < 3:
+        if len(before) < 3 or is_constant(before) or is_constant(after):
             return _entry(None, len(before))
         value, aligned = (overlap.density_overlap(overlap.pca_map(before, after, how)) for how in (False, True))
         return {**_entry(value, len(before)), "aligned": aligned}
@@ -254,12 +267,18 @@ class EffectiveRank:
     needs_pretrained: ClassVar[bool] = True
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
-        """`rank` and `reference_rank` are the two numbers of directions, between 1 and D."""
+        """`rank` and `reference_rank` are the two numbers of directions, between 1 and D, in these images; `debiased` and
+        `reference_debiased` estimate those in any number of them.
+        """
         from riftcli.functional import covariance
+        from riftcli.functional.rounding import is_constant
+        from riftcli.functional.thinning import thinned
 
         before, after = _pair(predictions)
-        if len(before) < 2:
+        if len(before) < 2 or is_constant(before) or is_constant(after):
             return _entry(None, len(before))
         ranks = [float(covariance.effective_rank(covariance.eigenvalues(covariance.centre(f.double())))) for f in (before, after)]
         value = ranks[1] / ranks[0] if ranks[0] > 0 else None
-        return {**_entry(value, len(before)), "rank": ranks[1], "reference_rank": ranks[0]}
+        debiased = [covariance.effective_rank_debiased(f[thinned(len(f), MANY)].double()) for f in (before, after)]
+        beside = {"debiased": debiased[1], "reference_debiased": debiased[0]}
+        return {**_entry(value, len(before)), "rank": ranks[1], "reference_rank": ranks[0], **beside}

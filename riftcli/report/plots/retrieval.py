@@ -9,7 +9,7 @@ from typing import Any
 from riftcli.evaluation.candidates import Candidate
 from riftcli.report.plots.canvas import subplots
 from riftcli.runs.reader import read_json
-from riftcli.runs.result_table import ResultTable
+from riftcli.runs.result_table import ResultTable, format_number
 
 COLOURS = {True: "tab:green", False: "tab:red", None: "0.6"}
 LINES = {"farthest": ("-", "farthest first"), "random": ("--", "random order")}
@@ -36,8 +36,8 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     names = [f"{row['queries']} / {row['gallery']}" + (f", {row['through']}" if row["through"] else "") for row in rows]
     values = [row["cmc_1"] or 0.0 for row in rows]
     axis.barh(names, values, color=[COLOURS[row["compatible"]] for row in rows])
-    for place, value in enumerate(values):
-        axis.text(value, place, f" {value:.3f}", va="center", fontsize=7)
+    for place, (value, row) in enumerate(zip(values, rows, strict=True)):
+        axis.text(value, place, f" {format_number(row['cmc_1'], digits=3)}", va="center", fontsize=7)
     axis.axvline(values[0], color="black", lw=0.8)
     axis.invert_yaxis()
     axis.set(xlabel="CMC-1 (queries / gallery)", xlim=(0, min(1.12, max(values) * 1.15 + 1e-6)))
@@ -48,7 +48,7 @@ def _curves(axis: Any, curves: Sequence[dict[str, Any]]) -> None:
     for place, name in enumerate(dict.fromkeys(row["through"] for row in curves)):
         for order, (line, title) in LINES.items():
             own = [row for row in curves if (row["through"], row["order"]) == (name, order)]
-            label = f"{name or 'as it is'}, {title}, area {own[0]['cmc_1_area']:.3f}"
+            label = f"{name or 'as it is'}, {title}, area {format_number(own[0]['cmc_1_area'], digits=3)}"
             axis.plot([row["share"] for row in own], [row["cmc_1"] for row in own], line, color=f"C{place}", label=label)
     axis.set(xlabel="share of the gallery that is new", ylabel="CMC-1 of the new queries")
     axis.grid(alpha=0.25)
