@@ -11,7 +11,7 @@ from typing import Any
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
-from riftcli.runs.reader import read_json, read_report
+from riftcli.runs.reader import as_written, read_json, read_report
 from riftcli.runs.result_table import format_number
 
 BEGIN = "<!-- what follows is made from the run's reports -->"
@@ -32,7 +32,8 @@ def write_card(run: Path) -> None:
     path = run / "model" / "README.md"
     head = path.read_text(encoding="utf-8").partition(BEGIN)[0].rstrip("\n")
     report = read_report(run)
-    text = f"{head}\n\n{BEGIN}\n{card_text(report, drawn_by(run, report))}"
+    with as_written(run):
+        text = f"{head}\n\n{BEGIN}\n{card_text(report, drawn_by(run, report))}"
     write_text(path, text)
 
 

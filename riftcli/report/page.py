@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from riftcli.report.style import STYLE
 from riftcli.report.words import in_words, is_main
 from riftcli.runs.folder import read_run
 from riftcli.runs.provenance import now
-from riftcli.runs.reader import read_json, read_report, read_rows
+from riftcli.runs.reader import as_written, read_json, read_report, read_rows
 
 KEPT = "Kept against learned"  # the picture that a page begins with
 MANY_RUNS = 4  # whose mistakes are shown
@@ -37,6 +38,13 @@ MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
 def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None = None) -> None:
     """Write one page on finished runs, from what their folders hold; says what was not measured and how to."""
+    folders = [candidate.folder for candidate in candidates if candidate.folder is not None]
+    with as_written(folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders or [out]))):
+        page = _page(candidates, baseline)
+    write_text(out, page)
+
+
+def _page(candidates: Sequence[Candidate], baseline: str | None) -> str:
     records = [record(candidate) for candidate in candidates]
     table = compare([*start_records(records), *records], [], baseline, by_method=False)
     groups = figures.groups_of(records)
@@ -45,7 +53,7 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
     environment = jinja2.Environment(autoescape=True)
     environment.globals |= {"text": _two_lines, "words": in_words}
     main = [column for column in table.columns if is_main(column)] or table.columns
-    page = environment.from_string(PAGE).render(
+    return environment.from_string(PAGE).render(
         style=STYLE,
         title=records[0].label if len(records) == 1 else f"{len(groups)} methods, {len(records)} runs",
         lead=_lead(records),
@@ -65,7 +73,6 @@ def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None 
         provenance=[_provenance(r) for r in records],
         written=now(),
     )
-    write_text(out, page)
 
 
 def _two_lines(column: str, cell: Cell | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, short_name
 from riftcli.recipe import Recipe
-from riftcli.runs.reader import gigabytes, read_json, read_report
+from riftcli.runs.reader import as_written, gigabytes, read_json, read_report
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ def record(candidate: Candidate) -> Record:
     run = candidate.folder
     if run is None or not candidate.is_run:
         raise UsageError(f"{candidate.label}: not a run folder; tables are of finished runs")
+    with as_written(run):
+        return _record(candidate, run)
+
+
+def _record(candidate: Candidate, run: Path) -> Record:
     report = read_report(run)
     values: dict[str, float | None] = {}
     better: dict[str, bool] = {}
@@ -104,25 +109,31 @@ def start_records(records: Sequence[Record]) -> list[Record]:
     """What the pretrained models of runs with a text tower score as they come, one per model and data set: a row above theirs."""
     found: dict[tuple[str, str], Record] = {}
     for own in records:
-        report = read_report(own.folder)
-        name = f"pretrained {short_name(own.recipe.model.name)}"
-        if "zero_shot_start" not in report or (name, own.data) in found:
-            continue
-        values: dict[str, float] = {}
-        better: dict[str, bool] = {}
-
-        def note(column: str, value: float | None, more: bool | None = None, values: Any = values, better: Any = better) -> None:
-            if value is not None:
-                values[column] = float(value)
-                if more is not None:
-                    better[column] = more
-
-        for column, entry in report["zero_shot_start"].items():
-            note(column, entry["value"], entry["higher_is_better"])
-        note("acc or map", values.get("acc"), True)
-        _note_transfer(report, note, "before")
-        found[name, own.data] = Record(name, name, own.recipe, own.data, own.seed, own.folder, values, better, is_start=True)
+        with as_written(own.folder):
+            _note_start(own, found)
     return list(found.values())
+
+
+def _note_start(own: Record, found: dict[tuple[str, str], Record]) -> None:
+    """Add what the start of this run scored, unless there was no text tower, or it is there already."""
+    report = read_report(own.folder)
+    name = f"pretrained {short_name(own.recipe.model.name)}"
+    if "zero_shot_start" not in report or (name, own.data) in found:
+        return
+    values: dict[str, float] = {}
+    better: dict[str, bool] = {}
+
+    def note(column: str, value: float | None, more: bool | None = None) -> None:
+        if value is not None:
+            values[column] = float(value)
+            if more is not None:
+                better[column] = more
+
+    for column, entry in report["zero_shot_start"].items():
+        note(column, entry["value"], entry["higher_is_better"])
+    note("acc or map", values.get("acc"), True)
+    _note_transfer(report, note, "before")
+    found[name, own.data] = Record(name, name, own.recipe, own.data, own.seed, own.folder, values, better, is_start=True)
 
 
 def _measured(run: Path, command: str, report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -40,9 +40,13 @@ def _entry(run: Path) -> Entry:
     status = about.get("status", "unreadable")
     if status == "running" and not in_progress(run):
         status = "interrupted"  # killed before it could say so
-    scores = {name: entry.get("value") for name, entry in report.get("metrics", {}).items() if isinstance(entry, dict)}
-    score = scores.get("acc", scores.get("map"))
-    return Entry(run, about.get("created", ""), about.get("recipe", ""), status, score, scores.get("cka"), size_of(run))
+    metrics = report.get("metrics")
+    entries = metrics.items() if isinstance(metrics, dict) else ()
+    scores = {name: entry.get("value") for name, entry in entries if isinstance(entry, dict)}
+    numbers = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+    score = numbers.get("acc", numbers.get("map"))
+    created, recipe = str(about.get("created", "")), str(about.get("recipe", ""))
+    return Entry(run, created, recipe, str(status), score, numbers.get("cka"), size_of(run))
 
 
 def _about(run: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
         lines = files.read_text(path, MOST_LOG).splitlines()
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(files.parse_json(line))
+                row = files.parse_json(line)
+                if not isinstance(row.get("kind"), str) or type(row.get("step")) is not int or row["step"] < 0:
+                    raise ValueError("neither kind nor step")
+                rows.append(row)
             except ValueError:
                 if number < len(lines):  # the last one may be in the middle of being written
-                    raise ValueError(f"line {number} is not a JSON object") from None
+                    raise ValueError(f"line {number} is not one of a run") from None
     except (OSError, ValueError) as error:
         raise StorageError(f"{path}: damaged ({error}); the run itself resumes without it") from error
     return rows
@@ -33,6 +38,17 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 def read_report(run: Path) -> dict[str, Any]:
     """metrics.json of a finished run; raise UsageError or StorageError."""
     return read_json(run / "metrics.json", f"{run}: no metrics.json; the run has not finished")
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Inside the block something is made of what riftcli once wrote; raise StorageError where that is not as it was written."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
+        raise StorageError(
+            f"{path}: damaged, or not of riftcli ({type(error).__name__}: {error}); measure it again, or put it back from a copy"
+        ) from error
 
 
 def gigabytes(report: dict[str, Any]) -> float | None:

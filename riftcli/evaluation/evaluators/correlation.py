@@ -15,7 +15,7 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.runs.provenance import environment
-from riftcli.runs.reader import read_report, read_rows
+from riftcli.runs.reader import as_written, read_report, read_rows
 from riftcli.runs.result_table import ResultTable, Row
 
 Points = Literal["all", "final"]
@@ -23,6 +23,11 @@ Points = Literal["all", "final"]
 
 def points_of(run: Path, which: Points) -> list[dict[str, float]]:
     """What a run measured together: per evaluation on validation (`all`), or once, at its end, on test (`final`)."""
+    with as_written(run):
+        return _points_of(run, which)
+
+
+def _points_of(run: Path, which: Points) -> list[dict[str, float]]:
     if which == "all":
         rows = [row for row in read_rows(run) if row["kind"] == "eval"]
         return [{k: v for k, v in row.items() if isinstance(v, float)} | {"epoch": row["epoch"]} for row in rows]
