@@ -86,8 +86,14 @@ def _options(
 
 def main() -> None:
     """Run a command; translate every way it can end into a documented exit code."""
+    from riftcli.console import open_standard_streams
+
     launch.die_with_parent()
-    sys.exit(run(sys.argv[1:]))
+    open_standard_streams()
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -118,6 +124,11 @@ def run(arguments: list[str]) -> int:
             return _end(error, error.format_message(), ExitCode.USAGE)
         if "DataLoader worker" in str(error):  # torch says so wherever we are at that moment
             text = "a data worker was killed (out of memory?); fewer train.workers need less memory, train.workers=0 has none"
+            if "shared memory" in str(error):
+                text = (
+                    "data workers ran out of shared memory (/dev/shm); give it more (docker run --shm-size=8g), or none of them: "
+                )
+                text += "train.workers=0"
             return _end(error, text, ExitCode.ENVIRONMENT)
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -172,3 +174,56 @@ def _blocks(widths: Sequence[int], most: int) -> list[list[int]]:
 def note_line(text: str) -> None:
     """A line on stderr: stdout is for --json."""
     print(text, file=sys.stderr)
+
+
+class Output:
+    """A standard stream that nobody has to read: what its reader no longer takes, or a terminal that is gone, is no error.
+
+    lossy: nor is any other failure, as of a log on a full disk. Tables and JSON on stdout are not lossy.
+    """
+
+    def __init__(self, stream: TextIO, lossy: bool) -> None:
+        self._stream, self._lossy = stream, lossy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of any text stream; what it cannot write in its encoding is shown escaped."""
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As of any text stream."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """As of any text stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """From now on what is written goes nowhere, or the error is raised."""
+        if not self._lossy and error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+            raise error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def open_standard_streams() -> None:
+    """Standard output and error of a command, even where it was started without them."""
+    for name, lossy in (("stdout", False), ("stderr", True)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed when we were started: python opens nothing in its place, and the next file would be it
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+        setattr(sys, name, Output(stream, lossy))
