@@ -9,14 +9,14 @@ import tempfile
 from pathlib import Path
 
 from riftcli.errors import EnvironmentError, ModelError, UsageError
-from riftcli.models.published import check_published
+from riftcli.models.published import MANIFEST, check_published
 
 SENT = ("README.md", "*.json", "*.safetensors", "*.txt", "*.model")  # a card, weights and configurations: nothing that runs
 
 
 def files_of(folder: Path) -> list[Path]:
     """What is sent of a folder of weights, sorted; raise ModelError without weights or card."""
-    found = sorted({path for pattern in SENT for path in folder.glob(pattern) if path.is_file()})
+    found = sorted({path for pattern in SENT for path in folder.glob(pattern) if path.is_file() and path.name != MANIFEST})
     names = {path.name for path in found}
     if not any(name.endswith(".safetensors") for name in names) or "README.md" not in names:
         raise ModelError(f"{folder}: no weights (*.safetensors) with a card (README.md), so there is nothing to push")

@@ -481,6 +481,7 @@ def test_adapter_folders_that_do_not_fit(tmp_path):
     )
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(ModelError) as caught:
         load_adapter(build(), tmp_path)
     assert str(caught.value) == f"{tmp_path}: adapters of type IA3 are not read; LORA, OFT and BOFT are"
