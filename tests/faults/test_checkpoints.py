@@ -271,3 +271,45 @@ def test_q_stays_orthogonal_over_a_thousand_steps():
         loss.backward()
         optimizer.step()
     assert float(rotation.orthogonality_error()) < 1e-5
+
+
+# ---- F1: killed at any point of a save
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to a process: no handler of an Exception sees it."""
+
+
+OPERATIONS = ("mkdir", "write_text", "rename", "replace", "unlink", "chmod")
+
+
+def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
+    """The old checkpoints or the new one, never a mix: each operation on files, in turn, is the last."""
+    checkpoint.save(tmp_path, 1, {"model": {"w": torch.full((3,), 1.0)}}, {"n": 1})
+    fatal, reached = 0, True
+    while reached:
+        fatal, reached = fatal + 1, False
+        counted = {"n": 0}
+
+        def step(counted=counted, fatal=fatal):
+            counted["n"] += 1
+            if counted["n"] == fatal:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            for name in OPERATIONS:
+                real = getattr(Path, name)
+                patch.setattr(Path, name, lambda *a, real=real, **o: (step(), real(*a, **o))[1])
+            for place, name in ((shutil, "rmtree"), (checkpoint.files, "fsync"), (checkpoint, "write_tensors")):
+                real = getattr(place, name)
+                patch.setattr(place, name, lambda *a, real=real, **o: (step(), real(*a, **o))[1])
+            try:
+                checkpoint.save(tmp_path, 2, {"model": {"w": torch.full((3,), 2.0)}}, {"n": 2})
+            except Killed:
+                reached = True
+        tensors, state = checkpoint.load_newest(tmp_path, pytest.fail)
+        assert float(tensors["model"]["w"][0]) == state["n"], "tensors and state are of one checkpoint"
+        assert state["n"] in (1, 2)
+    assert fatal > 12 and state["n"] == 2
+    checkpoint.save(tmp_path, 3, {"model": {"w": torch.full((3,), 3.0)}}, {"n": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
