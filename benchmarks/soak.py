@@ -3,8 +3,8 @@
     python benchmarks/soak.py [STEPS]
 
 The small ViT of the demo on digits with RIFT, augmentation, two data workers, a checkpoint every 50 steps and a validation every
-epoch, in one process. Printed for six equal parts of the run: resident memory at the end of the part, open descriptors, the median time between
-two steps; and the last part relative to the second (in the first one, caches fill).
+epoch, in one process. Printed for six equal parts of the run: resident memory at the end of the part, open descriptors, the median
+time between two steps; and the last part relative to the second (in the first one, caches fill).
 """
 
 from __future__ import annotations
