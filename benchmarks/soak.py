@@ -2,9 +2,9 @@
 
     python benchmarks/soak.py [STEPS]
 
-The small ViT of the demo on digits with RIFT, augmentation, two data workers, a checkpoint every 50 steps and a validation every
-epoch, in one process. Printed for six equal parts of the run: resident memory at the end of the part, open descriptors, the median
-time between two steps; and the last part relative to the second (in the first one, caches fill).
+The small ViT of the demo on digits with RIFT, augmentation, two data workers, a checkpoint every 50 steps and a validation in
+every epoch, in one process. Printed for six equal parts of the run: resident memory at the end of the part, open descriptors, and
+the median time between two steps; then the last part relative to the second (in the first one, caches fill).
 """
 
 from __future__ import annotations

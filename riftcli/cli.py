@@ -12,6 +12,7 @@ import typer
 
 from riftcli import catalog, launch, signals
 from riftcli.errors import ExitCode, RiftError
+from riftcli.escaping import shown
 from riftcli.version import __version__
 
 # Name -> "module:function", or "module:app" of a group. To add a command, add a file and a line here.
@@ -149,7 +150,7 @@ def _memory_message(error: Exception) -> str:
 def _end(error: BaseException, message: str, code: ExitCode) -> int:
     from riftcli import launch
 
-    debug = bool(os.environ.get("RIFT_DEBUG"))
+    debug, message = bool(os.environ.get("RIFT_DEBUG")), shown(message)
     if "TORCHELASTIC_RUN_ID" in os.environ or "TORCHELASTIC_ERROR_FILE" in os.environ:
         launch.record_worker_error(error, message)
     if message and (

@@ -16,6 +16,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from riftcli import files, heartbeat
+from riftcli.escaping import one_line, shown
 
 BEAT = 30.0  # seconds between two lines of progress in a log
 WIDE = 100  # characters from which a bar has all its columns
@@ -41,6 +42,7 @@ class Console:
     def line(self, text: str, style: str | None = None) -> None:
         """One line."""
         heartbeat.beat(text[:100])
+        text = shown(text)
         if not self.quiet and self.rich.is_terminal:
             self.rich.print(text, style=style, markup=False)
         elif not self.quiet:
@@ -60,11 +62,12 @@ class Console:
         if self.quiet or not self.rich.is_terminal:
             yield Bar(what, total, start, self._beat)
             return
+        what = one_line(what)
         width = self.rich.width
         wide = width >= WIDE
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24 if wide else 8), MofNCompleteColumn()]
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24 if wide else 8), MofNCompleteColumn()]
         columns += [TimeElapsedColumn()] * wide
-        columns += [TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        columns += [TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False)]
         counted = 2 * len(str(total)) + 1
         taken = (24 + 8 if wide else 8) + counted + len("eta 0:00:00") + len(columns) + 1
         name = what if len(what) + taken < width else what[: max(8, width - taken - 1)] + "…"
@@ -74,6 +77,7 @@ class Console:
 
     def _beat(self, text: str) -> None:
         """A line of progress: not on a terminal, which has a bar, and not kept for a log file to come."""
+        text = shown(text)
         if not self.quiet and not self.rich.is_terminal:
             print(text, file=sys.stdout if self.stdout else sys.stderr, flush=True)
         if self._log:
@@ -142,21 +146,22 @@ def print_grid(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]
     """A table on stderr. Columns beyond the terminal's width go on below, with the first column once more."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=True, highlight=False, width=max(console.width, 240))
-    console.print(title, markup=False, style="bold")
-    columns = [[name, *cells] for name, *cells in zip(header, *lines, strict=True)]
+    console.print(shown(title), markup=False, style="bold")
+    columns = [[one_line(cell) for cell in (name, *cells)] for name, *cells in zip(header, *lines, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     for block in _blocks(widths, console.width):
         table = Table(box=None, pad_edge=False)
         for i in block:
             table.add_column(
-                columns[i][0], justify="left" if i == 0 else "right", no_wrap=i > 0 and widths[i] < console.width // 2
+                Text(columns[i][0]), justify="left" if i == 0 else "right", no_wrap=i > 0 and widths[i] < console.width // 2
             )
         for line in zip(*(columns[i][1:] for i in block), strict=True):
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         console.print(table)
 
 
@@ -173,7 +178,7 @@ def _blocks(widths: Sequence[int], most: int) -> list[list[int]]:
 
 def note_line(text: str) -> None:
     """A line on stderr: stdout is for --json."""
-    print(text, file=sys.stderr)
+    print(shown(text), file=sys.stderr)
 
 
 class Output:

@@ -17,7 +17,8 @@ from typing import IO, Any
 from riftcli.errors import StorageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MOST_TEXT = 64 << 20  # bytes of a JSON or YAML file or a table of a run; larger ones are not what they seem to be
+MEGABYTE = 1_000_000
+MOST_TEXT = 256 * MEGABYTE  # bytes of a JSON or YAML file or a table of a run; larger ones are not what they seem to be
 PREFIX, SUFFIX = ".rift-", ".tmp"  # of what is being written: never the name of a file that somebody looks for
 
 _UMASK = os.umask(0)
@@ -91,14 +92,14 @@ def replacing(path: Path, size: int | None = None, durable: bool = False) -> Ite
 @contextmanager
 def writing(path: Path) -> Iterator[IO[str]]:
     """A text file (UTF-8, line ends as given) that is put in place when the block ends without an error."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         yield file
         file.flush()
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
     """Replace a text file in one step."""
-    write_bytes(path, text.encode("utf-8", "surrogateescape"), durable)
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), durable)
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
@@ -114,7 +115,9 @@ def write_json(path: Path, value: Any, durable: bool = False) -> None:
 
 def open_append(path: Path) -> IO[str]:
     """A text file to append to; raise StorageError where that is no regular file."""
-    return os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8", errors="surrogateescape")
+    return os.fdopen(
+        _open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def open_lock(path: Path) -> IO[bytes]:
@@ -186,10 +189,10 @@ def check_readable(path: Path, most: int = MOST_TEXT) -> None:
         raise ValueError(f"{megabytes(status.st_size)}, more than the {megabytes(most)} that such a file may have")
 
 
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """UTF-8 text; raise ValueError for what is not, is no regular file, or is larger than `most` bytes, and OSError."""
+def read_text(path: Path, most: int = MOST_TEXT, encoding: str = "utf-8") -> str:
+    """A text; raise ValueError for what is not, is no regular file, or is larger than `most` bytes, and OSError."""
     check_readable(path, most)
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding=encoding)
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.errors import EnvironmentError, ExitCode, Interrupted, RiftError, Terminated, UsageError
+from riftcli.escaping import shown
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; SIGUSR1 is what Slurm sends before the end
 
@@ -144,8 +145,11 @@ def record_worker_error(error: BaseException, message: str) -> None:
     # before a run folder exists there is no better place than the temporary one
     log = _rank_log or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log"
     trace = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not hide the error
-        file.write(f"{message}\n{trace}\n")
+    with (
+        contextlib.suppress(OSError),
+        log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+    ):  # a full disk must not hide the error
+        file.write(shown(f"{message}\n{trace}\n"))
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
         note = {"message": f"{message} (log: {log})", "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}

@@ -27,7 +27,7 @@ FLOORS = [
     ["runs"],
     ["recipe"],
     ["functional", "catalog", "launch", "dist"],
-    ["errors", "files", "signals", "heartbeat", "console", "protocols", "version", "assets"],
+    ["errors", "escaping", "files", "signals", "heartbeat", "console", "protocols", "version", "assets"],
 ]
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = {*FLOORS[-1], *FLOORS[-2]}

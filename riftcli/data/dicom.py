@@ -29,6 +29,7 @@ def read_dicom(path: Path) -> Image.Image:
         header = dicom.dcmread(path)
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise DataError(f"{path}: {header.NumberOfFrames} frames in one file; export the frame that is to be classified")
+        _check_size(path, int(header.Columns), int(header.Rows))
         values = pixel_array(header, as_rgb=True)  # YBR becomes RGB
         kind = str(header.get("PhotometricInterpretation", ""))
         if kind == "PALETTE COLOR":
@@ -49,6 +50,12 @@ def read_dicom(path: Path) -> Image.Image:
             ) from error
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: unreadable DICOM file ({text[:200]}); replace it or take it out of the split") from error
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Raise DataError for more pixels than an image may have: a compressed frame says how many it becomes."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DataError(f"{path}: {width} x {height}, more than {Image.MAX_IMAGE_PIXELS:,} pixels; downscale it first")
 
 
 def _shown(values: np.ndarray, header: Any) -> tuple[np.ndarray, float, float]:

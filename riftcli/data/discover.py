@@ -12,10 +12,12 @@ from riftcli import catalog
 from riftcli.data.datasets.image_folder import group_names, same_inside
 from riftcli.data.discover_table import infer_table, tables_in
 from riftcli.data.discovery import Discovery, NamesNoImages, split_words, with_cuts
-from riftcli.data.folders import holds_images, ignored_text, images_below, split_of, unusual, visible_folders
+from riftcli.data.folders import FOLLOW, holds_images, ignored_text, images_below, split_of, unusual, visible_folders
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.split import Split
+from riftcli.data.splits import load_split
 from riftcli.errors import DataError
+from riftcli.recipe.data_sources import SplitSpec
 
 # Formats with a layout of their own, most particular first; MedFM is asked for each of its tasks.
 LAYOUTS: list[tuple[str, dict[str, Any]]] = [
@@ -42,9 +44,22 @@ def discover(path: Path, answers: dict[str, str] | None = None) -> Discovery:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     try:
-        return _discover(path, answers)
+        return _with_links(_discover(path, answers))
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _with_links(found: Discovery) -> Discovery:
+    """What was seen behind links that lead out of the data root is read only where the recipe says so, which it then does."""
+    source = catalog.component("data", found.format)(**found.fields)
+    try:
+        for split in dict.fromkeys(name for name in found.splits.values() if isinstance(name, str)):
+            load_split(source, SplitSpec(split))
+    except DataError as error:
+        if FOLLOW in str(error):
+            fact = "some files lie outside the data root, behind links or names: follow_links"
+            return replace(found, fields={**found.fields, "follow_links": True}, facts=[found.facts[0], fact, *found.facts[1:]])
+    return found
 
 
 def _discover(path: Path, answers: dict[str, str] | None) -> Discovery:

@@ -15,6 +15,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }  # what people call them
+FOLLOW = "put it below, or set follow_links: true of this data source where you trust whoever made it"
 COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".txt", ".tsv", ".xml", ".yaml", ".yml")
 
 
@@ -81,6 +82,32 @@ def check_exist(paths: list[Path]) -> None:
         if not path.is_file():
             what = "a link to nowhere" if path.is_symlink() else "image not found"
             problems.add(f"{path}: {what}; fetch it again or take it out of the list")
+    problems.raise_if_any()
+
+
+def inside(root: Path, name: str, follow_links: bool, key: str) -> Path:
+    """A file or folder below root, by a recipe's name for it; raise DataError where name or link lead elsewhere."""
+    path, home = root / name, os.path.realpath(root)
+    real = os.path.realpath(path)
+    if follow_links or real == home or real.startswith(f"{home.rstrip(os.sep)}{os.sep}"):
+        return path
+    raise DataError(f"{path}: {key} leads out of the data root, to {real}; {FOLLOW}")
+
+
+def check_inside(paths: Iterable[Path], root: str) -> None:
+    """Raise DataError naming the files that links lead out of root; a folder's own links are looked up once."""
+    home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
+    places: dict[str, str] = {}
+    problems = Problems()
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in places:
+            places[folder] = os.path.realpath(folder)
+        real = places[folder]
+        if os.path.islink(path):
+            real, name = os.path.split(os.path.realpath(path))
+        if not f"{real}{os.sep}".startswith(home):
+            problems.add(f"{path}: leads out of the data root, to {os.path.join(real, name)}; {FOLLOW}")
     problems.raise_if_any()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from riftcli.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+# By content, whatever a file is called: Pillow would else try all that it knows, and start Ghostscript on an EPS.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_ASPECT = 100  # of the longer side to the shorter: resizing 1 x 1,000,000 to a shorter side of 224 takes 150 GB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", *SUFFIXES)
 
 
@@ -47,6 +51,19 @@ def _scaled(image: Image.Image, name: str, bit_depth: int) -> Image.Image:
     return Image.fromarray(((values * 255 + top // 2) // top).astype("uint8"))
 
 
+def open_image(path: Path) -> Image.Image:
+    """An image file, not decoded yet, in one of FORMATS and no longer than a picture is; raise OSError or DataError."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+        raise DataError(f"{path}: not a file; take it out of the split")
+    image = Image.open(path, formats=FORMATS)
+    short, long = sorted(image.size)
+    if long > MOST_ASPECT * short:
+        image.close()
+        size = f"{image.width} x {image.height} pixels"
+        raise DataError(f"{path}: {size}, more than {MOST_ASPECT} times as long as wide; crop it, or take it out of the split")
+    return image
+
+
 def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = None) -> Image.Image:
     """Decode one file completely, as RGB; raise DataError naming it. (Pillow's verify() passes a truncated JPEG.)
 
@@ -59,7 +76,7 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if at_least is not None:
                     image.draft(None, (at_least, at_least))
                 return to_rgb(image, str(path), bit_depth)

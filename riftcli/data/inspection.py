@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from riftcli.data.dicom import SUFFIXES
-from riftcli.data.images import read_image
+from riftcli.data.images import open_image, read_image
 from riftcli.errors import DataError
 
 FLAT = 2.0  # standard deviation of grey levels below which a picture has no structure to compare
@@ -40,7 +40,7 @@ def inspect_file(bit_depth: int | None, path: Path) -> Inspected:
         if path.suffix.lower() in SUFFIXES:
             mode, (width, height) = "DICOM", rgb.size
         else:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 mode, (width, height) = image.mode, image.size
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()

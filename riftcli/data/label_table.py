@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from riftcli import files
 from riftcli.data.sample_list import LabelRow
 from riftcli.errors import DataError, Problems, did_you_mean
 from riftcli.protocols import UNKNOWN, Task
 
 MAX_CLASSES = 100_000
+MOST = 2000 * files.MEGABYTE  # of a label file: CC3M's captions are 600
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?$")  # 2 and, after a round trip through a data frame, 2.0
 _NUMBER = re.compile(r"[-+]?([0-9.]+([eE][-+]?[0-9]+)?|nan|inf(inity)?)$", re.IGNORECASE)
 
@@ -101,7 +103,7 @@ class LabelTable:
                 others = [d for d in (";", "\t", ",") if d != self.delimiter and len(header) == 1 and d in header[0]]
                 hint = f"; is data.delimiter {others[0]!r}?" if others else ""
                 close = "" if others else did_you_mean(column, header)
-                raise DataError(f"{path}:1: no column '{column}'{close}; it has: {', '.join(header)}{hint}")
+                raise DataError(f"{path}:1: no column '{column}'{close}; it has: {_named(header)}{hint}")
             if header.count(column) > 1:
                 raise DataError(f"{path}:1: column '{column}' stands twice in the header")
 
@@ -169,14 +171,21 @@ class LabelTable:
         return int(float(cell))
 
 
+def _named(columns: list[str]) -> str:
+    """Some names of columns, no more of a file than tells what it is: it may be none of ours."""
+    return ", ".join(name[:30] for name in columns[:12]) + ", ..." * (len(columns) > 12)
+
+
 def read_text(path: Path) -> str:
     """A label file as text (a byte order mark is dropped); raise DataError when it is missing, empty or not text."""
     if not path.is_file():
         raise DataError(f"{path}: label file not found; set data.labels")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path, MOST, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file (byte {error.start}); export it again as UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}, which no table of labels is") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if "\0" in text:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from riftcli.escaping import one_line
 from riftcli.protocols import Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Split:
     left_out: int = 0
     members: list[list[str]] | None = None
     ignored: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Ids and classes may be names of files: kept as any log, table and JSON can carry them; `paths` stay as they are."""
+        object.__setattr__(self, "ids", [one_line(name) for name in self.ids])
+        object.__setattr__(self, "classes", [one_line(name) for name in self.classes])
 
     def __len__(self) -> int:
         return len(self.ids)

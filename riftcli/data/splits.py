@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from riftcli.data.classes import with_classes
-from riftcli.data.folders import total
+from riftcli.data.folders import check_inside, total
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.leaks import Leak, group_leaks
 from riftcli.data.split import DataSource, Split
@@ -128,6 +128,8 @@ def load_split(source: DataSource, spec: SplitSpec) -> Split:
     split = parts[0] if len(parts) == 1 else _joined(spec.name, parts)
     if len(split) == 0:
         raise DataError(f"split '{spec.name}' is empty")
+    if not getattr(source, "follow_links", True) and getattr(source, "images", None) != "absolute":
+        check_inside(split.paths or [], getattr(source, "root", "."))
     twice = [name for name, count in Counter(split.classes).items() if count > 1]
     if twice:
         raise DataError(f"split '{spec.name}': {len(twice)} class names stand for two classes (e.g. '{twice[0]}')")

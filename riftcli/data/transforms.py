@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,27 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from riftcli.errors import ModelError
+
+MOST_PIXELS = 8_192  # of an image's side
+
+
+def check_preprocessing(found: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that no transform has; what is missing is timm's default."""
+    size = found.get("input_size") or (3, 1, 1)
+    sides = [side for side in size if isinstance(side, int)] if isinstance(size, list | tuple) else []
+    if len(sides) != 3 or sides[0] not in (1, 3) or not all(1 <= side <= MOST_PIXELS for side in sides):
+        raise ValueError(f"input_size must be 3 channels, height and width from 1 to {MOST_PIXELS}, got {str(size)[:60]}")
+    known = [mode.value for mode in InterpolationMode]
+    if found.get("interpolation", "bicubic") not in known:
+        raise ValueError(f"interpolation must be one of {', '.join(known)}, got {str(found['interpolation'])[:40]}")
+    for key, low, high in (("crop_pct", 0.05, 2.0), ("mean", -10.0, 10.0), ("std", 1e-6, 1e3)):
+        given = found.get(key)
+        values = [0.5] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+        plain = all(isinstance(v, int | float) and low <= v <= high for v in values)
+        if not plain or (given is not None and len(values) != (1 if key == "crop_pct" else sides[0])):
+            raise ValueError(
+                f"{key} must be {'a number' if key == 'crop_pct' else 'a number per channel'} from {low:g} to {high:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -22,6 +44,12 @@ class Preprocessing:
     std: tuple[float, ...]
     crop_pct: float
     crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        try:
+            check_preprocessing(vars(self))
+        except ValueError as error:
+            raise ModelError(f"the model's preprocessing: {error}; mend it in its config.json, or use another model") from error
 
     @classmethod
     def of_model(cls, vit: Any, image_size: int | None, crop_pct: float | None = None) -> Preprocessing:

@@ -17,7 +17,7 @@ from riftcli.files import check_no_links
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
 from riftcli.models.open_clip_folder import CONFIG
-from riftcli.models.weights import check_finite, folder_name, load_saved, read_config, saved_weights
+from riftcli.models.weights import folder_name, load_saved, read_config, saved_weights
 from riftcli.protocols import Task
 from riftcli.recipe import Recipe
 from riftcli.runs.folder import in_progress, read_run
@@ -59,12 +59,10 @@ class Candidate:
         """Read the weights; raise ModelError."""
         if self.weights is None:
             vit: Any = Backbone(**{**self.recipe.model.model_dump(), "pretrained": True}).build().to(device).eval()
-            check_finite(vit.state_dict(), self.label)
             sizes = self.recipe.model
             own = Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct)
             return LoadedModel(Classifier(vit), own, [], label=self.label)
         vit = load_saved(self.weights.parent).to(device).eval()
-        check_finite(vit.state_dict(), self.label)
         config = read_config(self.weights.parent)
         known, ours = config.get("pretrained_cfg", {}), config.get("rift", {})
         if all(key in known for key in Preprocessing.__dataclass_fields__):

@@ -10,6 +10,7 @@ import torch
 from riftcli.data.classes import class_counts
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
+from riftcli.escaping import file_name
 from riftcli.evaluation.scores import confusion, score
 from riftcli.models.published import sha256
 from riftcli.protocols import Predictions
@@ -100,4 +101,4 @@ def timing_part(device: torch.device, images_per_second: float | None, **seconds
 
 def eval_name(report: dict[str, Any]) -> str:
     """Folder of a report below eval/: <dataset>-<split>."""
-    return f"{report['data']['name']}-{report['data']['split']}"
+    return file_name(f"{report['data']['name']}-{report['data']['split']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from riftcli.data.split import Split
 from riftcli.files import writing
 from riftcli.protocols import UNKNOWN, Predictions
+from riftcli.runs.result_table import write_cells
 
 COUNT, SIDE = 12, 96  # pictures, and pixels of their longer side
 NAME, HEADER = "mistakes.csv", ("id", "picture", "target", "predicted", "confidence")
@@ -24,14 +24,14 @@ def write_mistakes(folder: Path, split: Split, seen: Predictions) -> None:
     if found:
         pictures.mkdir(parents=True)
     with writing(folder / NAME) as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
+        write_cells(file, [HEADER])
         for k, (i, target, predicted, confidence) in enumerate(found, 1):
             path = pictures / f"{k:02d}.jpg"
             image = split.read(i).convert("RGB")
             image.thumbnail((SIDE, SIDE))
             image.save(path, "JPEG", quality=80)
-            writer.writerow([split.ids[i], path.relative_to(folder).as_posix(), target, predicted, f"{confidence:.4f}"])
+            picture = path.relative_to(folder).as_posix()
+            write_cells(file, [[split.ids[i], picture, target, predicted, f"{confidence:.4f}"]])
 
 
 def worst(seen: Predictions, count: int = COUNT) -> list[tuple[int, str, str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +17,7 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.ensemble import load_members, mean_logits
 from riftcli.protocols import Task
+from riftcli.runs.result_table import write_cells
 
 THRESHOLD = 0.5  # of a label's probability, for multi-label models
 
@@ -81,8 +81,8 @@ def decide(logits: torch.Tensor, classes: Sequence[str], task: Task) -> list[tup
 def write_predictions(file: IO[str], classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """CSV: path, class, p_<class> ..., and where an image could not be read `error`, with the reason."""
     failed = [row for row in rows if row["error"]]
-    writer = csv.writer(file)
-    writer.writerow(["path", "class", *[f"p_{name}" for name in classes], *(["error"] if failed else [])])
+    lines: list[list[object]] = [["path", "class", *[f"p_{name}" for name in classes], *(["error"] if failed else [])]]
     for row in rows:
         shares = ["" if p is None else f"{p:.6f}" for p in row["probabilities"]]
-        writer.writerow([row["path"], row["class"], *shares, *([row["error"] or ""] if failed else [])])
+        lines.append([row["path"], row["class"], *shares, *([row["error"] or ""] if failed else [])])
+    write_cells(file, lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from riftcli.evaluation.mistakes import write_mistakes
 from riftcli.files import writing
 from riftcli.functional.calibration import reliability
 from riftcli.protocols import UNKNOWN, Predictions
-from riftcli.runs.result_table import Row, write_csv
+from riftcli.runs.result_table import Row, write_cells, write_csv
 
 
 def predictions(split: Split, table: FeatureTable, pretrained: torch.Tensor | None, group: str | None = None) -> Predictions:
@@ -60,29 +59,24 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
     write_reliability(folder / "reliability.csv", seen)
     multiclass = seen.task == "multiclass"
     probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()
+    shares = [[f"{p:.6f}" for p in row] for row in probabilities.tolist()]
+    if multiclass:
+        truths, guesses = seen.targets.tolist(), seen.logits.argmax(1).tolist()
+        header = ["id", "target", "predicted", *[f"p_{c}" for c in seen.classes]]
+        known = [[seen.classes[int(truth)], seen.classes[guess]] for truth, guess in zip(truths, guesses, strict=True)]
+    else:
+        header = ["id", *[f"target_{c}" for c in seen.classes], *[f"p_{c}" for c in seen.classes]]
+        known = [["" if truth == UNKNOWN else truth for truth in row] for row in seen.targets.tolist()]
     with writing(folder / "predictions.csv") as file:
-        writer = csv.writer(file)
-        if multiclass:
-            writer.writerow(["id", "target", "predicted", *[f"p_{c}" for c in seen.classes]])
-            guesses = seen.logits.argmax(1).tolist()
-            for i, name in enumerate(split.ids):
-                truth, guess = seen.classes[int(seen.targets[i])], seen.classes[guesses[i]]
-                writer.writerow([name, truth, guess, *[f"{p:.6f}" for p in probabilities[i].tolist()]])
-        else:
-            writer.writerow(["id", *[f"target_{c}" for c in seen.classes], *[f"p_{c}" for c in seen.classes]])
-            for i, name in enumerate(split.ids):
-                truths = ["" if truth == UNKNOWN else truth for truth in seen.targets[i].tolist()]
-                writer.writerow([name, *truths, *[f"{p:.6f}" for p in probabilities[i].tolist()]])
+        write_cells(file, [header, *([name, *a, *b] for name, a, b in zip(split.ids, known, shares, strict=True))])
     matrix = confusion(seen)
     with writing(folder / "confusion_matrix.csv") as file:
-        writer = csv.writer(file)
         if multiclass:
-            writer.writerow(["true\\predicted", *seen.classes])
-            writer.writerows([name, *row] for name, row in zip(seen.classes, matrix["counts"], strict=True))
+            lines = [[name, *row] for name, row in zip(seen.classes, matrix["counts"], strict=True)]
+            write_cells(file, [["true\\predicted", *seen.classes], *lines])
         else:
-            writer.writerow(["class", "tp", "fp", "fn", "tn"])
             columns = [matrix[key] for key in ("tp", "fp", "fn", "tn")]
-            writer.writerows(zip(seen.classes, *columns, strict=True))
+            write_cells(file, [["class", "tp", "fp", "fn", "tn"], *zip(seen.classes, *columns, strict=True)])
     write_mistakes(folder, split, seen)
 
 

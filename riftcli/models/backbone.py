@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from riftcli import files
 from riftcli.assets import ASSETS
 from riftcli.errors import ModelError, did_you_mean
+from riftcli.models.loading import recorded_loads
+from riftcli.models.model_config import read_model_config
 from riftcli.models.published import check_published
 from riftcli.models.weights_file import weights_file
 
@@ -52,7 +51,7 @@ class Backbone:
             )
 
         try:
-            with _recorded_loads() as loads:
+            with recorded_loads(self.weights or self.name) as loads:
                 try:
                     vit = create(**kwargs)
                 except TypeError as error:
@@ -60,6 +59,8 @@ class Backbone:
                         raise
                     kwargs.pop("img_size")  # a network of convolutions takes images of any size
                     vit = create(**kwargs)
+        except (ModelError, MemoryError):
+            raise
         except Exception as error:
             raise _explained(self, name, error) from error
         _check_complete(self, vit, loads)
@@ -84,6 +85,10 @@ class Backbone:
             if not (folder / "config.json").is_file():
                 raise ModelError(f"model.name {self.name}: no config.json in {folder}; expected a timm model folder")
             check_published(folder)
+            read_model_config(folder / "config.json")
+            if self.pretrained and self.weights is None and not (folder / "model.safetensors").is_file():
+                what = "no model.safetensors in it (other formats can run code when loaded)"
+                raise ModelError(f"model.name {self.name}: {what}; convert them, or name a file with --set model.weights=FILE")
             return f"local-dir:{folder}"
         return self.name
 
@@ -103,28 +108,6 @@ class Backbone:
 
 # What published checkpoints hold beside the backbone in use: old heads, pooling that was chosen away, pretraining tokens.
 LEFT_OVERS = ("head", "fc", "classifier", "pre_logits", "norm.", "attn_pool", "mask_token")
-
-
-@contextmanager
-def _recorded_loads() -> Iterator[list[Any]]:
-    """What every load_state_dict inside the block could not match.
-
-    timm drops strictness as soon as the number of classes differs from the checkpoint's: a misfit then leaves random
-    weights behind with no more than a log line.
-    """
-    original = nn.Module.load_state_dict
-    results: list[Any] = []
-
-    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        results.append(original(module, *args, **kwargs))
-        return results[-1]
-
-    # the network does not exist yet, so there is no instance to hook into
-    nn.Module.load_state_dict = recording  # type: ignore[method-assign,assignment]
-    try:
-        yield results
-    finally:
-        nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 def _check_complete(spec: Backbone, vit: Any, loads: list[Any]) -> None:
@@ -199,4 +182,4 @@ def _folder_args(name: str) -> dict[str, Any]:
     """model_args of a timm model folder: timm applies them, and our copy must too."""
     if not name.startswith("local-dir:"):
         return {}
-    return files.read_json(Path(name.removeprefix("local-dir:")) / "config.json").get("model_args", {})
+    return read_model_config(Path(name.removeprefix("local-dir:")) / "config.json").get("model_args") or {}

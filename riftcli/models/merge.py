@@ -11,8 +11,8 @@ from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError, UsageError
 from riftcli.models.backbone import Backbone
+from riftcli.models.loading import read_tensors
 from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
-from riftcli.models.published import load_tensors
 from riftcli.models.surgery import merge
 from riftcli.models.weights import check_saved, read_config, save_folder, saved_weights
 
@@ -54,7 +54,7 @@ def _merge_folder(folder: Path, out: Path, model: str | None) -> Path:
     if name is not None and catalog.component("adapter", name).saved != "merged":  # type: ignore[attr-defined]
         raise UsageError(f"{folder}: {name} is not a layer of timm's and cannot be folded in")
     head = (config.get("modules_to_save") or ["head"])[0]
-    tensors = load_tensors(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     rows = [value for key, value in tensors.items() if key.startswith(f"{PREFIX}{head}.") and value.dim() == 2]
     vit = Backbone(model).build(rows[0].shape[0] if rows else 0)
     target, preprocessing = _free(out), Preprocessing.of_model(vit, None)
@@ -86,7 +86,7 @@ def _put_on(vit: Any, folder: Path) -> None:
         load_adapter(vit, folder)
         return
     catalog.adapt(vit, config["riftcli"])
-    state = {key.removeprefix(PREFIX): value for key, value in load_tensors(folder / WEIGHTS).items()}
+    state = {key.removeprefix(PREFIX): value for key, value in read_tensors(folder / WEIGHTS).items()}
     result = vit.load_state_dict(state, strict=False)
     if result.unexpected_keys:
         raise ModelError(f"{folder}: {len(result.unexpected_keys)} tensors have no place in the model")

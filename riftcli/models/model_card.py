@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from riftcli.escaping import markdown
+
 _CARD = """---
 library_name: {library}
 tags: [image-classification, {library}, riftcli]
@@ -35,8 +37,8 @@ def model_card(resolved: dict[str, Any], epoch: int, plain: bool = True, two_tow
     library = "open_clip" if two_towers else "timm"
     load = (_OPEN_CLIP if two_towers else _TIMM) if plain else _OURS.format(library=library)
     return _CARD.format(
-        architecture=resolved["model"]["name"],
-        data=resolved["data"].get("name") or resolved["data"]["format"],
+        architecture=markdown(resolved["model"]["name"]),
+        data=markdown(resolved["data"].get("name") or resolved["data"]["format"]),
         objective=resolved["objective"]["name"],
         adapter=resolved["adapter"]["name"],
         regularizer=resolved["regularizer"]["name"],

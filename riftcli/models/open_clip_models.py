@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from riftcli.errors import EnvironmentError, ModelError, did_you_mean
+from riftcli.files import MEGABYTE, read_json
 from riftcli.models.image_text import Projection, TextFormat, TextTower, add_embedding
+from riftcli.models.loading import recorded_loads
 from riftcli.models.open_clip_folder import CONFIG, to_timm, weights_in
 from riftcli.models.weights_file import weights_file
 
@@ -100,10 +102,10 @@ def _config(full: str, name: str) -> tuple[dict[str, Any], Path | None]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from error
-    if "model_cfg" not in config:
+        config = read_json(path, 16 * MEGABYTE)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a JSON object ({error})") from error
+    if not isinstance(config.get("model_cfg"), dict):
         raise ModelError(f"{path}: no model_cfg in it; expected what open_clip writes")
     return {"preprocess_cfg": {}, **config}
 
@@ -142,13 +144,15 @@ def _created(spec: Any, config: dict[str, Any], weights: str | None, source: Pat
         raise ModelError(f"model.name {spec.name}: a captioner (CoCa) has a third tower, which is not supported")
     options = {"force_image_size": spec.image_size, "pretrained_text": False}
     try:
-        with _quiet():
+        with _quiet(), recorded_loads(weights or spec.name):
             if name.startswith(HUB):
                 return open_clip.create_model(name, load_weights=spec.pretrained, require_pretrained=spec.pretrained, **options)
             if source is None:
                 return open_clip.create_model(name.partition("/")[0], pretrained=weights, **options)
             with _registered(_resolved(config["model_cfg"], source)) as registered, _full_precision(weights, spec) as file:
                 return open_clip.create_model(registered, pretrained=file, **options)
+    except ModelError:
+        raise
     except Exception as error:
         if isinstance(error, RuntimeError) and "state_dict" in str(error):
             detail = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), _first_line(error))

@@ -16,7 +16,8 @@ from riftcli.errors import ModelError
 from riftcli.models.layers.butterfly import BoftLinear
 from riftcli.models.layers.low_rank import LoraLinear
 from riftcli.models.layers.rotated import OftLinear
-from riftcli.models.published import check_published, load_tensors, publishing
+from riftcli.models.loading import check_values, read_tensors
+from riftcli.models.published import check_published, publishing
 from riftcli.models.weights import write_tensors
 
 PREFIX = "base_model.model."
@@ -102,12 +103,13 @@ def load_adapter(vit: Any, folder: Path) -> nn.Module:
 
     Raises ModelError when it is of another kind, or does not fit.
     """
-    config, tensors = read_adapter_config(folder), load_tensors(folder / WEIGHTS)
+    config, tensors = read_adapter_config(folder), read_tensors(folder / WEIGHTS)
     kind = config.get("peft_type")
     if kind not in ("LORA", "OFT", "BOFT"):
         raise ModelError(f"{folder}: adapters of type {kind} are not read; LORA, OFT and BOFT are")
     _check_lora(config, folder)
     values = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    check_values(values, values, str(folder))
     used: set[str] = set()
     for name, module in list(vit.named_modules()):
         own = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}

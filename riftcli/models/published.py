@@ -9,13 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from riftcli import files
 from riftcli.errors import ModelError, StorageError
-
-if TYPE_CHECKING:
-    import torch
 
 MANIFEST = "manifest.json"
 TRIES = 3  # a run that trains may replace a file while it is read
@@ -28,37 +24,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file; raise ModelError for one that is damaged, or something else."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        files.check_readable(path, most=1 << 62)
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from error
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors of a safetensors file, without reading them; raise ModelError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as tensors:
-            return list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from error
-
-
-def fill(module: torch.nn.Module, path: Path) -> None:
-    """Load a file of weights into a network that has just these tensors; raise ModelError for others."""
-    try:
-        module.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise ModelError(f"{path}: does not fit the model: {str(error).splitlines()[-1].strip()}") from error
 
 
 @contextmanager

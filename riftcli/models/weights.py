@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from torch import nn
 
 from riftcli import catalog, files
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import ModelError, StorageError
+from riftcli.errors import StorageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.image_text import text_tower
+from riftcli.models.loading import load_into, read_tensors
+from riftcli.models.model_config import read_model_config
 from riftcli.models.open_clip_folder import CONFIG, HEAD, NOTE, READABLE, WHOLE, save_open_clip
-from riftcli.models.published import check_published, fill, load_tensors, publishing
+from riftcli.models.published import check_published, publishing
 
 
 def save_folder(
@@ -67,16 +68,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str,
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, or what stands for it beside two towers; raise ModelError."""
     check_published(folder)
-    two_towers = (folder / CONFIG).is_file()
-    path = folder / (NOTE if two_towers else "config.json")
-    try:
-        return files.read_json(path)
-    except FileNotFoundError:
-        if two_towers:
-            return {"label_names": [], "num_classes": 0}
-        raise ModelError(f"{folder}: no config.json; expected a run folder or a timm model folder") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from error
+    if (folder / CONFIG).is_file():
+        note = folder / NOTE
+        return read_model_config(note) if note.is_file() else {"label_names": [], "num_classes": 0}
+    return read_model_config(folder / "config.json")
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -99,7 +94,7 @@ def load_saved(path: str | os.PathLike[str]) -> nn.Module:
         return Backbone(folder_name(folder)).build(config["num_classes"]).eval()
     vit = Backbone(folder_name(folder), pretrained=False).build(config["num_classes"])
     catalog.adapt(vit, spec)
-    fill(vit, folder / "model.safetensors")
+    load_into(vit, read_tensors(folder / "model.safetensors"), str(folder))
     return vit.eval()
 
 
@@ -107,9 +102,9 @@ def _load_two_towers(folder: Path, config: dict[str, Any], adapter: dict[str, An
     vit: Any = Backbone(folder_name(folder), pretrained=adapter is None).build(config["num_classes"])
     if adapter is not None:
         catalog.adapt(vit, adapter)
-        fill(vit, folder / WHOLE)
+        load_into(vit, read_tensors(folder / WHOLE), str(folder))
     elif config["num_classes"]:
-        fill(vit.get_classifier(), folder / HEAD)
+        load_into(vit.get_classifier(), read_tensors(folder / HEAD), str(folder / HEAD))
     return vit
 
 
@@ -127,18 +122,7 @@ def saved_weights(folder: Path) -> Path | None:
 def saved_state(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a saved model by the names of the network in memory; raise ModelError for damaged ones."""
     check_published(folder)
-    return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else load_tensors(folder / "model.safetensors")
-
-
-def check_finite(state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise ModelError for weights that are no numbers: whatever is measured with them is noise."""
-    tensors = {key: value for key, value in state.items() if value.is_floating_point()}
-    bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
-    if bad:
-        raise ModelError(
-            f"{name}: NaN or infinity in {len(bad)} of {len(tensors)} tensors of its weights, e.g. {bad[0]}; its training "
-            "diverged, or the file is damaged: take other weights, or train it again with a lower optim.lr"
-        )
+    return load_saved(folder).state_dict() if (folder / CONFIG).is_file() else read_tensors(folder / "model.safetensors")
 
 
 def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:

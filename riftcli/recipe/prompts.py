@@ -12,9 +12,11 @@ import yaml
 
 from riftcli.assets import ASSETS
 from riftcli.errors import DataError, EnvironmentError, UsageError, did_you_mean
+from riftcli.files import MEGABYTE, read_text
 
 IMAGENET = "imagenet"  # class names by wnid, from open_clip
 OPEN_CLIP_TEMPLATES = {"openai80": "OPENAI_IMAGENET_TEMPLATES", "openai7": "SIMPLE_IMAGENET_TEMPLATES"}
+NAMES = 16 * MEGABYTE  # of a file of class names
 _WNID = re.compile(r"n[0-9]{8}")
 
 
@@ -111,7 +113,10 @@ def _named(name: str, where: str) -> Mapping[str, str] | Sequence[str]:
             return shipped()[kind][name]
     path = Path(name).expanduser()
     if path.is_file():
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            return [line.strip() for line in read_text(path, NAMES).splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}.class_names {name}: not a text file with a name a line ({error})") from error
     known = [IMAGENET, *shipped()["class_names"], *shipped()["corrections"]]
     raise UsageError(
         f"{where}.class_names '{name}': neither a shipped set{did_you_mean(name, known)} ({', '.join(known)}) nor a file with a "

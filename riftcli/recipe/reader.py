@@ -74,6 +74,8 @@ def read(path: Path, what: str = "recipe") -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {path.name}: not a UTF-8 text file (byte {error.start})") from error
+    except ValueError as error:
+        raise UsageError(f"{what} {path.name}: {error}: this is not a {what}") from error
     except OSError as error:
         raise UsageError(f"{what} {path}: cannot be read ({error.strerror})") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.errors import did_you_mean
+from riftcli.recipe.model_args import check_model_args
 from riftcli.recipe.optimizers import unknown_optimizer
 from riftcli.recipe.overrides import Key
 from riftcli.recipe.sections import COMPONENTS, EVAL_SETS
@@ -16,10 +17,18 @@ Broken = tuple[Key, str] | tuple[Key, str, list[str]]  # (key, what is wrong, an
 
 def broken_rules(parts: dict[str, Any], raw: dict[str, Any]) -> Iterator[Broken]:
     """Every rule that does not hold. parts: the checked sections, None for one with errors of its own; raw: the file's data."""
-    for rules in (_metrics, _training, _task, _optimizer, _views, _mixed, _components, _texts):
+    for rules in (_model, _metrics, _training, _task, _optimizer, _views, _mixed, _components, _texts):
         yield from rules(parts)
     yield from _regularizer(parts, raw)
     yield from _reference(parts, raw)
+
+
+def _model(parts: dict[str, Any]) -> Iterator[Broken]:
+    if parts["model"]:
+        try:
+            check_model_args(parts["model"].args)
+        except ValueError as error:
+            yield ("model", "args"), str(error)
 
 
 def _metrics(parts: dict[str, Any]) -> Iterator[Broken]:

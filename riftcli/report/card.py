@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from riftcli.escaping import markdown as plain
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
@@ -63,12 +63,6 @@ def card_text(report: dict[str, Any], drawn: str | None = None) -> str:
         ("Provenance", _provenance(report)),
     ]
     return "\n".join(f"## {title}\n\n{body}\n" for title, body in parts if body)
-
-
-def plain(text: object) -> str:
-    """A name inside Markdown, as it is: no table, link, tag or emphasis comes of it."""
-    safe = html.escape(str(text), quote=False).replace("\n", " ")
-    return "".join(f"\\{letter}" if letter in "\\|`*_[]" else letter for letter in safe)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from riftcli.report.compare import Comparison
@@ -16,7 +16,7 @@ from riftcli.report.plots.heat_map import draw_heat
 from riftcli.report.plots.reliability import draw_reliability
 from riftcli.report.records import Record
 from riftcli.report.words import in_words
-from riftcli.runs.result_table import Row
+from riftcli.runs.result_table import Row, write_cells
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"]  # told apart by everyone
 
@@ -54,12 +54,19 @@ def picture_address(content: bytes) -> str:
     return _address("image/png", content)
 
 
+def read_picture(path: Path, run: Path) -> bytes | None:
+    """A JPEG or PNG of a run; None for anything else: a page must not show what a run folder from elsewhere points at."""
+    if not path.is_file() or not path.resolve().is_relative_to(run.resolve()):
+        return None
+    content = path.read_bytes()
+    return content if content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")) else None
+
+
 def csv_of(rows: Sequence[Row]) -> str:
     """Rows as CSV text."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_cells(out, [columns, *([row.get(column) for column in columns] for row in rows)])
     return out.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from riftcli import escaping
 from riftcli.files import write_text
 from riftcli.report.compare import Cell, Comparison
 from riftcli.runs.result_table import write_csv
@@ -27,35 +28,28 @@ def text_of(column: str, cell: Cell | None) -> str:
 
 def markdown(table: Comparison) -> str:
     """A Markdown table."""
-    lines = [f"| run | {' | '.join(table.columns)} |", "| --- |" + " ---: |" * len(table.columns)]
+    lines = [f"| run | {' | '.join(map(escaping.markdown, table.columns))} |", "| --- |" + " ---: |" * len(table.columns)]
     for name, row in table.rows.items():
         cells = []
         for column in table.columns:
             cell = row.get(column)
             text = text_of(column, cell)
             cells.append(f"**{text}**" if cell and cell.best else text)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {escaping.markdown(name)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
 
 
 def latex(table: Comparison) -> str:
     """A LaTeX tabular (booktabs)."""
-    head = " & ".join(["run", *map(_escaped, table.columns)])
+    head = " & ".join(["run", *map(escaping.latex, table.columns)])
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", rf"{head} \\", r"\midrule"]
     for name, row in table.rows.items():
         cells = []
         for column in table.columns:
             cell = row.get(column)
-            text = _escaped(text_of(column, cell))
+            text = escaping.latex(text_of(column, cell))
             cells.append(rf"\textbf{{{text}}}" if cell and cell.best else text)
-        lines.append(" & ".join([_escaped(name), *cells]) + r" \\")
+        lines.append(" & ".join([escaping.latex(name), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

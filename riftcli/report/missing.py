@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from riftcli.evaluation.metrics_json import eval_name
-from riftcli.models.published import check_published, tensor_names
+from riftcli.models.loading import tensor_names
+from riftcli.models.published import check_published
 from riftcli.models.weights import saved_weights
 from riftcli.runs.reader import read_json, read_report
 
@@ -26,7 +27,7 @@ def missing_parts(run: Path) -> list[str]:
     weights = saved_weights(run / "model")
     assert weights is not None
     check_published(run / "model")
-    attends = any(ATTENTION.match(key) for key in tensor_names(weights))
+    attends = any(map(ATTENTION.match, tensor_names(weights)))
 
     def has(path: Path, *keys: str) -> bool:
         return path.is_file() and all(read_json(path).get(key) for key in keys)

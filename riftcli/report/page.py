@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from riftcli.runs.provenance import now
 from riftcli.runs.reader import as_written, read_json, read_report, read_rows
 
 KEPT = "Kept against learned"  # the picture that a page begins with
+PICTURE = re.compile(r"mistakes/[0-9]+\.jpg")
 MANY_RUNS = 4  # whose mistakes are shown
 MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
@@ -208,10 +210,10 @@ def _mistakes(r: Record) -> list[dict[str, str]]:
     if not (folder / "mistakes.csv").is_file():
         return []
     with (folder / "mistakes.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if (folder / row["picture"]).is_file()]
+        rows = [row for row in csv.DictReader(file) if PICTURE.fullmatch(row.get("picture") or "")]
+    found = [(row, figures.read_picture(folder / row["picture"], r.folder)) for row in rows]
     return [
-        {**row, "picture": figures._address("image/jpeg", (folder / row["picture"]).read_bytes()), "share": _percent(row)}
-        for row in rows
+        {**row, "picture": figures._address("image/jpeg", content), "share": _percent(row)} for row, content in found if content
     ]
 
 
@@ -234,13 +236,15 @@ def _maps(r: Record) -> list[Figure]:
 def _attention(r: Record) -> list[Figure]:
     parts = []
     for path in sorted(r.folder.glob("attention/*/attention.png")):
-        found = read_json(path.with_name("metrics.json"))
+        found, content = read_json(path.with_name("metrics.json")), figures.read_picture(path, r.folder)
         rows = found["rows"]
+        if content is None:
+            continue
         mean = sum(row["js_distance"] for row in rows) / len(rows)
         note = f"Jensen-Shannon distance of the mean maps, averaged over {len(rows)} images: {mean:.3f}."
         table = figures._address("text/csv", figures.csv_of(found.get("maps", rows)).encode())
         name = f"Attention of {r.label} on {path.parent.name}"
-        parts.append(Figure(name, figures.picture_address(path.read_bytes()), table, note))
+        parts.append(Figure(name, figures.picture_address(content), table, note))
     return parts
 
 

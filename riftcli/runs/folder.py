@@ -17,6 +17,7 @@ from typing import Any
 
 from riftcli import files
 from riftcli.errors import RiftError, StorageError, Terminated, UsageError
+from riftcli.escaping import file_name, one_line, shown
 from riftcli.files import write_json
 from riftcli.runs.provenance import now
 
@@ -29,7 +30,7 @@ PATIENCE = 1.0  # seconds for which somebody who only mends a status may hold th
 def default_folder(name: str, seed: int) -> Path:
     """runs/<recipe>-s<seed>-<UTC time>, not yet existing."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    base = RUNS / f"{name}-s{seed}-{stamp}"
+    base = RUNS / f"{file_name(name, 200)}-s{seed}-{stamp}"
     candidate, extra = base, 1
     while candidate.exists():
         extra += 1
@@ -123,7 +124,7 @@ class RunFolder:
             self.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
             if not isinstance(error, RiftError | KeyboardInterrupt):
                 with files.open_append(self.path / "train.log") as log:
-                    log.write("".join(traceback.format_exception(error)))
+                    log.write(shown("".join(traceback.format_exception(error))))
 
     def update(self, **changes: Any) -> None:
         """Change fields of run.json."""
@@ -208,7 +209,13 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Raise UsageError for an output folder that holds anything, unless it is a run and --overwrite was given, or one that was
     killed while it was starting.
     """
-    if path.exists() and not path.is_dir():
+    try:
+        str(path).encode()
+        there = path.exists()
+    except (OSError, UnicodeEncodeError) as error:  # safetensors writes to UTF-8 names alone
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"--out {one_line(path)[:120]}: not a name for a run folder ({why}); choose another --out") from None
+    if there and not path.is_dir():
         raise UsageError(f"--out {path}: exists and is not a folder")
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from riftcli.console import note_line
+from riftcli.escaping import cell, file_name
 from riftcli.files import write_json, writing
 from riftcli.runs.provenance import now
 
@@ -61,9 +62,12 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] | None = N
     rows = list(rows)
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     with writing(path) as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        write_cells(file, [columns, *([row.get(column) for column in columns] for row in rows)])
+
+
+def write_cells(file: IO[str], lines: Iterable[Iterable[object]]) -> None:
+    """Lines of a CSV for people: no cell is a formula."""
+    csv.writer(file).writerows([cell(value) for value in line] for line in lines)
 
 
 def format_number(value: Any, std: float | None = None, digits: int = 4) -> str:
@@ -127,7 +131,7 @@ def place_of(row: Row, usual: dict[str, Any]) -> str:
     parts += [f"{key}-{row[key]}" for key, value in usual.items() if key in row and row[key] != value]
     if not str(row.get("reference", "pretrained")).startswith("pretrained"):
         parts.append(f"against-{row['reference']}")
-    return re.sub(r"[^\w.=-]+", "-", "-".join(parts))
+    return file_name(re.sub(r"[^\w.=-]+", "-", "-".join(parts)))
 
 
 def where(row: Row, here: tuple[str, ...], usual: dict[str, Any]) -> str:

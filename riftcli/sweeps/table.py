@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riftcli import escaping
 from riftcli.catalog import component
 from riftcli.recipe import parse, read
 from riftcli.runs.reader import read_report
@@ -119,7 +120,7 @@ def markdown(table: SweepTable) -> str:
     """The same as Markdown."""
     header, lines = grid(table)
     rows = [header, ["---"] * len(header), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(map(escaping.markdown, row))} |\n" for row in rows)
 
 
 def flat(table: SweepTable) -> list[dict[str, Any]]:

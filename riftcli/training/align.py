@@ -16,7 +16,7 @@ from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.feature_maps import cosine
 from riftcli.models.feature_map import FeatureMap
-from riftcli.models.published import load_tensors
+from riftcli.models.loading import read_tensors
 from riftcli.runs.provenance import environment, now
 from riftcli.runs.result_table import ResultTable, Row
 from riftcli.training.feature_maps import Fitted, MapOptions, fit_map, linear
@@ -70,7 +70,7 @@ def learned_rotation(old: Candidate, new: Candidate, width: int) -> FeatureMap:
     config = new.recipe.regularizer
     target = config.target(width, None) if new.recipe.component_name("regularizer") == "rift" else None
     files = sorted(new.folder.glob("last/step-????????/penalty.safetensors")) if new.folder is not None else []
-    state = load_tensors(files[-1]) if files else {}
+    state = read_tensors(files[-1]) if files else {}
     if target is None or target.rotation is None or "rotation" not in state:
         raise UsageError(
             f"{new.label}: learned no Q (it takes a run with regularizer.name rift and q learn); use --map procrustes"

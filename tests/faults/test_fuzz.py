@@ -244,14 +244,14 @@ def test_checkpoints(finished, tmp_path):
 
 def test_weights(tmp_path, tiny_weights):
     from riftcli.models.backbone import Backbone
-    from riftcli.models.published import load_tensors, tensor_names
+    from riftcli.models.loading import read_tensors, tensor_names
 
     small = save({"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(2, dtype=torch.int64)}, metadata={"format": "pt"})
 
     def read(content: bytes) -> None:
         (tmp_path / "x.safetensors").write_bytes(content)
         tensor_names(tmp_path / "x.safetensors")
-        load_tensors(tmp_path / "x.safetensors")
+        read_tensors(tmp_path / "x.safetensors")
 
     check(read, [small], 500, "safetensors")
     shutil.copytree(tiny_weights, tmp_path / "vit")

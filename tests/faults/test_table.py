@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md: every row of the fault table has tests, and they are there. And the rows that have no other file."""
+"""The table of docs/reliability.md: every row has tests, and they are there. And the rows that have no other file."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from riftcli.data.folders import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root, inside
 from riftcli.data.label_table import Cells, LabelTable, first_existing
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
@@ -31,6 +31,7 @@ class Aptos2019:
     labels: {split: file} and images: folders, both below root, for other arrangements; image_suffix:
     of the files, for copies that were saved again.
     on_duplicate: error | first | keep, for an id listed twice with one grade.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
@@ -41,6 +42,7 @@ class Aptos2019:
     images: list[str] = field(default_factory=list)
     image_suffix: str = ".png"
     on_duplicate: OnDuplicate = "error"
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """Parse one split; a grade may have become 2.0 on the way through a data frame."""
@@ -48,7 +50,8 @@ class Aptos2019:
         check_split(f"aptos2019 {self.root}", split, list(_FILES))
         official = self._contiguous(root) and split not in self.labels
         source = "train" if official else split
-        path = root / self.labels[split] if split in self.labels else self._find_labels(root, source)
+        own = self.labels.get(split)
+        path = inside(root, own, self.follow_links, "data.labels") if own is not None else self._find_labels(root, source)
         table = LabelTable(
             image_column="id_code",
             label_column="diagnosis",
@@ -75,7 +78,7 @@ class Aptos2019:
 
     def _image_folders(self, root: Path, split: str) -> list[Path]:
         if self.images:
-            return [root / folder for folder in self.images]
+            return [inside(root, name, self.follow_links, "data.images") for name in self.images]
         tried = [name for stem in _FOLDERS[split] for name in (f"{stem}_images/{stem}_images", f"{stem}_images")]
         folder = first_existing(root, tried, f"image folder for split '{split}'", "unpack the images here, or set data.images")
         return [folder]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlparse
 
-from riftcli.data.folders import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root, inside
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import numbered_lines, read_csv, read_text
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
@@ -28,6 +28,7 @@ class Captions:
     00000/000000012.jpg).
     images: {split: folder below root}, or one folder for all splits; lists: {split: file} with the image names of a split
     (Flickr_8k.trainImages.txt). max_missing: share of images that may be absent (links rot); they are left out and counted.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "captions"
@@ -41,6 +42,7 @@ class Captions:
     images: dict[str, str] | str = "."
     lists: dict[str, str] = field(default_factory=dict)
     max_missing: float = 0.0
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_missing < 1:
@@ -56,10 +58,14 @@ class Captions:
 
         root = existing_root(self.root)
         check_split(f"captions {self.root}", split, list(self.labels))
-        path, problems = root / self.labels[split], Problems()
-        folder = root / (self.images if isinstance(self.images, str) else self.images[split])
+        path, problems = inside(root, self.labels[split], self.follow_links, "data.labels"), Problems()
+        images = self.images if isinstance(self.images, str) else self.images[split]
+        folder = inside(root, images, self.follow_links, "data.images")
         rows = {"token": _token, "csv": self._csv, "coco": _coco, "cc3m": _cc3m}[self.style](path, problems)
-        wanted = {line.strip() for _, line in numbered_lines(root / self.lists[split])} if split in self.lists else None
+        wanted = None
+        if split in self.lists:
+            listed = inside(root, self.lists[split], self.follow_links, "data.lists")
+            wanted = {line.strip() for _, line in numbered_lines(listed)}
         captions: dict[str, list[str]] = defaultdict(list)
         first: dict[str, int] = {}
         for line, image, caption in rows:

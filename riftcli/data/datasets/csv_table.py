@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from riftcli.data.folders import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root, inside
 from riftcli.data.label_table import LabelTable
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
@@ -30,6 +30,7 @@ class CsvTable:
     on_duplicate: error | first | keep, for an id listed twice with one label (two labels are always an error).
     uncertain: error | zero | one | ignore, what CheXpert's -1 in a 0/1 column is to be (ignore: no loss and no metric counts
     that label of that image; task multilabel); an empty cell, where nothing is said, is then 0.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     root: str
@@ -47,6 +48,7 @@ class CsvTable:
     delimiter: str = ","
     on_duplicate: OnDuplicate = "error"
     uncertain: Literal["error", "zero", "one", "ignore"] = "error"
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.label_column) == bool(self.label_columns):
@@ -74,7 +76,8 @@ class CsvTable:
         root = existing_root(self.root)
         if isinstance(self.labels, dict):
             check_split(f"csv_table {self.root}", split, list(self.labels), cuttable=True)
-        path = root / (self.labels if isinstance(self.labels, str) else self.labels[split])
+        labels = self.labels if isinstance(self.labels, str) else self.labels[split]
+        path = inside(root, labels, self.follow_links, "data.labels")
         table = LabelTable(
             image_column=self.image_column,
             label_column=self.label_column,
@@ -93,7 +96,9 @@ class CsvTable:
             valid = list(dict.fromkeys(row[self.split_column].strip() for _, row in cells))
             check_split(f"{path}, column '{self.split_column}'", split, valid, cuttable=True)
             cells = [(line, row) for line, row in cells if row[self.split_column].strip() == split]
-        folders = None if self.images == "absolute" else [root / folder for folder in self.images]
+        folders = (
+            None if self.images == "absolute" else [inside(root, name, self.follow_links, "data.images") for name in self.images]
+        )
         samples = SampleList(ImageFinder(folders, self.image_suffix, ABSOLUTE), self.on_duplicate, problems)
         samples.extend(table.rows(path, cells, problems))
         whole = samples.split(split, self.classes, self.task, str(path))

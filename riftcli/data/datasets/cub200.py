@@ -22,11 +22,13 @@ class Cub200:
     """CUB-200-2011 as its tgz unpacks: root holds CUB_200_2011/, or is that folder.
 
     Splits: train (5,994) and test (5,794), from train_test_split.txt (1 is train). Files are joined by image id, not by line.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """Join the four lists and take one split, in the order of the ids."""

@@ -28,11 +28,13 @@ class Fmow:
 
     Splits: train, id_val, id_test (before 2013), val (2013 to 2015) and test (from 2016). Classes are the 62 categories in
     alphabetical order; `region` is a group column, empty where a country has none (worst_group leaves those out).
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """List one split in the order of rgb_metadata.csv; row i of it is images/rgb_img_<i>.png."""

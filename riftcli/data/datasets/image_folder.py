@@ -33,12 +33,14 @@ class ImageFolder:
     group_by: what belongs together, for `group` of val and test: folder (the one right below the class, e.g. a slide), name (the
     file name without its last numbers: tiles of one slide), patient or study (of DICOM headers, column `patient` or `study`).
     Classes are the sorted folder names. Hidden folders and `__MACOSX` are skipped; an empty class folder is an error.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
     group_by: Literal["none", "folder", "name", "patient", "study"] = "none"
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """List one split in sorted order."""

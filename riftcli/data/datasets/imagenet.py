@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from riftcli.data.folders import check_no_loose_images, check_split, existing_root
+from riftcli.data.folders import check_no_loose_images, check_split, existing_root, inside
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.label_table import LabelTable, first_existing, numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, SampleList
@@ -27,12 +27,14 @@ class ImageNet:
     Classes are the sorted wnids, the order of timm's weights (the devkit numbers them in another).
     labels: file for a flat val/; default: LOC_val_solution.csv, or ILSVRC2012_validation_ground_truth.txt with the devkit's
     meta.mat.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
     labels: str | None = None
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """List train or val."""
@@ -67,6 +69,8 @@ class ImageNet:
         if not any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir()):
             raise DataError(f"{folder}: neither <wnid>/ folders nor images; unpack the archive of this split here")
         remedy = "images lie loose here, so their labels must come from a file: put one of these there, or set data.labels"
+        if self.labels:
+            inside(root, self.labels, self.follow_links, "data.labels")
         tried = [self.labels] if self.labels else [*_LABELS, f"{_DEVKIT}/{_LABELS[1]}"]
         path = first_existing(root, tried, f"labels for {folder}", remedy)
         if path.suffix == ".csv":

@@ -34,10 +34,12 @@ class ImageNetShift:
     kind: v2 (folders 0 to 999, class indices) | r, a (200 wnid folders) | sketch (1,000 wnid folders) | objectnet (the 113 of
     its classes that ImageNet has, by the files in its mappings/; one of them may stand for several of ImageNet's).
     root: the folder that the archive unpacks to, or the one above it.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     root: str
     kind: Literal["v2", "r", "a", "sketch", "objectnet"]
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """List the images in sorted order."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from riftcli.data.folders import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root, inside
 from riftcli.data.label_table import LabelTable, first_existing, read_csv
 from riftcli.data.sample_list import ImageFinder, OnDuplicate, SampleList
 from riftcli.data.split import Split
@@ -26,6 +26,7 @@ class Isic2018:
     ISIC2018_Task3_Training_LesionGroupings.csv.
     labels: {split: file} and images: folders, both below root, for copies that are arranged in another way.
     on_duplicate: error | first | keep, for an id listed twice with one label.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
@@ -34,12 +35,14 @@ class Isic2018:
     labels: dict[str, str] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
     on_duplicate: OnDuplicate = "error"
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """Parse one split; classes are found by column name, whatever the order of the columns."""
         root = existing_root(self.root)
         check_split(f"isic2018 {self.root}", split, list(_PARTS))
-        path = root / self.labels[split] if split in self.labels else self._find_labels(root, split)
+        own = self.labels.get(split)
+        path = inside(root, own, self.follow_links, "data.labels") if own is not None else self._find_labels(root, split)
         self._check_columns(path)
         table = LabelTable(
             image_column="image",
@@ -65,7 +68,7 @@ class Isic2018:
 
     def _folders(self, root: Path, split: str) -> list[Path]:
         if self.images:
-            return [root / folder for folder in self.images]
+            return [inside(root, name, self.follow_links, "data.images") for name in self.images]
         name = f"ISIC2018_Task3_{_PARTS[split]}_Input"
         tried = [f"{name}/{name}", name, _PARTS[split].lower(), split]  # unzip can leave a doubled level
         folder = first_existing(root, tried, f"image folder for split '{split}'", "unpack the images here, or set data.images")

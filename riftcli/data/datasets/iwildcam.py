@@ -22,11 +22,13 @@ class IWildCam:
 
     Splits: train, id_val, id_test (the same cameras), val and test (other cameras). Classes are the 182 species in the order of
     `y`, by the Latin names of categories.csv (prompts.class_names iwildcam has the English ones); `location` is a group column.
+    follow_links: also take files outside root that links or names lead to.
     """
 
     known_task: ClassVar[Task] = "multiclass"
 
     root: str
+    follow_links: bool = False
 
     def load(self, split: str) -> Split:
         """List one split in the order of metadata.csv."""

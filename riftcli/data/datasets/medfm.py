@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from riftcli.data.folders import check_split, existing_root
+from riftcli.data.folders import check_split, existing_root, inside
 from riftcli.data.label_table import LabelTable, numbered_lines
 from riftcli.data.sample_list import ImageFinder, LabelRow, OnDuplicate, SampleList
 from riftcli.data.split import Split
@@ -71,6 +71,7 @@ class MedFm:
     chest, 3,296 colon, 881 endo images are then in both, so it also needs allow_overlap: true).
     lists: {split: file} below root instead, e.g. a few-shot list; images: folders below root instead of those of the layout.
     on_duplicate: error | first | keep, for an image listed twice with one label (the official few-shot lists do).
+    follow_links: also take files outside root that links or names lead to.
     """
 
     root: str
@@ -79,6 +80,7 @@ class MedFm:
     lists: dict[str, str] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
     on_duplicate: OnDuplicate = "error"
+    follow_links: bool = False
 
     @property
     def known_task(self) -> TaskKind:
@@ -103,7 +105,7 @@ class MedFm:
 
     def _folders(self, root: Path) -> list[Path]:
         if self.images:
-            return [root / folder for folder in self.images]
+            return [inside(root, name, self.follow_links, "data.images") for name in self.images]
         bases = [root / "MedFMC_train" / self.task, root / "MedFMC_val" / self.task, root / self.task]
         bases += [root / "MedFMC" / self.task]
         found = [base / name for base in bases for name in ("images", "image") if (base / name).is_dir()]
@@ -120,7 +122,7 @@ class MedFm:
     def _sources(self, root: Path, split: str) -> list[tuple[Path, set[str] | None, bool]]:
         """[(list or table, ids to keep or None for all, whether its labels may be empty)] of a split."""
         if split in self.lists:
-            return [(root / self.lists[split], None, False)]
+            return [(inside(root, self.lists[split], self.follow_links, "data.lists"), None, False)]
         parts = _PROTOCOLS[self.protocol][split]
         annotation = root / "MedFMC_trainval_annotation" / self.task
         if (annotation / "trainval.txt").is_file():  # as downloaded

@@ -43,12 +43,14 @@ class Torchvision:
     name: FashionMNIST, CIFAR10, CIFAR100, OxfordIIITPet, Flowers102, SVHN, StanfordCars, ImageNet, ...; Caltech101, EuroSAT and
     SUN397 have one split, `all`. root: folder that torchvision expects. args: further arguments of the torchvision class;
     download: fetch it first (needs a network).
+    follow_links: also take files outside root that links or names lead to.
     """
 
     name: str
     root: str = "data"
     download: bool = False
     args: dict[str, str | int | bool] = field(default_factory=dict)
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in _SETS:

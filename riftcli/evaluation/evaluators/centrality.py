@@ -12,7 +12,8 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData
 from riftcli.evaluation.encoder import Encoder
 from riftcli.models.backbone import Backbone
-from riftcli.models.weights import check_finite, folder_name, read_config, saved_state
+from riftcli.models.loading import check_values
+from riftcli.models.weights import folder_name, read_config, saved_state
 from riftcli.recipe.naming import method_names
 from riftcli.runs.provenance import environment
 from riftcli.runs.result_table import ResultTable, Row
@@ -28,7 +29,7 @@ def backbone_state(candidate: Candidate) -> State:
     head = config.get("pretrained_cfg", {}).get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
     tensors = saved_state(candidate.weights.parent)
-    check_finite(tensors, candidate.label)
+    check_values(tensors, tensors, str(candidate.weights.parent))
     if config.get("rift", {}).get("adapter"):  # prompts and bottlenecks start at random: no two runs share them
         plain = Backbone(folder_name(candidate.weights.parent), pretrained=False).build().state_dict()
         tensors = {name: tensor for name, tensor in tensors.items() if name in plain}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from riftcli.evaluation.candidates import Candidate
-from riftcli.files import read_json
 from riftcli.report.plots.canvas import subplots
+from riftcli.runs.reader import read_json
 from riftcli.runs.result_table import ResultTable, Row
 
 
