@@ -15,7 +15,7 @@ from vision_language import write_captions, write_clip
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/guide.md", "docs/retrieval.md", "docs/methods.md", "docs/data.md"]
 TWO_TOWERS = "docs/vision_language.md"
-OTHERS = [TWO_TOWERS, "docs/results.md", "docs/paper_map.md", "CONTRIBUTING.md"]
+OTHERS = [TWO_TOWERS, "docs/results.md", "docs/paper_map.md", "docs/reliability.md", "CONTRIBUTING.md"]
 TEXTS = {page: (ROOT / page).read_text() for page in [*PAGES, *OTHERS]}
 BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", TEXTS[page], flags=re.DOTALL)]
 README = TEXTS["README.md"]
