@@ -73,6 +73,16 @@ def tiny_recipe_of(tiny_weights: Path):
     return make
 
 
+@pytest.fixture(scope="session")
+def one_epoch_run(tmp_path_factory, tiny_recipe_of) -> Path:
+    """A finished run of one epoch, `r`, beside its recipe `tiny.yaml`; tests change copies of it."""
+    folder, recipe = tmp_path_factory.mktemp("one_epoch"), tiny_recipe_of()
+    recipe["train"]["epochs"] = 1
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli.run(["finetune", "--recipe", str(folder / "tiny.yaml"), "--out", str(folder / "r")]) == 0
+    return folder / "r"
+
+
 @pytest.fixture
 def tiny_recipe(tiny_recipe_of) -> dict:
     """A recipe that a test changes and writes with `write_recipe`."""

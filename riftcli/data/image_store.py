@@ -89,7 +89,7 @@ class ImageStore:
     def _lookup(self, states: list[bytes]) -> list[tuple[Path, Any]] | None:
         """Where each image lies, or None when one of them is not there."""
         seen, rows = _seen(self.folder), self._packed()
-        found = [rows.get(seen.get(state, b"")) for state in states]
+        found = [next((rows[content] for content in seen.get(state, ()) if content in rows), None) for state in states]
         return None if any(entry is None for entry in found) else found  # type: ignore[return-value]
 
     def _packed(self) -> dict[bytes, tuple[Path, Any]]:
@@ -107,7 +107,7 @@ class ImageStore:
         """Under the lock: whatever is not known yet is read, and decoded unless the same content is there."""
         clear_partial(self.folder)  # of a process that was killed: whoever holds the lock is the only writer
         seen, packed = _seen(self.folder), self._packed()
-        unknown = {state: path for state, path in paths.items() if seen.get(state, b"") not in packed}
+        unknown = {state: path for state, path in paths.items() if not any(c in packed for c in seen.get(state, ()))}
         tick(len(paths) - len(unknown))
         if not unknown:
             return  # another process was faster
@@ -192,10 +192,14 @@ def stored_files(cache: str) -> set[bytes]:
     return {state for folder in Path(cache).expanduser().glob("*/") for state in _seen(folder)}
 
 
-def _seen(folder: Path) -> dict[bytes, bytes]:
-    """State of a file -> its content."""
-    tables = [_table(path, SEEN) for path in sorted(folder.glob("*.seen.npy"))]
-    return {row["state"]: row["content"] for table in tables if table is not None for row in table}
+def _seen(folder: Path) -> dict[bytes, list[bytes]]:
+    """State of a file -> its content; several where a table is damaged and another was written since."""
+    found: dict[bytes, list[bytes]] = {}
+    for path in sorted(folder.glob("*.seen.npy")):
+        table = _table(path, SEEN)
+        for row in () if table is None else table:
+            found.setdefault(row["state"], []).append(row["content"])
+    return found
 
 
 def _table(path: Path, kind: np.dtype) -> np.ndarray | None:

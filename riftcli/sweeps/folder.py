@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from riftcli import files
 from riftcli import recipe as recipes
 from riftcli.errors import UsageError
 from riftcli.files import open_lock, write_json, write_text
@@ -157,7 +158,7 @@ def standing(sweep: Path, name: str) -> Standing:
 def _standing(run: Path, noted: dict[str, Any]) -> Standing:
     """By its own run folder first: that is written by the run itself. noted: what the sweep wrote down of it."""
     try:
-        record = read_json(run / "run.json")
+        record = files.read_json(run / "run.json")
     except (OSError, ValueError):
         record = {}
     state = record.get("status")

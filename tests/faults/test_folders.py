@@ -92,17 +92,10 @@ def test_a_full_disk_under_the_feature_cache(tiny_recipe, write_recipe, tmp_path
 # ---- outputs of commands
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_recipe_of):
-    import yaml
-
-    from riftcli import cli
-
-    folder, recipe = tmp_path_factory.mktemp("finished"), tiny_recipe_of()
-    recipe["train"]["epochs"] = 1
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    assert cli.run(["finetune", "--recipe", str(folder / "tiny.yaml"), "--out", str(folder / "r")]) == 0
-    return folder
+@pytest.fixture
+def finished(one_epoch_run):
+    """The folder with a finished run `r` and its recipe."""
+    return one_epoch_run.parent
 
 
 def test_outputs_that_are_no_files(finished, rift, tmp_path):
@@ -387,3 +380,23 @@ def test_a_damaged_feature_table_is_computed_anew(tmp_path):
         assert cache.read(path, 4) is None, list(tensors)
     path.with_suffix(".sha256").write_bytes(b"\xff\xfe")
     assert cache.read(path, 4) is None
+
+
+def test_a_flipped_byte_in_what_the_image_store_has_seen(tmp_path):
+    """Each byte of the table in turn: the images are decoded anew, and are what they were."""
+    import numpy as np
+    from PIL import Image
+
+    from riftcli.data.image_store import Decoding, ImageStore
+
+    paths = []
+    for i in range(3):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (6, 6), (40 * i, 0, 0)).save(paths[-1])
+    ImageStore(str(tmp_path / "cache"), Decoding(6)).reader(paths)
+    (table,) = (tmp_path / "cache").rglob("*.seen.npy")
+    whole = table.read_bytes()
+    for at in range(0, len(whole), 7):
+        table.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        reader = ImageStore(str(tmp_path / "cache"), Decoding(6)).reader(paths)
+        assert [int(np.asarray(reader(i))[0, 0, 0]) for i in range(3)] == [0, 40, 80], at

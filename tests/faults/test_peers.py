@@ -220,28 +220,14 @@ def test_cka_of_a_batch_does_not_know_the_scale(debiased, shape):
         torch.testing.assert_close(gradient.double() * scale, right, rtol=1e-3, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory, tiny_recipe_of):
-    """A finished run of one epoch, called myrun."""
-    import yaml
-
-    from riftcli import cli
-
-    folder, recipe = tmp_path_factory.mktemp("small"), tiny_recipe_of()
-    recipe["train"]["epochs"] = 1
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    assert cli.run(["finetune", "--recipe", str(folder / "tiny.yaml"), "--out", str(folder / "myrun")]) == 0
-    return folder / "myrun"
-
-
 COMMANDS = ["knn --run R", "eval --run R", "clinical --run R", "sharpness --run R", "similarity --run R", "retrieval --run R"]
 COMMANDS += ["attention --run R", "predict R a.png", "align pretrained R", "centrality R R2"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_model_with_nan_is_an_error_that_names_it(command, small_run, rift):
-    shutil.copytree(small_run, "myrun")
-    shutil.copytree(small_run, "other")
+def test_a_model_with_nan_is_an_error_that_names_it(command, one_epoch_run, rift):
+    shutil.copytree(one_epoch_run, "myrun")
+    shutil.copytree(one_epoch_run, "other")
     path = Path("myrun/model/model.safetensors")
     weights = load_file(path)
     weights["blocks.0.mlp.fc1.weight"][3, 2] = float("nan")
@@ -270,8 +256,8 @@ def test_merge_of_mixed_targets_gives_the_logits_of_the_run(rift, tiny_recipe, w
     assert code == 4, err
 
 
-def test_what_an_interval_covers_is_said(small_run, rift):
-    shutil.copytree(small_run, "myrun")
+def test_what_an_interval_covers_is_said(one_epoch_run, rift):
+    shutil.copytree(one_epoch_run, "myrun")
     code, _, err = rift("similarity", "--run", "myrun", "--bootstrap", 5)
     assert code == 0, err
     assert (
@@ -282,8 +268,8 @@ def test_what_an_interval_covers_is_said(small_run, rift):
     assert {row["metric"] for row in rows if row["interval"] == "population"} == {"cka_debiased", "rsa", "rsa_spearman"}
 
 
-def test_sharpness_says_that_it_is_a_lower_bound(small_run, rift):
-    shutil.copytree(small_run, "myrun")
+def test_sharpness_says_that_it_is_a_lower_bound(one_epoch_run, rift):
+    shutil.copytree(one_epoch_run, "myrun")
     for options, hint in (
         (
             [],

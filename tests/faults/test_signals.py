@@ -193,6 +193,24 @@ def test_in_the_loop_everything_is_saved(rift, tiny_recipe, write_recipe, monkey
     assert read[0]["metrics"] == read[1]["metrics"] and read[0]["validation"] == read[1]["validation"]
 
 
+def test_the_first_ctrl_c_saves(rift, tiny_recipe, write_recipe, monkeypatch):
+    from riftcli.training import loop
+
+    real, calls = loop.set_lr, {"n": 0}
+
+    def hit(*arguments):
+        calls["n"] += 1
+        if calls["n"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "set_lr", hit)
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert (code, err.splitlines()[-1]) == (130, "error: stopped by a signal after step 3; go on with --resume r")
+    assert "Ctrl-C: finishing this step, then saving; once more ends it at once" in err
+    assert Path("r/last/step-00000003").is_dir()
+
+
 def test_an_evaluation_ends_at_once(rift, tiny_recipe, write_recipe, monkeypatch):
     from riftcli.evaluation import features
 

@@ -181,7 +181,10 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(
     runs, rift, clip_folder, caption_folder, write_recipe, tmp_path, name
 ):
     """With the second stream, its captions, the running mean and the teacher of weights."""
-    from riftcli.training import loop, state
+    import os
+    import signal
+
+    from riftcli.training import loop, progress
 
     path = write_recipe(recipe_of(name, clip_folder, caption_folder), f"{name}.yaml")
     original = loop._move
@@ -189,14 +192,14 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_bitwise(
     def stop_after(state_, *args):
         original(state_, *args)
         if state_.progress.step == 4:
-            state_.stop.received = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     loop._move = stop_after
     try:
         assert rift("finetune", "--recipe", path, "--out", tmp_path / "stopped", "--device", "cpu")[0] == 143
     finally:
         loop._move = original
-    assert state.Progress().step == 0
+    assert progress.Progress().step == 0
     code, _, err = rift("finetune", "--resume", tmp_path / "stopped", "--device", "cpu")
     assert code == 0, err
     for part in ("open_clip_model.safetensors", "head.safetensors"):
