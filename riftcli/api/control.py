@@ -81,6 +81,9 @@ def resume_run(
     # runs from before there was this key had no shortest warm-up, and go on so
     older = [] if "min_warmup_steps" in text else ["schedule.min_warmup_steps=0"]
     recipe = recipes.parse(text, name, older)
+    if "follow_links" not in text and hasattr(recipe.data.source, "follow_links"):  # nor did they refuse links
+        older.append("data.follow_links=true")
+        recipe = recipes.parse(text, name, older)
     given, overrides = wanted or ("", [])
     overrides = [*overrides, *older]
     asked = recipes.load(given, overrides) if given else recipes.parse(recipes.dump(recipe.resolved), name, overrides)

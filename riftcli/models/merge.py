@@ -11,7 +11,7 @@ from riftcli import recipe as recipes
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError, UsageError
 from riftcli.models.backbone import Backbone
-from riftcli.models.loading import read_tensors
+from riftcli.models.loading import check_values, read_tensors
 from riftcli.models.peft_format import PREFIX, WEIGHTS, load_adapter, read_adapter_config
 from riftcli.models.surgery import merge
 from riftcli.models.weights import check_saved, read_config, save_folder, saved_weights
@@ -87,6 +87,7 @@ def _put_on(vit: Any, folder: Path) -> None:
         return
     catalog.adapt(vit, config["riftcli"])
     state = {key.removeprefix(PREFIX): value for key, value in read_tensors(folder / WEIGHTS).items()}
+    check_values(state, vit.state_dict(), str(folder))
     result = vit.load_state_dict(state, strict=False)
     if result.unexpected_keys:
         raise ModelError(f"{folder}: {len(result.unexpected_keys)} tensors have no place in the model")

@@ -16,7 +16,7 @@ from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
-from riftcli.models.loading import load_into
+from riftcli.models.loading import check_values
 from riftcli.models.weights import model_folder, read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
@@ -107,10 +107,13 @@ def load_start(start: str, vit: Any, classes: list[str]) -> None:
             f"{where}: it has {len(names)} classes ({', '.join(names[:3])}, ...), and this data has {len(classes)} "
             f"({', '.join(classes[:3])}, ...); begin with its backbone alone: model.name local-dir:{folder}"
         )
+    state = saved_state(folder)
+    check_values(state, vit.state_dict(), str(folder))
     try:
-        load_into(vit, saved_state(folder), str(folder))
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise ModelError(f"{where}: its weights do not fit this model: {lines[0][:200] if lines else error}") from error
 
 
 def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:

@@ -284,3 +284,45 @@ def test_a_name_that_no_folder_can_have_is_one_line(rift, tiny_recipe, write_rec
     for name in ("x" * 300, os.fsdecode(b"run\xff")):
         code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", name)
         assert code == 2 and "not a name for a run folder" in err and "Traceback" not in err, err
+
+
+# ---- what a run from elsewhere could do
+
+
+def test_pickles_are_never_opened(folder):
+    """timm would read pytorch_model.bin, and before 1.0.26 run what is in it."""
+    from riftcli.models.backbone import Backbone
+
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no model.safetensors in it \(other formats can run code when loaded\)"):
+        Backbone(f"local-dir:{folder}").build()
+
+
+def test_a_page_shows_nothing_from_outside_its_run(one_epoch_run, rift, tmp_path):
+    import base64
+
+    run, secret = shutil.copytree(one_epoch_run, tmp_path / "r"), b"the secret of somebody else"
+    (tmp_path / "secret").write_bytes(secret)
+    place = next(run.glob("eval/*/mistakes.csv"))
+    text = place.read_text()
+    assert "mistakes/01.jpg" in text
+    place.write_text(text.replace("mistakes/01.jpg", "../../../secret"))
+    code, _, err = rift("report", run)
+    assert code == 0, err
+    page = (run / "report.html").read_text()
+    assert base64.b64encode(secret).decode()[:20] not in page
+
+
+def test_a_split_named_as_a_way_out(rift, tiny_recipe, write_recipe, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = ["image,label,fold"]
+    for i in range(48):
+        Image.new("L", (16, 16), 5 * i).save(tmp_path / f"data/{i}.png")
+        rows.append(f"{i}.png,{i % 2},{'train' if i < 40 else '../../../ESC'}")
+    (tmp_path / "data/labels.csv").write_text("\n".join(rows) + "\n")
+    tiny_recipe["data"] = {"format": "csv_table", "root": str(tmp_path / "data"), "labels": "labels.csv", "split_column": "fold"}
+    tiny_recipe["data"] |= {"label_column": "label", "val": {"fraction": 0.2}, "test": "../../../ESC"}
+    tiny_recipe["train"] |= {"epochs": 1, "batch_size": 8}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "a/b/r")
+    assert code == 0, err
+    assert not list(tmp_path.rglob("ESC*")) and list(Path("a/b/r/eval").glob("*ESC*")) == list(Path("a/b/r/eval").iterdir())
