@@ -20,7 +20,7 @@ from PIL import Image
 from riftcli.data.images import read_image
 from riftcli.data.parallel import in_parallel
 from riftcli.errors import DataError, Problems, StorageError
-from riftcli.files import clear_partial, locked, replacing, write_bytes, write_text
+from riftcli.files import locked, replacing, write_bytes, write_text
 
 VERSION = 1  # of the files below; another version is another folder
 ROW = np.dtype([("content", "S32"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])
@@ -105,7 +105,8 @@ class ImageStore:
 
     def _complete(self, paths: dict[bytes, Path], tick: Callable[[int], None]) -> None:
         """Under the lock: whatever is not known yet is read, and decoded unless the same content is there."""
-        clear_partial(self.folder)  # of a process that was killed: whoever holds the lock is the only writer
+        for left in self.folder.glob("*.tmp"):
+            left.unlink()  # of a process that was killed: whoever holds the lock is the only writer
         seen, packed = _seen(self.folder), self._packed()
         unknown = {state: path for state, path in paths.items() if not any(c in packed for c in seen.get(state, ()))}
         tick(len(paths) - len(unknown))
@@ -206,9 +207,9 @@ def _table(path: Path, kind: np.dtype) -> np.ndarray | None:
     """A table, or None for one that is empty, damaged or of another kind."""
     try:
         table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header is read as Python by numpy, and fails in as many ways
         return None
-    return table if table.dtype == kind and len(table) else None
+    return table if isinstance(table, np.ndarray) and table.dtype == kind and len(table) else None
 
 
 def unreadable(

@@ -41,7 +41,7 @@ MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 def write_page(out: Path, candidates: Sequence[Candidate], baseline: str | None = None) -> None:
     """Write one page on finished runs, from what their folders hold; says what was not measured and how to."""
     folders = [candidate.folder for candidate in candidates if candidate.folder is not None]
-    with as_written(folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders or [out]))):
+    with as_written(folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))):
         page = _page(candidates, baseline)
     write_text(out, page)
 

@@ -251,7 +251,7 @@ def test_images_that_are_evaluated_are_found_behind_another_format(rift, tiny_re
     tiny_recipe |= {
         "data": {"format": "image_folder", "root": str(tmp_path / "pics")},
         "regularizer": ON_REFERENCE,
-        "reference": {"format": "image_folder", "root": str(tmp_path / "other"), "batch_size": 8},
+        "reference": {"format": "image_folder", "root": str(tmp_path / "other"), "batch_size": 8, "follow_links": True},
     }
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
     assert code == 3
