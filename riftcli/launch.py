@@ -110,6 +110,9 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
                 f"; go on with --resume {run}" if begun else ", before anything was trained"
             )
             raise (Interrupted if error.sigval == signal.SIGINT else Terminated)(how) from None
+        finally:  # they are of these workers: what a notebook starts later is nobody's worker
+            for name in (DIE_WITH, "RIFT_LAUNCHED"):
+                os.environ.pop(name, None)
 
 
 def _root_cause(error: Any, log_folder: Path) -> RiftError:

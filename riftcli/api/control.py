@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli import dist, launch
+from riftcli import dist, launch, signals
 from riftcli import recipe as recipes
 from riftcli.console import Console, note_line
 from riftcli.errors import EnvironmentError, RiftError, UsageError
@@ -176,7 +176,8 @@ def _train(
 def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", endpoint: str = "") -> dict[str, Any]:
     os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
     try:
-        launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+        with signals.handled():  # torch's launcher puts handlers of its own in their place, and leaves them there
+            launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
     except RiftError as error:
         if (folder / "run.json").is_file():  # its own process may have had no time to say how it ended
             runs.settle(folder, "failed", str(error))

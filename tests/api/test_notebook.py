@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -117,6 +118,7 @@ def test_a_recipe_object_on_two_processes_is_the_run_on_one(run, tiny_recipe_of,
     before = state()
     two = riftcli.finetune(checked, out=tmp_path / "two", nproc_per_node=2, device="cpu", quiet=True)
     assert state() == before
+    assert "RIFT_DIE_WITH" not in os.environ, "a command that a notebook starts later would end at once"
     assert two.report["env"]["world_size"] == 2
     assert two.metrics["acc"] == pytest.approx(run.metrics["acc"], abs=0.02)
     assert two.metrics["cka"] == pytest.approx(run.metrics["cka"], abs=1e-3)
