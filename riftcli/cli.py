@@ -124,13 +124,7 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message"):  # click's usage errors
             return _end(error, error.format_message(), ExitCode.USAGE)
         if "DataLoader worker" in str(error):  # torch says so wherever we are at that moment
-            text = "a data worker was killed (out of memory?); fewer train.workers need less memory, train.workers=0 has none"
-            if "shared memory" in str(error):
-                text = (
-                    "data workers ran out of shared memory (/dev/shm); give it more (docker run --shm-size=8g), or none of them: "
-                )
-                text += "train.workers=0"
-            return _end(error, text, ExitCode.ENVIRONMENT)
+            return _end(error, _worker_message(error), ExitCode.ENVIRONMENT)
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             return _end(error, _memory_message(error), ExitCode.OUT_OF_MEMORY)
         return _end(error, _unexpected(error), ExitCode.UNEXPECTED)
@@ -139,6 +133,13 @@ def run(arguments: list[str]) -> int:
 def _unexpected(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"unexpected {type(error).__name__}: {first[0] if first else ''}; a bug: --debug shows the traceback"
+
+
+def _worker_message(error: Exception) -> str:
+    if "shared memory" in str(error):
+        remedy = "give it more (docker run --shm-size=8g), or none of them: train.workers=0"
+        return f"data workers ran out of shared memory (/dev/shm); {remedy}"
+    return "a data worker was killed (out of memory?); fewer train.workers need less memory, train.workers=0 has none"
 
 
 def _memory_message(error: Exception) -> str:

@@ -124,10 +124,16 @@ def test_the_real_run_names_what_exists():
 
 
 def test_an_installed_wheel_has_its_recipes_and_its_demo(tmp_path):
-    """No checkout around: recipes by name, the embedded model, the embedded data."""
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(ROOT)]
-    subprocess.run(pip, check=True, capture_output=True)
+    """No checkout around: recipes by name, the embedded model, the embedded data. Built twice, it is the same file."""
+    site, pip = tmp_path / "site", [sys.executable, "-m", "pip"]
+    built = []
+    for name in ("one", "two"):
+        subprocess.run(
+            [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / name, ROOT], check=True, capture_output=True
+        )
+        built += (tmp_path / name).glob("*.whl")
+    assert len(built) == 2 and built[0].read_bytes() == built[1].read_bytes()
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", site, built[0]], check=True, capture_output=True)
     command = [sys.executable, "-m", "riftcli", "finetune", "--recipe", "demo_rift", "--set", "train.epochs=1", "--out", "r"]
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=300

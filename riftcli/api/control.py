@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riftcli import dist, launch, signals
+from riftcli import dist, launch
 from riftcli import recipe as recipes
 from riftcli.console import Console, note_line
 from riftcli.errors import EnvironmentError, RiftError, UsageError
@@ -110,7 +110,8 @@ def resume_run(
     nproc = launch.processes(processes.nproc_per_node)
     if nproc > 1 and not dist.launched():
         _check_in_parent(recipe, processes, nproc, "1", accept=True)
-        looked_after = [word for o in overrides if o.startswith("launch.") for word in ("--set", o)]
+        wished = recipes.flatten(asked.resolved["launch"], "launch")
+        looked_after = [word for key, value in wished.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         return _spawn(["finetune", "--resume", str(run), "--device", processes.device, *looked_after], run, nproc)
     return _train(dataclasses.replace(recipe, launch=asked.launch), None, run, False, processes.device, console)
 
@@ -176,8 +177,7 @@ def _train(
 def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", endpoint: str = "") -> dict[str, Any]:
     os.environ["RIFT_COMMAND"] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])
     try:
-        with signals.handled():  # torch's launcher puts handlers of its own in their place, and leaves them there
-            launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
+        launch.launch(arguments, nproc, folder / "logs", nnodes, endpoint or None)
     except RiftError as error:
         if (folder / "run.json").is_file():  # its own process may have had no time to say how it ended
             runs.settle(folder, "failed", str(error))
@@ -188,13 +188,13 @@ def _spawn(arguments: list[str], folder: Path, nproc: int, nnodes: str = "1", en
 
 def _check_in_parent(recipe: Recipe, processes: Processes, nproc: int, nnodes: str, accept: bool = False) -> None:
     """What can be checked here is checked before anything is started. accept: a run that goes on keeps its data, leaks too."""
-    device = processes.device
     import torch
 
     from riftcli.data.batches import divide_batch
     from riftcli.data.leaks import refuse_leaks
     from riftcli.data.splits import load_splits, query_and_bank
 
+    device = processes.device
     if nnodes == "1":
         divide_batch(recipe.train.batch_size, nproc, recipe.train.micro_batch_size)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

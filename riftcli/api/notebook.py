@@ -29,6 +29,7 @@ def finetune(
     folds: int = 0,
     device: str = "auto",
     nproc_per_node: int | str = 1,
+    oversubscribe: bool = False,
     quiet: bool = False,
     **overrides: Any,
 ) -> Run:
@@ -38,7 +39,7 @@ def finetune(
     section. overrides: values that win over the recipe, as sections `train={"epochs": 3}` or keys `train__epochs=3`, or
     `**{"train.epochs": 3}`. resume: a run folder to go on with, when recipe and data are only checked against it.
 
-    quiet: print nothing; what several processes print is theirs.
+    quiet: print nothing; what several processes print is theirs. oversubscribe: more processes than CPU cores are meant.
 
     Everything else in the process (signal handlers, torch threads, default dtype, random state, environment) is afterwards as
     it was. Raises RiftError: UsageError, DataError, ModelError, EnvironmentError, DivergedError, StorageError, Terminated.
@@ -57,7 +58,7 @@ def finetune(
             if ways[one] and ways[other]:
                 raise UsageError(f"finetune: {one} does not go together with {other}")
     words = [*_data_words(data), *_words(overrides)]
-    processes = Processes(device, str(nproc_per_node))
+    processes = Processes(device, str(nproc_per_node), oversubscribe=oversubscribe)
     folder = None if out is None else Path(out).expanduser()
     console = Console(quiet=quiet, stdout=True)
     with untouched(), _as_file(recipe) as name:

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from riftcli import signals
+
 
 @contextmanager
 def untouched() -> Iterator[None]:
@@ -22,7 +24,7 @@ def untouched() -> Iterator[None]:
     plain, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     started = torch.cuda.is_initialized()
     cuda, device = (torch.cuda.get_rng_state_all(), torch.cuda.current_device()) if started else ([], 0)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (*signals.NUMBERS, signal.SIGQUIT)}
     try:
         yield
     finally:

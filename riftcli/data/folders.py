@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from riftcli.data.images import EXTENSIONS
@@ -95,16 +96,17 @@ def inside(root: Path, name: str, follow_links: bool, key: str) -> Path:
 
 
 def check_inside(paths: Iterable[Path], root: str) -> None:
-    """Raise DataError naming the files that links lead out of root; a folder's own links are looked up once."""
+    """Raise DataError naming the files that links lead out of root. Each folder is listed once, and no file is looked at."""
     home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
-    places: dict[str, str] = {}
+    places: dict[str, tuple[str, set[str]]] = {}  # folder -> (where it really is, names of the links in it)
     problems = Problems()
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in places:
-            places[folder] = os.path.realpath(folder)
-        real = places[folder]
-        if os.path.islink(path):
+            with suppress(FileNotFoundError), os.scandir(folder or ".") as entries:
+                places[folder] = os.path.realpath(folder), {entry.name for entry in entries if entry.is_symlink()}
+        real, links = places.get(folder, (os.path.realpath(folder), set()))
+        if name in links:
             real, name = os.path.split(os.path.realpath(path))
         if not f"{real}{os.sep}".startswith(home):
             problems.add(f"{path}: leads out of the data root, to {os.path.join(real, name)}; {FOLLOW}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import io
@@ -17,15 +16,15 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from riftcli.console import note_line
 from riftcli.data.images import read_image
 from riftcli.data.parallel import in_parallel
 from riftcli.errors import DataError, Problems, StorageError
-from riftcli.files import locked, replacing, write_bytes, write_text
+from riftcli.files import NO_SPACE, locked, replacing, write_bytes, write_text
 
 VERSION = 1  # of the files below; another version is another folder
 ROW = np.dtype([("content", "S32"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("crc", "<u4")])
 SEEN = np.dtype([("state", "S16"), ("content", "S32")])
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ class ImageStore:
             except OSError as error:
                 remedy = "free some space" if error.errno in NO_SPACE else "choose another input.cache"
                 raise StorageError(f"{self.folder}: cannot keep decoded images ({error.strerror}); {remedy}") from error
-            assert found is not None
+            if found is None:
+                raise StorageError(f"{self.folder}: damaged: what was written to it does not come back; delete it and run again")
         else:
             tick(len(paths))
         return StoredReader(paths, [pack for pack, _ in found], np.array([row for _, row in found], dtype=ROW))
@@ -112,6 +112,9 @@ class ImageStore:
         tick(len(paths) - len(unknown))
         if not unknown:
             return  # another process was faster
+        lost = sum(state in seen for state in unknown)
+        if lost:
+            note_line(f"note: {self.folder}: damaged, or a pack of it is gone: {lost} images are decoded anew")
         contents = dict(zip(unknown, in_parallel(_content, list(unknown.values())), strict=True))
         missing = {content: unknown[state] for state, content in contents.items() if content not in packed}
         tick(len(unknown) - len(missing))

@@ -43,8 +43,10 @@ class Split:
 
     def __post_init__(self) -> None:
         """Ids and classes may be names of files: kept as any log, table and JSON can carry them; `paths` stay as they are."""
-        object.__setattr__(self, "ids", [one_line(name) for name in self.ids])
-        object.__setattr__(self, "classes", [one_line(name) for name in self.classes])
+        for field_ in ("ids", "classes"):
+            names = getattr(self, field_)
+            if not all(map(str.isprintable, names)):  # nearly all are, and a split is made anew many times
+                object.__setattr__(self, field_, [one_line(name) for name in names])
 
     def __len__(self) -> int:
         return len(self.ids)

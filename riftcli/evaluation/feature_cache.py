@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from riftcli import files
+from riftcli.console import note_line
 from riftcli.data.image_store import file_state
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
+from riftcli.errors import ModelError
 from riftcli.evaluation.features import FeatureTable
+from riftcli.models.loading import read_tensors
 from riftcli.models.published import sha256
 from riftcli.models.weights import write_tensors
 
@@ -77,22 +80,22 @@ class FeatureCache:
         return self.folder / f"{name[:40]}.safetensors"
 
     def read(self, path: Path, count: int) -> FeatureTable | None:
-        """The table, or None when there is none or its bytes are not those that were written."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        seal = path.with_suffix(".sha256")
+        """The table, or None when there is none; one that is damaged is said, and None too."""
+        if not path.is_file():
+            return None
         try:
-            if files.read_text(seal, 1000) != sha256(path):
-                return None
-            tensors = load_file(path)
-        except (OSError, ValueError, SafetensorError):
+            if files.read_text(path.with_suffix(".sha256"), 1000) != sha256(path):
+                raise ValueError("not what was written")
+            tensors = read_tensors(path)
+            table = FeatureTable(tensors["features"], tensors["logits"])
+            if not (table.features.dim() == table.logits.dim() == 2 and len(table.features) == len(table.logits) == count):
+                raise ValueError("tables of other shapes")
+        except FileNotFoundError:  # another process is just then putting it there
             return None
-        if not {"features", "logits"} <= set(tensors):
+        except (OSError, ValueError, KeyError, ModelError) as error:
+            note_line(f"note: {path}: damaged ({error}); computed anew")
             return None
-        table = FeatureTable(tensors["features"], tensors["logits"])
-        fits = table.features.dim() == table.logits.dim() == 2 and len(table.features) == len(table.logits) == count
-        return table if fits else None
+        return table
 
     def write(self, path: Path, table: FeatureTable) -> None:
         """Publish a table in one step; of two writers the last one wins, with the same content."""

@@ -60,8 +60,7 @@ def export_model(
     """
     module = Exported(classifier, preprocessing, pixels).eval()
     example = example_images(preprocessing, max(BATCHES), pixels)
-    partial = out.with_name(f".{out.name}.partial{SUFFIXES[kind]}")
-    try:
+    with replacing(out) as partial:  # a model that answers otherwise is never put in place
         with torch.inference_mode(False), torch.no_grad():
             try:
                 (_write_onnx if kind == "onnx" else _write_torch)(module, example, partial, about)
@@ -73,11 +72,7 @@ def export_model(
                 why = f"{type(error).__name__}: {text[0][:200] if text else ''}"
                 raise ModelError(f"--format {kind}: this model cannot be exported ({why}); try --format {other}") from error
         run = onnx_session(partial) if kind == "onnx" else torch_session(partial)
-        worst = compare(module, run, preprocessing, pixels)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return worst
+        return compare(module, run, preprocessing, pixels)
 
 
 def example_images(preprocessing: Preprocessing, count: int, pixels: bool, seed: int = 0) -> torch.Tensor:
@@ -135,14 +130,12 @@ def _write_onnx(module: Exported, example: torch.Tensor, out: Path, about: dict[
     onnx.helper.set_model_props(
         proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     )
-    with replacing(out) as temporary:
-        onnx.save(proto, temporary)
+    onnx.save(proto, out)
 
 
 def _write_torch(module: Exported, example: torch.Tensor, out: Path, about: dict[str, Any]) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    with replacing(out) as temporary:
-        torch.export.save(program, temporary, extra_files={"about.json": json.dumps(about)})
+    torch.export.save(program, out, extra_files={"about.json": json.dumps(about)})
 
 
 def onnx_session(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:

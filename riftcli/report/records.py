@@ -35,6 +35,22 @@ class Record:
         return self.seed, *((val.folds, val.fold, val.seed) if val is not None and val.folds else ())
 
 
+@dataclass
+class Columns:
+    """The columns of one record, as they are noted; what is undefined is left out."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    better: dict[str, bool] = field(default_factory=dict)
+
+    def __call__(self, name: str, value: float | None, more_is_better: bool | None = None) -> None:
+        """Note one value, and whether more of it is better, where there is a direction."""
+        if value is None:
+            return
+        self.values[name] = float(value)
+        if more_is_better is not None:
+            self.better[name] = more_is_better
+
+
 def record(candidate: Candidate) -> Record:
     """The final report of a run, and the kNN, similarity and sharpness that were measured on it since."""
     run = candidate.folder
@@ -45,16 +61,7 @@ def record(candidate: Candidate) -> Record:
 
 
 def _record(candidate: Candidate, run: Path) -> Record:
-    report = read_report(run)
-    values: dict[str, float | None] = {}
-    better: dict[str, bool] = {}
-
-    def note(name: str, value: float | None, more_is_better: bool | None = None) -> None:
-        if value is not None:
-            values[name] = float(value)
-            if more_is_better is not None:
-                better[name] = more_is_better
-
+    report, note = read_report(run), Columns()
     for name, entry in report["metrics"].items():
         note(name, entry["value"], entry["higher_is_better"])
     for name, entry in report.get("retention", {}).items():
@@ -70,9 +77,9 @@ def _record(candidate: Candidate, run: Path) -> Record:
                 if column not in report["metrics"]:
                     note(column, value, more_is_better)
     if "counts" in report["confusion_matrix"]:
-        note("acc or map", values.get("acc"), True)
+        note("acc or map", note.values.get("acc"), True)
     else:
-        note("acc or map", values.get("map"), True)
+        note("acc or map", note.values.get("map"), True)
     note("trainable parameters", report["model"]["trainable_params"], False)
     note("train seconds", report["timing"].get("train_seconds"), False)
     note("peak memory GB", gigabytes(report), False)
@@ -83,15 +90,15 @@ def _record(candidate: Candidate, run: Path) -> Record:
         report["data"]["name"],
         report["env"]["seed"],
         run,
-        {name: value for name, value in values.items() if value is not None},
-        better,
+        note.values,
+        note.better,
     )
 
 
 SET_KINDS = {"shifted": "shifted", "zero_shot": "zero-shot"}  # key of a report -> what its columns are called
 
 
-def _note_transfer(report: dict[str, Any], note: Any, when: str) -> None:
+def _note_transfer(report: dict[str, Any], note: Columns, when: str) -> None:
     """Columns of the sets beside the test split, before or after finetuning: the means first."""
     for key, title in SET_KINDS.items():
         if key in report:
@@ -120,20 +127,13 @@ def _note_start(own: Record, found: dict[tuple[str, str], Record]) -> None:
     name = f"pretrained {short_name(own.recipe.model.name)}"
     if "zero_shot_start" not in report or (name, own.data) in found:
         return
-    values: dict[str, float] = {}
-    better: dict[str, bool] = {}
-
-    def note(column: str, value: float | None, more: bool | None = None) -> None:
-        if value is not None:
-            values[column] = float(value)
-            if more is not None:
-                better[column] = more
-
+    note = Columns()
     for column, entry in report["zero_shot_start"].items():
         note(column, entry["value"], entry["higher_is_better"])
-    note("acc or map", values.get("acc"), True)
+    note("acc or map", note.values.get("acc"), True)
     _note_transfer(report, note, "before")
-    found[name, own.data] = Record(name, name, own.recipe, own.data, own.seed, own.folder, values, better, is_start=True)
+    where = own.recipe, own.data, own.seed, own.folder
+    found[name, own.data] = Record(name, name, *where, note.values, note.better, is_start=True)
 
 
 def _measured(run: Path, command: str, report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ WORDS = {
     "cka_debiased": ("similarity, debiased (CKA)", "The same without the bias of small samples, which look alike."),
     "knn": ("nearest neighbours", "Share of the images of a set not trained on whose neighbours have their class: what is kept."),
     "probe": ("linear probe", "A linear classifier on the frozen features of a set not trained on: what is kept."),
-    "sharpness": ("sharpness", "How far the loss rises when all weights move a little; lower is flatter."),
+    "sharpness": ("sharpness", "How far, at least, the loss can rise when all weights move a little; lower is flatter."),
     "zero-shot": ("zero-shot accuracy", "Accuracy on a set not trained on, with classes named in words alone: what is kept."),
     "shifted": ("accuracy elsewhere", "Accuracy on images of the same classes from elsewhere."),
     "image_to_text_r1": ("caption found first (R@1)", "Share of the images whose own caption is the nearest of all."),

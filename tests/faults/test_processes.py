@@ -102,6 +102,41 @@ def test_workers_die_with_their_launcher(two, tmp_path):
     assert status(tmp_path / "r")["status"] == "interrupted", "they were told, and saved"
 
 
+def test_two_ranks_are_told_to_end_before_there_is_anything_to_keep(start, tiny_recipe, write_recipe, tmp_path):
+    """While they encode: they end within a batch, leave nothing, and promise nothing."""
+    tiny_recipe["data"]["train"]["limit"] = 1200
+    tiny_recipe["eval"]["batch_size"] = 2  # encoding takes a while
+    where = ["--nproc-per-node", 2, "--device", "cpu"]
+    process = start("riftcli", "finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", *where)
+    line = process.stderr.readline()
+    while not line.startswith("data: classes in train"):  # what comes next is the encoding
+        assert line, "it ended by itself"
+        line = process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 143, err
+    assert "error: stopped by SIGTERM, before anything was trained" in err.splitlines()
+    assert "--resume" not in err and not (tmp_path / "r").exists()
+
+
+def test_a_run_is_evaluated_while_it_trains(start, rift, tiny_recipe, write_recipe, tmp_path):
+    """Its weights are replaced again and again meanwhile: whoever reads them finds whole files."""
+    tiny_recipe["train"] |= {"epochs": 5000, "head_init": "zeros"}
+    tiny_recipe["data"]["val"] = None  # then every epoch keeps its weights
+    process = start("riftcli", "finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--device", "cpu")
+    wait_until(lambda: (tmp_path / "r/model/manifest.json").is_file() or process.poll() is not None)
+    digests = set()
+    for command in (["knn", "--run", "r"], ["eval", "--run", "r"], ["similarity", "--run", "r", "--bootstrap", 0]) * 2:
+        code, _, err = rift(*command)
+        assert code == 0, (command, err)
+        assert "still in progress" in err or "in progress" in err, err
+        digests.add((tmp_path / "r/model/manifest.json").read_text())
+    assert process.poll() is None, "it trained all the while"
+    assert len(digests) > 1, "and kept other weights"
+
+
 def test_rank_0_is_killed(two, tmp_path):
     process, workers = two()
     os.kill(workers[0], signal.SIGKILL)

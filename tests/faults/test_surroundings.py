@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from riftcli import files
 
 WATCHED = """
 import json, os, sys, tempfile
@@ -176,17 +181,39 @@ def test_an_error_without_an_output_has_its_code(tmp_path):
 
 # ---- folders that cannot be written
 
+WRITERS = [
+    "eval --run r",
+    "knn --run r",
+    "similarity --run r --bootstrap 0",
+    "sharpness --run r",
+    "retrieval --run r",
+    "attention --run r --count 2",
+    "clinical --run r --draws 100",
+    "align pretrained r --map procrustes",
+    "report r --out page.html",
+    "compare r --out tables",
+    "predict r x.png --out p.csv",
+    "export r --format torch_export",
+    "wise r --alphas 0,1",
+    "recipes cp demo_rift mine.yaml",
+]
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-@pytest.mark.parametrize("command", ["eval --run r", "knn --run r", "report r", "predict r x.png --out r/p.csv"])
-def test_a_run_that_may_only_be_read(command, rift, tiny_recipe, write_recipe):
-    tiny_recipe["train"]["epochs"] = 1
-    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
-    for place in [Path("r"), *(path for path in Path("r").rglob("*") if path.is_dir())]:
-        place.chmod(0o555)
-    try:
-        code, _, err = rift(*command.split())
-        assert code == 8 and "Traceback" not in err, err
-    finally:
-        for place in [Path("r"), *(path for path in Path("r").rglob("*") if path.is_dir())]:
-            place.chmod(0o755)
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["a full disk", "a disk that may only be read"])
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_cannot_be_written_is_one_line(one_epoch_run, rift, monkeypatch, command, number):
+    """No file can be begun and no folder made, as on such a disk (root, which runs the tests, may write everywhere else)."""
+    Image.new("L", (16, 16)).save("x.png")
+    shutil.copytree(one_epoch_run, "r")
+    before = {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}
+
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number), options.get("dir"))
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, _, err = rift(*command.split())
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines), "Traceback" in err) == (8, 1, False), err
+    assert os.strerror(number) in lines[0]
+    assert {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()} == before, "what was there is as it was"

@@ -191,7 +191,9 @@ class Retrieval:
     def _row(self, name: str | None, one: str, other: str, found: Ranking, same: Ranking | None, fresh: Ranking | None) -> Row:
         """One pair. same, fresh: old with old and new with new, for pairs that cross from one to the other."""
         row: Row = {"through": name, "queries": one, "gallery": other, **found.means(self.places)}
-        row |= dict.fromkeys(("gain", "low", "high", "compatible"))
+        row |= dict.fromkeys(("reason", "gain", "low", "high", "compatible"))
+        if not bool(found.defined.any()):
+            row["reason"] = "no query has its class in the gallery, or all of the gallery is of one class or equally near"
         if same is None or fresh is None or not bool(found.defined.any()):
             return row
         some = found.defined
