@@ -97,12 +97,12 @@ class Problems:
         """Note one problem."""
         self.lines.append(line)
 
-    def raise_if_any(self) -> None:
-        """Raise one DataError with a line per problem."""
+    def raise_if_any(self, kind: type[DataError] = DataError) -> None:
+        """Raise one error of this kind with a line per problem."""
         if not self.lines:
             return
         shown = self.lines[:SHOWN_PROBLEMS]
         rest = len(self.lines) - len(shown)
-        error = DataError("\n".join([*shown, f"  and {rest} more ({len(self.lines)} in all)"] if rest else shown))
+        error = kind("\n".join([*shown, f"  and {rest} more ({len(self.lines)} in all)"] if rest else shown))
         error.problems = self.lines
         raise error

@@ -12,7 +12,7 @@ from riftcli import catalog
 from riftcli.data.datasets.image_folder import group_names, same_inside
 from riftcli.data.discover_table import infer_table, tables_in
 from riftcli.data.discovery import Discovery, NamesNoImages, split_words, with_cuts
-from riftcli.data.folders import FOLLOW, holds_images, ignored_text, images_below, split_of, unusual, visible_folders
+from riftcli.data.folders import OutsideRoot, holds_images, ignored_text, images_below, split_of, unusual, visible_folders
 from riftcli.data.images import EXTENSIONS
 from riftcli.data.split import Split
 from riftcli.data.splits import load_split
@@ -55,10 +55,11 @@ def _with_links(found: Discovery) -> Discovery:
     try:
         for split in dict.fromkeys(name for name in found.splits.values() if isinstance(name, str)):
             load_split(source, SplitSpec(split))
-    except DataError as error:
-        if FOLLOW in str(error):
-            fact = "some files lie outside the data root, behind links or names: follow_links"
-            return replace(found, fields={**found.fields, "follow_links": True}, facts=[found.facts[0], fact, *found.facts[1:]])
+    except OutsideRoot:
+        fact = "some files lie outside the data root, behind links or names: follow_links"
+        return replace(found, fields={**found.fields, "follow_links": True}, facts=[found.facts[0], fact, *found.facts[1:]])
+    except DataError:  # told when the recipe's data are listed
+        pass
     return found
 
 

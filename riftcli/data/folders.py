@@ -86,17 +86,21 @@ def check_exist(paths: list[Path]) -> None:
     problems.raise_if_any()
 
 
+class OutsideRoot(DataError):
+    """A link or a name that leads out of the folder of a data source."""
+
+
 def inside(root: Path, name: str, follow_links: bool, key: str) -> Path:
-    """A file or folder below root, by a recipe's name for it; raise DataError where name or link lead elsewhere."""
+    """A file or folder below root, by a recipe's name for it; raise OutsideRoot where name or link lead elsewhere."""
     path, home = root / name, os.path.realpath(root)
     real = os.path.realpath(path)
     if follow_links or real == home or real.startswith(f"{home.rstrip(os.sep)}{os.sep}"):
         return path
-    raise DataError(f"{path}: {key} leads out of the data root, to {real}; {FOLLOW}")
+    raise OutsideRoot(f"{path}: {key} leads out of the data root, to {real}; {FOLLOW}")
 
 
 def check_inside(paths: Iterable[Path], root: str) -> None:
-    """Raise DataError naming the files that links lead out of root. Each folder is listed once, and no file is looked at."""
+    """Raise OutsideRoot naming the files that links lead out of root. Each folder is listed once, and no file is looked at."""
     home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
     places: dict[str, tuple[str, set[str]]] = {}  # folder -> (where it really is, names of the links in it)
     problems = Problems()
@@ -110,7 +114,7 @@ def check_inside(paths: Iterable[Path], root: str) -> None:
             real, name = os.path.split(os.path.realpath(path))
         if not f"{real}{os.sep}".startswith(home):
             problems.add(f"{path}: leads out of the data root, to {os.path.join(real, name)}; {FOLLOW}")
-    problems.raise_if_any()
+    problems.raise_if_any(OutsideRoot)
 
 
 def check_no_loose_images(folder: Path, remedy: str) -> None:

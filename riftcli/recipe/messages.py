@@ -14,6 +14,7 @@ _WORDS = {
     "dict_type": "keys below it",
     "finite_number": "a finite number",
     "none_required": "null",
+    "string_pattern_mismatch": "hours and minutes, as 7:50",  # launch.max_time, which alone has a pattern
 }
 
 

@@ -261,7 +261,8 @@ def test_max_time_is_of_the_clock(rift, tiny_recipe, write_recipe):
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--max-time", "0:00")
     assert (code, err.splitlines()[-1]) == (143, "error: stopped by launch.max_time 0:00 after step 1; go on with --resume r")
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "s", "--max-time", "ten minutes")
-    assert code == 2 and "launch.max_time" in err
+    said = "launch.max_time: expected hours and minutes, as 7:50, got 'ten minutes' (text)"
+    assert (code, err) == (2, f'error: --set launch.max_time="ten minutes": {said}\n')
 
 
 def test_saved_by_the_clock(rift, tiny_recipe, write_recipe):
