@@ -22,13 +22,13 @@ from riftcli.data.transforms import EvalTransform, Preprocessing
 SIZE = (4000, 3000)
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
+def photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[Path]:
     """JPEGs with structure at several scales, about as large as a camera's."""
     rng = np.random.default_rng(0)
     paths = []
     for i in range(count):
-        coarse = zoom(rng.normal(size=(30, 40, 3)), (SIZE[1] / 30, SIZE[0] / 40, 1), order=1)
-        fine = zoom(rng.normal(size=(750, 1000, 3)), (4, 4, 1), order=1)
+        coarse = zoom(rng.normal(size=(30, 40, 3)), (size[1] / 30, size[0] / 40, 1), order=1)
+        fine = zoom(rng.normal(size=(size[1] // 4, size[0] // 4, 3)), (4, 4, 1), order=1)
         pixels = np.clip(127 + 45 * coarse + 12 * fine, 0, 255).astype("uint8")
         paths.append(folder / f"{i}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=90)

@@ -43,11 +43,11 @@ def ours(images: torch.Tensor, targets: torch.Tensor):
         step = Step(head, CrossEntropy().build(targets, CLASSES), lambda x: x, cpu, BATCH)
         optimizer = build_optimizer(model, [], "adamw", 1e-3, 0.05)
         set_lr(optimizer, 1.0)
-        for epoch in range(EPOCHS):
-            for features, wanted, place in train_loader(data, epoch_batches(IMAGES, BATCH, 0, epoch, 0, 1), 0):
-                optimizer.zero_grad(set_to_none=True)
-                step({"task": (features, wanted, place)})
-                optimizer.step()
+        order = ([(e, i) for i in batch] for e in range(EPOCHS) for batch in epoch_batches(IMAGES, BATCH, 0, e, 0, 1))
+        for features, wanted, place in train_loader(data, order, 0):
+            optimizer.zero_grad(set_to_none=True)
+            step({"task": (features, wanted, place)})
+            optimizer.step()
         return model.get_classifier().weight.detach()
 
     return once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,27 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
     assert "kept on demo_fashion: kNN " in err
     assert "\x1b" not in err, "no terminal control codes in a log"
     assert (run / "report.html").read_text().count("data:image/svg+xml;base64,") >= 8  # curves, reliability, confusion matrix
+
+
+def test_pixels_by_torchvision_are_part_of_a_run(rift, tiny_recipe, write_recipe, read_json, tmp_path):
+    """The folder of weights remembers how its images were resized; accuracy and CKA are next to the same."""
+    tiny_recipe["input"] = {"resize": "tensor"}
+    tiny_recipe["augment"] = {"crop_min_area": 0.6, "flip": 0.5}
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
+    assert read_json(tmp_path / "r/model/config.json")["rift"]["resize"] == "tensor"
+    assert "resize" not in read_json(tmp_path / "r/model/config.json")["pretrained_cfg"]
+    report = read_json(tmp_path / "r/metrics.json")["metrics"]
+    ask = ("eval", "--run", "r", "--metrics", "acc,cka,nll", "--json")
+    same = json.loads(rift(*ask)[1])["metrics"]
+    assert same["cka"]["value"] == report["cka"]["value"]
+    by_pillow = json.loads(rift(*ask, "--set", "input.resize=pil")[1])["metrics"]
+    assert 0 < abs(by_pillow["cka"]["value"] - report["cka"]["value"]) < 1e-3
+    shutil.copytree(tmp_path / "r/model", tmp_path / "alone")
+    for settings, expected in (([], same), (["--set", "input.resize=pil"], by_pillow)):
+        data = ["--set", "data.format=digits", "--set", "data.test={from: test, limit: 60}", "--set", "eval.batch_size=16"]
+        code, out, err = rift("eval", "--run", "alone", *data, *settings, "--metrics", "acc,nll", "--json")
+        assert code == 0, err
+        assert json.loads(out)["metrics"]["nll"]["value"] == expected["nll"]["value"]
 
 
 def test_timm_gets_the_same_predictions_from_the_saved_folder(rift, tiny_recipe, write_recipe, tmp_path):

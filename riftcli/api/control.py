@@ -77,14 +77,9 @@ def resume_run(
     if not stored.is_file():
         raise UsageError(f"--resume {run}: not a run folder (no recipe.resolved.yaml)")
     name = f"{record.get('recipe', 'recipe')}.yaml"
-    text = recipes.read(stored)
-    # runs from before there was this key had no shortest warm-up, and go on so
-    older = [] if "min_warmup_steps" in text else ["schedule.min_warmup_steps=0"]
-    recipe = recipes.parse(text, name, older)
-    if "follow_links" not in text and hasattr(recipe.data.source, "follow_links"):  # nor did they refuse links
-        older.append("data.follow_links=true")
-        recipe = recipes.parse(text, name, older)
+    recipe = recipes.stored(stored, name)
     given, overrides = wanted or ("", [])
+    older = [f"{key}={value}" for key, value in recipes.OLDER.items() if recipe.sources.get(key) == "--set"]
     overrides = [*overrides, *older]
     asked = recipes.load(given, overrides) if given else recipes.parse(recipes.dump(recipe.resolved), name, overrides)
     began, old, new = record.get("resolved"), recipes.flatten(recipe.resolved), recipes.flatten(asked.resolved)

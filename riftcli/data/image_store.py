@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL
@@ -32,23 +32,36 @@ class Decoding:
     """How a file becomes the pixels that a transform gets.
 
     short_side: pixels of the shorter side that the transform resizes to; larger images are resized to it, smaller ones kept.
-    draft: let a JPEG decoder shrink first. bit_depth: bits used by 16-bit grey images.
+    draft: let a JPEG decoder shrink first. bit_depth: bits used by 16-bit grey images. resize: by what, as the transform.
     """
 
     short_side: int
     interpolation: str = "bicubic"
     draft: bool = False
     bit_depth: int | None = None
+    resize: Literal["tensor", "pil"] = "pil"
 
-    def resized(self, path: Path) -> Image.Image:
-        """One file, decoded and resized as torchvision's Resize(short_side) does, which then has nothing left to do."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What stored images depend on."""
+        own = asdict(self)
+        if self.resize == "pil":  # as stores were named before there was a choice
+            del own["resize"]
+        return {"version": VERSION, "pillow": PIL.__version__, **own}
+
+    def resized(self, path: Path) -> np.ndarray:
+        """One file, decoded and resized as torchvision's Resize(short_side) does, which has nothing to do then: (H, W, 3)."""
         image = read_image(path, self.bit_depth, self.short_side if self.draft else None)
         short, long = sorted(image.size)
         if short <= self.short_side:
-            return image
+            return np.asarray(image)
+        if self.resize == "tensor":  # only then do the processes that decode import torch
+            from riftcli.data.transforms import shorter_side
+
+            return shorter_side(image, self.short_side, self.interpolation)
         other = int(self.short_side * long / short)
         size = (self.short_side, other) if image.size[0] == short else (other, self.short_side)
-        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+        return np.asarray(image.resize(size, Image.Resampling[self.interpolation.upper()]))
 
 
 class ImageStore:
@@ -60,7 +73,7 @@ class ImageStore:
     """
 
     def __init__(self, cache: str, decoding: Decoding) -> None:
-        settings = {"version": VERSION, "pillow": PIL.__version__, **asdict(decoding)}
+        settings = decoding.settings
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.decoding, self.settings = Path(cache).expanduser() / name, decoding, settings
 
@@ -158,6 +171,10 @@ class StoredReader:
         return {**self.__dict__, "_open": {}}  # every process maps the file itself
 
     def __call__(self, i: int) -> Image.Image:  # noqa: D102
+        return Image.fromarray(self.pixels(i))
+
+    def pixels(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3), read-only; raise DataError for one that is not what was written."""
         pack, row = self.packs[i], self.rows[i]
         if pack not in self._open:
             self._open[pack] = np.memmap(pack, mode="r")
@@ -165,13 +182,13 @@ class StoredReader:
         pixels = self._open[pack][start : start + 3 * height * width]
         if zlib.crc32(pixels.data) != row["crc"]:
             raise DataError(f"{pack}: damaged (the pixels of {self.paths[i]}); delete {pack.parent} and run again")
-        return Image.fromarray(pixels.reshape(height, width, 3))
+        return pixels.reshape(height, width, 3)
 
 
 def _decoded(decoding: Decoding, path: Path) -> np.ndarray | str:
     """(H, W, 3) uint8, or what is wrong with the file: an error must not end the others."""
     try:
-        return np.asarray(decoding.resized(path))
+        return decoding.resized(path)
     except DataError as error:
         return str(error)
 

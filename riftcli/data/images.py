@@ -108,3 +108,8 @@ class ArrayReader:
 
     def __call__(self, i: int) -> Image.Image:  # noqa: D102
         return Image.fromarray(self.images[i]).convert("RGB")
+
+    def pixels(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        image = self.images[i]
+        return image if image.ndim == 3 else image[:, :, None].repeat(3, 2)

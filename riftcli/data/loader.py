@@ -2,59 +2,68 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from riftcli import heartbeat, signals
 from riftcli.data.batches import eval_batches, sample_seed
-from riftcli.data.split import Split
+from riftcli.data.parallel import data_workers
+from riftcli.data.split import Split, read_pixels
 from riftcli.errors import DataError, EnvironmentError
 
 # Seconds before workers are forked. A thread of a collective that has just ended may still be entering Python; a fork in that
 # moment copies the interpreter's lock in its locked state, and the worker waits for it forever (seen with CPython 3.11).
 QUIET = 0.05
 
+CHUNK = 32  # images that a worker reads at a time
+MOST_KEPT = 512 << 20  # bytes a rank
+AHEAD = 2  # whole batches that wait
+
 # What a launcher, a scheduler or a terminal sends to a whole process group.
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
+Workers = int | Literal["auto"]
+Item = tuple[int, int]  # epoch, position in the split (see ImageDataset)
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # images uint8 (n, 3, H, W), targets, positions in the split (n,)
 TextBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # the same, and the number of each sample's text (n,)
 
 
 class ImageDataset(Dataset):
-    """A split through a transform; item i is (image, target, i). i + k * N is sample i once more, augmented in another way.
+    """A split through a transform; item (e, i) is (image, target, i) of sample i in epoch e; i + k * N is the same sample once
+    more, augmented in another way.
 
     views: so many fixed augmentations of each sample, in turn: the k-th time in epoch e shows view v = (e + k) mod views, and the
     item is (image, target, i + v * N), so that a table of the features of all views can be looked up with it.
     """
 
-    def __init__(
-        self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, epoch: int, views: int | None = None
-    ) -> None:
-        self.split, self.transform, self.seed, self.epoch, self.views = split, transform, seed, epoch, views
+    def __init__(self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, views: int | None = None) -> None:
+        self.split, self.transform, self.seed, self.views = split, transform, seed, views
         self.targets = torch.from_numpy(split.targets)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        again, i = divmod(code, len(self.split))
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, int]:
+        epoch, (again, i) = item[0], divmod(item[1], len(self.split))
         if self.views:
-            view = (self.epoch + again) % self.views
+            view = (epoch + again) % self.views
             seed, place = sample_seed(self.seed, view, self.split.ids[i]), i + view * len(self.split)
         else:
-            seed, place = sample_seed(self.seed, self.epoch, self.split.ids[i] + f"#{again}" * bool(again)), i
+            seed, place = sample_seed(self.seed, epoch, self.split.ids[i] + f"#{again}" * bool(again)), i
         try:
-            return self.transform(self.split.read(i), seed), self.targets[i], place
+            return self.transform(read_pixels(self.split.read, i), seed), self.targets[i], place
         except DataError as error:
             raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
 
@@ -70,14 +79,14 @@ class ImageTextDataset(ImageDataset):
         super().__init__(*args, **options)
         self.first, self.count = first, count
 
-    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:  # type: ignore[override]
-        again, i = divmod(code, len(self.split))
-        seed = sample_seed(self.seed, self.epoch, f"{self.split.ids[i]}#text{again}")
-        return *super().__getitem__(code), int(self.first[i]) + seed % int(self.count[i])
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, int, int]:  # type: ignore[override]
+        again, i = divmod(item[1], len(self.split))
+        seed = sample_seed(self.seed, item[0], f"{self.split.ids[i]}#text{again}")
+        return *super().__getitem__(item), int(self.first[i]) + seed % int(self.count[i])
 
 
 class TensorTable(Dataset):
-    """Precomputed features in place of images; item i is (features, target, i)."""
+    """Precomputed features in place of images; item (e, i) is (features, target, i) in every epoch e."""
 
     def __init__(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self.features, self.targets = features, targets
@@ -85,31 +94,97 @@ class TensorTable(Dataset):
     def __len__(self) -> int:
         return self.features.shape[0]
 
-    def __getitem__(self, code: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        i = code % len(self)
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, int]:
+        i = item[1] % len(self)
         return self.features[i], self.targets[i], i
 
 
-def train_loader(dataset: Dataset, batches: list[list[int]], workers: int) -> Iterator[Batch]:
-    """Batches in the given order."""
-    return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
+def train_loader(dataset: Dataset, batches: Iterable[list[Item]], workers: Workers) -> Iterator[Batch]:
+    """Batches in the given order, for as long as there are any: workers are started once, and go on from epoch to epoch."""
+    return _batches(dataset, batches, workers)
 
 
 def eval_loader(
-    split: Split, transform: Any, batch_size: int, workers: int, rank: int, ranks: int, seed: int = 0, view: int = 0
+    split: Split, transform: Any, batch_size: int, workers: Workers, rank: int, ranks: int, seed: int = 0, view: int = 0
 ) -> Iterator[Batch]:
     """This rank's batches of a split, in order. seed, view: for a transform that augments, the view that training shows."""
-    dataset = ImageDataset(split, transform, seed, epoch=view)
-    batches = eval_batches(len(split), batch_size, rank, ranks)
+    dataset = ImageDataset(split, transform, seed)
+    batches = [[(view, i) for i in batch] for batch in eval_batches(len(split), batch_size, rank, ranks)]
     workers = 0 if len(split) <= 4 * batch_size else workers  # a worker costs more to start than a small split
-    return _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(workers)))
+    return _batches(dataset, batches, workers)
 
 
-def _iterate(loader: DataLoader) -> Iterator[Batch]:
+def _batches(dataset: Dataset, batches: Iterable[list[Item]], wanted: Workers) -> Iterator[Batch]:
+    """Whole batches. Workers read chunks of them, so that the first one is there sooner and all have as much to do."""
+    in_memory = isinstance(dataset, ImageDataset) and dataset.split.paths is None
+    unneeded = isinstance(dataset, TensorTable) or (in_memory and wanted == "auto")
+    workers = 0 if unneeded else data_workers(wanted)
+    if not workers:
+        yield from _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(0)))
+        return
+    chunks = _Chunks(batches)
+    ahead = max(2, math.ceil(AHEAD * chunks.of_first / workers))
+    loader = DataLoader(dataset, batch_sampler=chunks, prefetch_factor=ahead, **_workers(workers))
+    parts: list[Any] = []
+    for part in _iterate(loader, chunks):
+        parts.append(part)
+        if len(parts) == chunks.counts[0]:
+            yield tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))  # type: ignore[misc]
+            chunks.counts.popleft()
+            chunks.done += 1
+            parts = []
+
+
+class KeptBatches:
+    """The batches of splits that are evaluated again and again, decoded once: uint8, in memory, up to MOST_KEPT bytes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Split, list[Batch]]] = {}
+        self._bytes = 0
+
+    def of(self, split: Split, load: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+        """The batches of a split: from memory where they have been seen whole, else as `load` reads them."""
+        known = self._kept.get(id(split))
+        if known is not None:
+            yield from known[1]
+            return
+        seen: list[Batch] = []
+        own = 0
+        for batch in load():
+            own += batch[0].nbytes
+            if own + self._bytes <= MOST_KEPT:
+                seen.append(batch)
+            else:
+                seen.clear()
+            yield batch
+        if own + self._bytes <= MOST_KEPT:  # here only when all were asked for
+            self._kept[id(split)] = (split, seen)
+            self._bytes += own
+
+
+class _Chunks:
+    """Parts of batches, in order. counts: how many each batch has that is under way; done: batches that came."""
+
+    def __init__(self, batches: Iterable[list[Item]]) -> None:
+        self.batches = iter(batches)
+        first = next(self.batches, [])
+        self.batches = itertools.chain([first] if first else [], self.batches)
+        self.counts: deque[int] = deque()
+        self.of_first, self.done = math.ceil(len(first) / CHUNK), 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for batch in self.batches:
+            count = math.ceil(len(batch) / CHUNK)
+            self.counts.append(count)
+            bounds = [k * len(batch) // count for k in range(count + 1)]
+            yield from (batch[start:end] for start, end in itertools.pairwise(bounds))
+
+
+def _iterate(loader: DataLoader, chunks: _Chunks | None = None) -> Iterator[Any]:
     """The loader, with a worker's error as the one line it was before torch wrapped it in a traceback."""
     if loader.num_workers:
         time.sleep(QUIET)
-    done, batches, watch = 0, _start(loader), None
+    batches, watch = _start(loader), None
     try:
         if loader.num_workers:
             watch = _WorkerWatch([process.pid for process in batches._workers], heartbeat.limit)  # type: ignore[attr-defined]
@@ -118,13 +193,13 @@ def _iterate(loader: DataLoader) -> Iterator[Batch]:
                 batch = next(batches, None)
             if batch is None:
                 return
-            done += 1
             yield batch
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
     except (RuntimeError, EOFError, OSError) as error:
         if watch is None or not (watch.gave_up or "DataLoader" in str(error)):
             raise
+        done = chunks.done if chunks else 0
         raise EnvironmentError(
             f"batch {done + 1} did not come: a data worker {watch.gave_up or 'was killed (out of memory?)'}; fewer train.workers "
             "need less memory, train.workers=0 has none"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from riftcli.errors import RiftError
 
@@ -18,11 +18,20 @@ Result = TypeVar("Result")
 
 FEW = 64  # a process costs more to start than so few images to decode
 CHUNK = 8
+MOST_WORKERS = 16  # that read images for one rank, unless more are asked for
 
 
 def cores() -> int:
     """Processor cores that this process may use: what a scheduler gave it, not what the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def data_workers(wanted: int | Literal["auto"]) -> int:
+    """Processes that read images for one rank: as many as wanted, or the cores of this rank but the one that trains."""
+    if wanted != "auto":
+        return wanted
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: of this machine
+    return max(0, min(MOST_WORKERS, cores() // ranks - 1))
 
 
 def _worker(parent: int) -> None:

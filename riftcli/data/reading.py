@@ -85,7 +85,8 @@ def with_pixels(
         short = settings.cache_short_side
     if settings.cache is None:
         return replace(split, read=FileReader(split.paths, settings.bit_depth, short if settings.draft else None))
-    decoding = Decoding(short, preprocessing.interpolation, settings.draft, settings.bit_depth)
+    resize = preprocessing.resize if augment is None or augment.off else settings.training_resize
+    decoding = Decoding(short, preprocessing.interpolation, settings.draft, settings.bit_depth, resize)
     with console.progress(f"decoding {split.name}", len(split)) as bar:
         store = ImageStore(settings.cache, decoding)
         reader: Any = store.reader(split.paths, bar.advance)

@@ -75,6 +75,14 @@ class _Indexed:
     def __call__(self, i: int) -> Image.Image:
         return self.read(self.indices[i])
 
+    def pixels(self, i: int) -> Image.Image | np.ndarray:
+        return read_pixels(self.read, self.indices[i])
+
+
+def read_pixels(read: Callable[[int], Image.Image], i: int) -> Image.Image | np.ndarray:
+    """Image i as uint8 (H, W, 3) from a reader that has it so, else as it reads it."""
+    return getattr(read, "pixels", read)(i)
+
 
 class DataSource(Protocol):
     """A data source. Its fields are the YAML keys below `data:`.

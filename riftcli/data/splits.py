@@ -14,7 +14,7 @@ from riftcli.data.classes import with_classes
 from riftcli.data.folders import check_inside, total
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.leaks import Leak, group_leaks
-from riftcli.data.split import DataSource, Split
+from riftcli.data.split import DataSource, Split, read_pixels
 from riftcli.errors import DataError, UsageError
 from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
 
@@ -169,8 +169,15 @@ class _Joined:
         self.readers, self.starts = readers, np.cumsum([0, *lengths])
 
     def __call__(self, i: int) -> Any:
+        read, own = self._place(i)
+        return read(own)
+
+    def pixels(self, i: int) -> Any:
+        return read_pixels(*self._place(i))
+
+    def _place(self, i: int) -> tuple[Any, int]:
         part = int(np.searchsorted(self.starts, i, side="right")) - 1
-        return self.readers[part](i - int(self.starts[part]))
+        return self.readers[part], i - int(self.starts[part])
 
 
 def shared_samples(one: Split, other: Split) -> list[str]:

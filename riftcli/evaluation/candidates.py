@@ -60,15 +60,16 @@ class Candidate:
         if self.weights is None:
             vit: Any = Backbone(**{**self.recipe.model.model_dump(), "pretrained": True}).build().to(device).eval()
             sizes = self.recipe.model
-            own = Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct)
+            own = Preprocessing.of_model(vit, sizes.image_size, sizes.crop_pct, self.recipe.input.evaluation_resize)
             return LoadedModel(Classifier(vit), own, [], label=self.label)
         vit = load_saved(self.weights.parent).to(device).eval()
         config = read_config(self.weights.parent)
         known, ours = config.get("pretrained_cfg", {}), config.get("rift", {})
-        if all(key in known for key in Preprocessing.__dataclass_fields__):
-            preprocessing = Preprocessing(**{key: _tuple(known[key]) for key in Preprocessing.__dataclass_fields__})
+        resize, keys = self.recipe.input.evaluation_resize, Preprocessing.__dataclass_fields__.keys() - {"resize"}
+        if known.keys() >= keys:
+            preprocessing = Preprocessing(**{key: _tuple(known[key]) for key in keys}, resize=resize)
         else:  # a folder that another tool wrote
-            preprocessing = Preprocessing.of_model(vit, self.recipe.model.image_size, self.recipe.model.crop_pct)
+            preprocessing = Preprocessing.of_model(vit, self.recipe.model.image_size, self.recipe.model.crop_pct, resize)
         task = ours.get("task", self.recipe.objective.task)
         return LoadedModel(Classifier(vit), preprocessing, config.get("label_names") or [], task, ours.get("epoch"), self.label)
 
@@ -156,7 +157,7 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
         stored = folder / "recipe.resolved.yaml"
         if stored.is_file():
             check_no_links(folder)  # its reports will be written into it
-            recipe = recipes.parse(recipes.read(stored), stored.name, list(overrides))
+            recipe = recipes.stored(stored, overrides=overrides)
             weights = saved_weights(folder / "model")
             if weights is None:
                 raise UsageError(f"--run {run}: {_no_weights(folder)}")
@@ -174,7 +175,9 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
     weights = saved_weights(run)
     if weights is None:
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
-    recipe, has_data = _recipe_of_model(folder_name(run), "model folder", overrides)
+    ours = read_config(run).get("rift")  # as it was evaluated: of the time before there was a choice, by Pillow
+    own = [] if ours is None else [f"input.resize={ours.get('resize', 'pil')}"]
+    recipe, has_data = _recipe_of_model(folder_name(run), "model folder", [*own, *overrides])
     return Candidate(run.name, run.name, recipe, run, weights, has_data=has_data)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from riftcli import dist
 from riftcli.console import Console
+from riftcli.data.loader import KeptBatches, Workers
 from riftcli.data.reading import with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
@@ -26,9 +27,18 @@ from riftcli.recipe.sections import InputSection
 class Encoder:
     """Features and logits of splits; with a cache, those that were computed before are read instead."""
 
-    def __init__(self, device: torch.device, batch_size: int, workers: int, cache: str | None, console: Console) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        batch_size: int,
+        workers: Workers,
+        cache: str | None,
+        console: Console,
+        kept: KeptBatches | None = None,
+    ) -> None:
         self.device, self.batch_size, self.workers, self.console = device, batch_size, workers, console
         self.cache = FeatureCache(cache) if cache else None
+        self.kept = kept
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, device: torch.device, console: Console) -> Encoder:
@@ -48,11 +58,11 @@ class Encoder:
 
         view: an augmentation of the training images instead of the evaluation transform.
         """
-        size, workers = self.batch_size, self.workers
+        size, workers, kept = self.batch_size, self.workers, self.kept
 
         def compute() -> FeatureTable:
             with self.console.progress(f"encoding {what}", len(split)) as bar:
-                return features.encode_split(model, split, preprocessing, self.device, size, workers, bar.advance, view)
+                return features.encode_split(model, split, preprocessing, self.device, size, workers, bar.advance, view, kept)
 
         if self.cache is None:
             return compute()

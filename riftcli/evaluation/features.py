@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from riftcli import dist, signals
-from riftcli.data.loader import Batch, eval_loader
+from riftcli.data.loader import Batch, KeptBatches, Workers, eval_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing
 from riftcli.protocols import Output
@@ -78,11 +78,18 @@ def encode_split(
     preprocessing: Preprocessing,
     device: torch.device,
     batch_size: int,
-    workers: int,
+    workers: Workers,
     tick: Any = lambda n: None,
     view: View | None = None,
+    kept: KeptBatches | None = None,
 ) -> FeatureTable:
-    """A split through a model, sharded over ranks; the same table on each. view: augmented as training does."""
+    """A split through a model, sharded over ranks; the same table on each. view: augmented as training does; kept: where the
+    batches stay for the next time.
+    """
     transform, seed, number = (EvalTransform(preprocessing), 0, 0) if view is None else (view.transform, view.seed, view.number)
-    batches = eval_loader(split, transform, batch_size, workers, dist.rank(), dist.world_size(), seed, number)
+
+    def load() -> Iterator[Batch]:
+        return eval_loader(split, transform, batch_size, workers, dist.rank(), dist.world_size(), seed, number)
+
+    batches = load() if kept is None or view is not None else kept.of(split, load)
     return encode(model, batches, len(split), preprocessing, device, tick)

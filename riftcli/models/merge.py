@@ -22,7 +22,7 @@ def merge_run(source: Path, out: Path | None, model: str | None) -> Path:
     stored = source / "recipe.resolved.yaml"
     if not stored.is_file():
         return _merge_folder(source, out or source / "merged", model)
-    recipe = recipes.parse(recipes.read(stored), stored.name, [])
+    recipe = recipes.stored(stored)
     name, kind = recipe.component_name("adapter"), recipe.adapter.saved
     if kind == "plain":
         raise UsageError(f"{source}: adapter {name} inserts nothing, so there is nothing to merge: {source}/model is plain timm")
@@ -34,7 +34,7 @@ def merge_run(source: Path, out: Path | None, model: str | None) -> Path:
         raise UsageError(f"{source}: trained from scratch, so its base is nowhere else; {source}/model is merged already")
     config = read_config(source / "model")
     vit = Backbone(**recipe.model.model_dump()).build(config["num_classes"])
-    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct, recipe.input.evaluation_resize)
     target = _free(out or source / "merged")
     _put_on(vit, source / "adapter")
     merge(vit)

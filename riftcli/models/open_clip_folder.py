@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,7 @@ def save_image_tower(
         "num_features": options["embed_dim"],
         "global_pool": options["global_pool"],
         "model_args": {key: value for key, value in options.items() if value is not None},
-        "pretrained_cfg": {**asdict(preprocessing), "num_classes": weight.shape[1], "classifier": "head"},
+        "pretrained_cfg": {**preprocessing.timm_keys(), "num_classes": weight.shape[1], "classifier": "head"},
     }
     with publishing(folder) as stage:
         files.write_text(stage / "config.json", json.dumps(config, indent=2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def save_folder(
         "label_names": classes,
         "model_args": vit.rift_args,
         "pretrained_cfg": {
-            **asdict(preprocessing),
+            **preprocessing.timm_keys(),
             "num_classes": vit.num_classes,
             "first_conv": vit.pretrained_cfg.get("first_conv"),
             "classifier": vit.pretrained_cfg.get("classifier"),
@@ -46,6 +45,7 @@ def save_folder(
         },
         **(extra or {}),
     }
+    config["rift"] = {**config.get("rift", {}), "resize": preprocessing.resize}
     if text_tower(vit) is not None:
         whole = vit.state_dict() if "adapter" in config.get("rift", {}) else None
         save_open_clip(folder, vit, config, preprocessing, write_tensors, whole)

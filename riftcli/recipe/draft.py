@@ -53,7 +53,6 @@ def draft(name: str, title: str, facts: list[str], data: dict[str, Any], size: S
     head = "\n".join(f"# {line}" for line in [title, *facts])
     unequal = f"classes differ {size.imbalance:.0f}-fold in size: balanced accuracy chooses"
     why = unequal if best == "bacc" else "chooses the weights"
-    workers = "4" if size.gpu else "2"
     text = f"""{head}
 #   rift data check --recipe {name}.yaml
 #   rift finetune --recipe {name}.yaml
@@ -64,7 +63,7 @@ adapter: {{name: full}}
 augment: {{flip: 0.5, crop_min_area: 0.6}}   # flip: 0 where left and right mean something
 optim: {{name: adamw, lr: {lr}, weight_decay: 0.05, clip_grad: 1.0}}
 schedule: {{name: cosine, warmup: 0.1}}
-train: {{epochs: {epochs}, batch_size: {batch}, head_init: linear_probe, workers: {workers}}}   # {epochs * per_epoch} steps
+train: {{epochs: {epochs}, batch_size: {batch}, head_init: linear_probe}}   # {epochs * per_epoch} steps
 eval: {{metrics: [{", ".join(metrics)}, cka, cka_debiased], best: {best}}}   # {best}: {why}
 """
     if method in PLAIN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def parse(text: str, filename: str, overrides: list[str]) -> Recipe:
     for override in overrides:
         checker.apply(override)
     return check_recipe(checker, text)
+
+
+# Keys that runs of earlier versions had not, and what those did.
+OLDER = {"schedule.min_warmup_steps": "0", "data.follow_links": "true", "input.resize": "pil"}
+
+
+def stored(path: Path, filename: str = "recipe.yaml", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run folder, which does what the version did that wrote it; raise UsageError. overrides come last."""
+    text = read(path)
+    written = parse(text, filename, []).sources
+    older = [f"{key}={value}" for key, value in OLDER.items() if written.get(key) == "default"]
+    return parse(text, filename, [*older, *overrides])
 
 
 class _Dumper(yaml.SafeDumper):

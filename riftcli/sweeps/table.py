@@ -8,7 +8,7 @@ from typing import Any
 
 from riftcli import escaping
 from riftcli.catalog import component
-from riftcli.recipe import parse, read
+from riftcli.recipe import stored
 from riftcli.runs.reader import read_report
 from riftcli.sweeps.folder import Standing, read_sweep, standings
 from riftcli.sweeps.points import Point, choose, make_point, marked, mean_over, plain
@@ -55,7 +55,7 @@ def read_table(sweep: Path) -> SweepTable:
             run = sweep / "trials" / trial["name"]
             cell = (trial["row"], trial["column"])
             if cell not in select:
-                own = parse(read(run / "recipe.resolved.yaml"), "recipe.yaml", [])
+                own = stored(run / "recipe.resolved.yaml")
                 select[cell] = described["select"] or own.eval.best
             groups.setdefault((*cell, trial["group"]), []).append({**trial, "report": read_report(run)})
     points = [make_point(group, described["metrics"], select[row, column]) for (row, column, _), group in groups.items()]

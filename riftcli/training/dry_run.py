@@ -6,7 +6,6 @@ import dataclasses
 
 from riftcli import dist
 from riftcli.console import Console
-from riftcli.data.loader import train_loader
 from riftcli.recipe import Recipe, flatten
 from riftcli.runs.provenance import peak_memory_bytes
 from riftcli.training.cost import disk_bytes
@@ -25,8 +24,7 @@ def dry_run(recipe: Recipe, device: str) -> None:
     setup = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
     if recipe.strength is not None:
         Steering(setup)
-    first = setup.batches.positions(0)[:1]
-    batch = next(iter(train_loader(setup.batches.dataset(0), first, 0)))
+    batch = next(dataclasses.replace(setup.batches, workers=0).load(0))
     setup.network.classifier.train()
     result = setup.step({"task": batch, **next(setup.beside(0))})
     print(f"one batch: task loss {float(result.task_loss):.4f}, penalty {float(result.penalty_loss):.4f}")

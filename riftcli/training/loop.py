@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -41,12 +42,14 @@ def _run(state: TrainState) -> None:
         _log_eval(state, 0, scores, _trajectory(state))
     if progress.unvalidated:
         _end_epoch(state, 0.0)
-    beside = setup.beside(progress.step)
+    batches, beside = None, setup.beside(progress.step)
     while progress.step < setup.total_steps and not _out_of_patience(state):
+        if batches is None:  # may encode the training split first: not a part of the speed
+            batches = setup.batches.load(progress.step, epochs)
         epoch, first = divmod(progress.step, setup.batches.steps_per_epoch)
         clock = Stopwatch()
         with console.progress(f"epoch {epoch + 1}/{epochs}", setup.batches.steps_per_epoch, start=first) as bar:
-            _epoch(state, bar, epoch, first, beside)
+            _epoch(state, bar, epoch, itertools.islice(batches, setup.batches.steps_per_epoch - first), beside)
         progress.train_seconds += clock.seconds
         _end_epoch(state, clock.seconds)
 
@@ -91,13 +94,12 @@ def _terminated(state: TrainState) -> Terminated:
     return signals.stopped(f"stopped by {by} after step {state.progress.step}; go on with --resume {state.place}")
 
 
-def _epoch(state: TrainState, bar: Bar, epoch: int, first_step: int, beside: Iterator[dict[str, Batch]]) -> None:
+def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], beside: Iterator[dict[str, Batch]]) -> None:
     setup, progress, recipe = state.setup, state.progress, state.setup.recipe
     step, optimizer = setup.step, setup.step.optimizer
     assert optimizer is not None
     trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
     setup.network.classifier.train()
-    batches = setup.batches.load(epoch, first_step)  # may encode the training split first: not a part of the speed
     clock, seen = Stopwatch(), 0
     for batch in batches:
         factor = setup.rate(progress.step)
@@ -194,7 +196,7 @@ def _note(row: dict[str, Any], progress: Progress) -> str:
 def _validate(state: TrainState) -> dict[str, dict[str, Any]]:
     setup = state.setup
     assert setup.data.splits.val is not None
-    return score(setup.recipe.watched, setup.predict(setup.data.splits.val, "val"))
+    return score(setup.recipe.watched, setup.predict(setup.data.splits.val, "val", again=True))
 
 
 def _select(state: TrainState, epoch: int, seconds: float) -> None:

@@ -41,7 +41,7 @@ def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Ne
     """The backbone, still without a head; raise UsageError for batch normalisation where a step sees several batches."""
     vit: Any = Backbone(**recipe.model.model_dump()).build().to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
-    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct)
+    preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct, recipe.input.evaluation_resize)
     several = dist.world_size() > 1 or accumulation > 1
     if several and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in vit.modules()):
         raise UsageError(

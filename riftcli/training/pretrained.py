@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -112,8 +113,9 @@ class Pretrained:
             table = self.features(stream) if not depths else self._encode(model, split, f"{stream} with the pretrained model")
             return lambda index, images: table[index].to(device)
         if _look_up(recipe, stream) and augment.views:
-            settings = augment.of_one_image
-            transform = TrainTransform(preprocessing, **settings)
+            settings, resize = augment.of_one_image, recipe.input.training_resize
+            transform = TrainTransform(replace(preprocessing, resize=resize), **settings)
+            settings = {**settings, "resize": resize}
             views = [View(transform, recipe.train.seed, number, settings) for number in range(augment.views)]
             names = [f"view {view.number + 1} of {augment.views}, with the pretrained model" for view in views]
             table = torch.cat([self._encode(model, split, name, view) for name, view in zip(names, views, strict=True)])

@@ -24,10 +24,10 @@ def measure_retention(setup: Setup, before: bool = True) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for i, (query, bank) in enumerate(setup.data.retention):
         start = setup.pretrained.splits[f"retention/{i}"]
-        now = setup.predict(query).features
+        now = setup.predict(query, again=not before).features
         tables = None
         if bank is not None:
-            tables = (setup.pretrained.splits[f"retention/{i}/bank"], setup.predict(bank).features)
+            tables = (setup.pretrained.splits[f"retention/{i}/bank"], setup.predict(bank, again=not before).features)
         name = recipe.retention[i].name
         key = name if name not in entries else f"{name}-{i}"
         entries[key] = retained(query, start, now, recipe.eval.knn_k, bank, tables, before)

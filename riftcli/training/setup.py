@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.batches import check_reference_batch, divide_batch, sample_seed
-from riftcli.data.loader import Batch
+from riftcli.data.loader import Batch, KeptBatches
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits
 from riftcli.errors import UsageError
@@ -56,6 +56,7 @@ class Setup:
     class_texts: Texts | None = None  # of an objective that reads a text of every class
     start: Start | None = None  # what the text tower said before training
     origin: str | None = None  # digest of the weights that training begins with, before head and adapter; on rank 0
+    kept: KeptBatches = field(default_factory=KeptBatches)  # of what is evaluated at every epoch
 
     @property
     def console(self) -> Console:
@@ -81,7 +82,7 @@ class Setup:
     def beside(self, step: int) -> Iterator[dict[str, Batch]]:
         """What a step sees beside the task's batch, from a step of the run on: stream -> this rank's share."""
         other = self.data.reference_batches
-        batches: Iterator[Any] = itertools.repeat(None) if other is None else other.endless(step)
+        batches: Iterator[Any] = itertools.repeat(None) if other is None else other.load(step)
         for number, batch in enumerate(batches, step):
             streams = {} if batch is None else {"reference": batch}
             if self.class_texts is not None:
@@ -105,13 +106,16 @@ class Setup:
         """Versions, device, precision, seed: the `env` of every report."""
         return environment(self.device, self.precision, dist.world_size(), self.recipe.train.seed)
 
-    def predict(self, split: Split, pretrained: str | None = None) -> Predictions:
-        """A split through the network as it is now; `pretrained` names the pretrained features to compare with."""
+    def predict(self, split: Split, pretrained: str | None = None, again: bool = False) -> Predictions:
+        """A split through the network as it is now; `pretrained` names the pretrained features to compare with. again: it will be
+        asked for once more, so that its images are better kept in memory.
+        """
         dist.broadcast_tensors(list(self.network.vit.buffers()))  # batch norm statistics differ by rank; rank 0's are saved
         if self.network.head is not None:
             self.network.head.refresh()
         recipe = self.recipe
-        encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, self.console)
+        kept = self.kept if again else None
+        encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, self.console, kept)
         table = encoder.table(self.network.classifier, self.network.preprocessing, split, recipe.input, split.name)
         return predictions(split, table, self.pretrained.splits.get(pretrained) if pretrained else None, recipe.eval.group)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from riftcli import dist
 from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed, steps_per_epoch
-from riftcli.data.loader import Batch, ImageDataset, ImageTextDataset, TensorTable, train_loader
+from riftcli.data.loader import Batch, ImageDataset, ImageTextDataset, Item, TensorTable, Workers, train_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from riftcli.recipe import Recipe
@@ -19,13 +20,13 @@ from riftcli.training.texts import Texts
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """This rank's part of every batch of every epoch. dataset: epoch -> torch Dataset whose items are (input, target, i)."""
+    """This rank's part of every batch of every epoch. dataset: makes a torch Dataset whose items are (input, target, i)."""
 
-    dataset: Callable[[int], Any]
+    dataset: Callable[[], Any]
     samples: int
     batch_size: int  # global
     seed: int
-    workers: int
+    workers: Workers
     sampling: torch.Tensor | None = None  # (N,) weights of the training samples, None to shuffle them
     section: str = "train"  # of the recipe, for messages
 
@@ -39,18 +40,16 @@ class TrainBatches:
         rank, ranks = dist.rank(), dist.world_size()
         return epoch_batches(self.samples, self.batch_size, self.seed, epoch, rank, ranks, first_step, self.sampling)
 
-    def load(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches themselves."""
-        dataset = self.dataset(epoch)
-        workers = 0 if isinstance(dataset, TensorTable) else self.workers
-        return train_loader(dataset, self.positions(epoch, first_step), workers)
+    def load(self, first_step: int, epochs: int | None = None) -> Iterator[Batch]:
+        """The batches from a step of the run on, epoch after epoch; without a number of epochs there is no last one."""
+        return train_loader(self.dataset(), self._items(first_step, epochs), self.workers)
 
-    def endless(self, first_step: int) -> Iterator[Batch]:
-        """The batches from a step of the run on, epoch after epoch: what stands beside the task's."""
+    def _items(self, first_step: int, epochs: int | None) -> Iterator[list[Item]]:
         epoch, first = divmod(first_step, self.steps_per_epoch)
-        while True:
-            yield from self.load(epoch, first)
-            epoch, first = epoch + 1, 0
+        for number in itertools.count(epoch) if epochs is None else range(epoch, epochs):
+            for batch in self.positions(number, first):
+                yield [(number, i) for i in batch]
+            first = 0
 
 
 def count_batches(recipe: Recipe, samples: int, dataset: Any = None, sampling: torch.Tensor | None = None) -> TrainBatches:
@@ -70,10 +69,10 @@ def train_batches(
     targets = torch.from_numpy(train.targets)
     sampling = balancing_weights(targets) if recipe.train.sampler == "balanced" else None
 
-    def dataset(epoch: int) -> Any:
+    def dataset() -> Any:
         if features is not None:
             return TensorTable(features(), targets)
-        return _dataset(recipe, train, _transform(recipe, preprocessing), epoch, texts)
+        return _dataset(recipe, train, _transform(recipe, preprocessing), texts)
 
     return count_batches(recipe, len(train), dataset, sampling)
 
@@ -86,22 +85,22 @@ def reference_batches(
     seed = sample_seed(recipe.train.seed, 0, "reference")
     transform: Any = None if preprocessing is None else _transform(recipe, preprocessing)
 
-    def dataset(epoch: int) -> Any:
-        return _dataset(recipe, split, transform, epoch, texts)
+    def dataset() -> Any:
+        return _dataset(recipe, split, transform, texts)
 
     size = recipe.reference.batch_size or recipe.train.batch_size
     return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")
 
 
-def _dataset(recipe: Recipe, split: Split, transform: Any, epoch: int, texts: Texts | None) -> ImageDataset:
+def _dataset(recipe: Recipe, split: Split, transform: Any, texts: Texts | None) -> ImageDataset:
     if texts is None:
-        return ImageDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views)
+        return ImageDataset(split, transform, recipe.train.seed, recipe.augment.views)
     drawn = {"first": texts.first, "count": texts.count}
-    return ImageTextDataset(split, transform, recipe.train.seed, epoch, recipe.augment.views, **drawn)
+    return ImageTextDataset(split, transform, recipe.train.seed, recipe.augment.views, **drawn)
 
 
 def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:
     augment = recipe.augment
     if augment.off:
         return EvalTransform(preprocessing)
-    return TrainTransform(preprocessing, **augment.of_one_image)
+    return TrainTransform(replace(preprocessing, resize=recipe.input.training_resize), **augment.of_one_image)

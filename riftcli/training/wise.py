@@ -93,7 +93,7 @@ def _scored(
     rows, higher_is_better = [], True
     for alpha in alphas:
         setup.network.vit.load_state_dict(interpolate(before, after, alpha))
-        scores = score(names, setup.predict(val, "val"))
+        scores = score(names, setup.predict(val, "val", again=True))
         higher_is_better = scores[setup.recipe.eval.best]["higher_is_better"]
         rows.append({"alpha": alpha, **{name: entry["value"] for name, entry in scores.items()}})
         console.line(f"alpha {alpha:g}: validation " + ", ".join(_text(name, rows[-1][name]) for name in names))
@@ -105,7 +105,7 @@ def _recipe(run: Path, head: str | None) -> recipes.Recipe:
     stored = run / "recipe.resolved.yaml"
     if not stored.is_file():
         raise UsageError(f"{run}: not a run folder (no recipe.resolved.yaml)")
-    own = recipes.parse(recipes.read(stored), stored.name, [])
+    own = recipes.stored(stored)
     if own.adapter.saved == "unmerged":
         name = own.component_name("adapter")
         raise UsageError(f"{run}: {name} inserts layers that the pretrained model lacks, so there is nothing in between")
@@ -116,7 +116,7 @@ def _recipe(run: Path, head: str | None) -> recipes.Recipe:
         raise UsageError(f"--head zero_shot: {own.model.name} has no text tower to make a head of; use linear_probe or finetuned")
     start = "linear_probe" if head == "finetuned" else head or ("zero_shot" if two_towers else "linear_probe")
     plain = ["adapter.name=full", "regularizer.name=none", "reference=null", "train.start_from=null", f"train.head_init={start}"]
-    return recipes.parse(recipes.read(stored), f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
+    return recipes.stored(stored, f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 
 def _text(name: str, value: float | None) -> str:
@@ -131,7 +131,7 @@ def _written(run: Path, setup: Setup, chosen: float, head: str, rows: list[dict[
     extra = {"rift": {"alpha": chosen, "task": recipe.objective.task}}
     save_folder(folder / "model", network.vit, setup.data.splits.train.classes, network.preprocessing, extra)
     check_saved(folder / "model", network.vit, network.preprocessing.input_size)
-    original = recipes.parse(recipes.read(run / "recipe.resolved.yaml"), "recipe.yaml", [])
+    original = recipes.stored(run / "recipe.resolved.yaml")
     method = {
         "adapter": original.component_name("adapter"),
         "regularizer": original.component_name("regularizer"),

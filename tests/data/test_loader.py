@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from riftcli.data import loader, parallel
 from riftcli.data.batches import divide_batch, epoch_batches, eval_batches, steps_per_epoch
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
@@ -21,12 +23,12 @@ from riftcli.errors import DataError, UsageError
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
 
 
-def digest(workers: int, ranks: int = 1, epoch: int = 3) -> str:
+def digest(workers: int, ranks: int = 1, epoch: int = 3, resize: str = "tensor") -> str:
     split = limit(Digits().load("train"), 48, seed=0)
-    data = ImageDataset(split, TrainTransform(PRE, 0.5, 0.4, 0.3), seed=1, epoch=epoch)
+    data = ImageDataset(split, TrainTransform(replace(PRE, resize=resize), 0.5, 0.4, 0.3), seed=1)
     steps: list[list[torch.Tensor]] = []
     for rank in range(ranks):
-        batches = epoch_batches(len(split), 16, seed=1, epoch=epoch, rank=rank, ranks=ranks)
+        batches = [[(epoch, i) for i in b] for b in epoch_batches(len(split), 16, seed=1, epoch=epoch, rank=rank, ranks=ranks)]
         for step, (images, _, index) in enumerate(train_loader(data, batches, workers)):
             if rank == 0:
                 steps.append([])
@@ -35,9 +37,17 @@ def digest(workers: int, ranks: int = 1, epoch: int = 3) -> str:
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in rows)).hexdigest()
 
 
-def test_the_same_pixels_with_any_number_of_workers_and_ranks():
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Batches of 16 are read by workers in five parts."""
+    monkeypatch.setattr(loader, "CHUNK", 4)
+
+
+def test_the_same_pixels_with_any_number_of_workers_and_ranks(small_chunks):
     reference = digest(workers=0)
     assert digest(workers=1) == reference
+    assert digest(workers=0, resize="pil") != reference
+    assert digest(workers=2, resize="pil") == digest(workers=0, resize="pil")
     assert digest(workers=3) == reference
     assert digest(workers=0, ranks=2) == reference
     assert digest(workers=0, ranks=4) == reference
@@ -63,6 +73,65 @@ def test_loading_does_not_touch_the_global_random_stream():
     digest(workers=0)
     digest(workers=1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_are_started_once_and_go_on_from_epoch_to_epoch(small_chunks):
+    """What they read meanwhile is the same as in one process, in order; the last batch of an epoch may be of any size."""
+
+    class Told(torch.utils.data.Dataset):
+        def __getitem__(self, item):
+            return torch.tensor([*item, os.getpid()])
+
+    order = [[(epoch, i) for i in range(size)] for epoch in range(3) for size in (16, 9, 1)]
+    seen = []
+    for (rows,) in train_loader(Wrapped(Told()), iter(order), 2):
+        seen.append(rows)
+    assert [[tuple(item) for item in rows[:, :2].tolist()] for rows in seen] == order
+    processes = [set(rows[:, 2].tolist()) for rows in seen]
+    assert os.getpid() not in set.union(*processes) and len(set.union(*processes)) == 2
+    assert set.union(*processes[:3]) == set.union(*processes[3:6]) == set.union(*processes[6:])
+
+
+def test_what_is_evaluated_again_and_again_is_decoded_once(monkeypatch):
+    split, reads = limit(Digits().load("train"), 24, seed=0), []
+    counted = replace(split, read=lambda i: reads.append(i) or split.read(i))
+    kept = loader.KeptBatches()
+
+    def batches(of):
+        return list(kept.of(of, lambda: loader.eval_loader(of, EvalTransform(PRE), 10, 0, 0, 1)))
+
+    first, again = batches(counted), batches(counted)
+    assert sorted(reads) == list(range(24)) and len(first) == 3
+    assert all(torch.equal(a, b) for one, other in zip(first, again, strict=True) for a, b in zip(one, other, strict=True))
+    other = replace(counted)
+    next(kept.of(other, lambda: loader.eval_loader(other, EvalTransform(PRE), 10, 0, 0, 1)))  # given up after a batch
+    assert len(batches(other)) == 3 and len(reads) == 24 + 10 + 24, "only what was seen whole is kept"
+    monkeypatch.setattr(loader, "MOST_KEPT", 3 * 24 * 3 * 16 * 16 - 1)  # the two above, and no third
+    third = replace(counted)
+    del reads[:]
+    assert len(batches(third)) == len(batches(third)) == 3 and len(reads) == 48
+
+
+def test_as_many_workers_as_a_rank_has_cores_beside_its_own(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [parallel.data_workers(wanted) for wanted in ("auto", 0, 3)] == [7, 0, 3]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert parallel.data_workers("auto") == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert parallel.data_workers("auto") == 0
+    monkeypatch.setattr(parallel, "cores", lambda: 512)
+    assert parallel.data_workers("auto") == 16
+
+
+class Wrapped(torch.utils.data.Dataset):
+    """Items as tuples, as batches are."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def __getitem__(self, item):
+        return (self.inner[item],)
 
 
 def test_every_rank_sees_its_part_of_each_global_batch_once():
@@ -113,9 +182,9 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
     split = Split("train", ["the-id"], torch.zeros(1, dtype=torch.long).numpy(), ["a"], FileReader([bad]))
-    data = ImageDataset(split, EvalTransform(PRE), seed=0, epoch=0)
+    data = ImageDataset(split, EvalTransform(PRE), seed=0)
     with pytest.raises(DataError) as caught:
-        list(train_loader(data, [[0]], workers))
+        list(train_loader(data, [[(0, 0)]], workers))
     assert str(caught.value) == (
         f"{bad}: unreadable image (the file is empty); replace it or take it out of the split [split 'train', sample 'the-id']"
     )
@@ -130,6 +199,37 @@ def test_eval_transform_is_timm_s():
     pixels = torch.randint(0, 255, (40, 30, 3), generator=generator, dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
     torch.testing.assert_close(PRE.normalise(EvalTransform(PRE)(image)[None])[0], reference(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+@pytest.mark.parametrize("size", [(90, 61), (61, 90), (40, 40), (17, 30), (9, 12)])  # larger, as large, and smaller than needed
+def test_resizing_tensors_is_resizing_images_within_two_levels(size, interpolation, crop_mode):
+    coarse = np.random.default_rng(0).integers(0, 256, (7, 8, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BILINEAR))
+    by_pillow = Preprocessing((3, 32, 32), interpolation, (0.5,) * 3, (0.25,) * 3, 0.8, crop_mode)
+    by_torch = replace(by_pillow, resize="tensor")
+    wanted = EvalTransform(by_pillow)(Image.fromarray(pixels))
+    for given in (pixels, Image.fromarray(pixels)):
+        got = EvalTransform(by_torch)(given)
+        assert got.shape == wanted.shape and got.dtype == torch.uint8
+        apart = (got.int() - wanted.int()).abs()
+        assert apart.max() <= 2
+    augmented = [TrainTransform(p, flip=0.5, vertical_flip=0.5, crop_min_area=0.5) for p in (by_pillow, by_torch)]
+    for seed in range(8):
+        apart = (augmented[0](Image.fromarray(pixels), seed).int() - augmented[1](pixels, seed).int()).abs()
+        assert apart.max() <= 2
+    assert torch.equal(EvalTransform(by_pillow)(pixels), wanted), "readers may give arrays whatever resizes them"
+
+
+@pytest.mark.parametrize("settings", [{"rotate": 30.0}, {"rand_augment": 9}, {"color_jitter": 0.4}])
+def test_what_pillow_does_to_an_image_it_does_in_both_ways(settings):
+    """An image that has the size already is not resized: then the two are equal to the bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    whole = replace(PRE, crop_pct=1.0)
+    one, other = (TrainTransform(replace(whole, resize=resize), **settings) for resize in ("pil", "tensor"))
+    for seed in range(6):
+        assert torch.equal(one(Image.fromarray(pixels), seed), other(pixels, seed))
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ def test_a_repeated_sample_is_augmented_anew():
     codes = [i for batch in epoch_batches(20, 10, seed=0, epoch=0, rank=0, ranks=1, weights=weights) for i in batch]
     often = [code for code in codes if code % 20 == 19]
     assert often == [19 + 20 * k for k in range(len(often))] and len(often) > 3, "repetitions are numbered in order"
-    data = ImageDataset(replace(split, read=lambda i: i), lambda image, seed: torch.tensor([image, seed]), seed=1, epoch=0)
-    items = [data[code] for code in often]
+    data = ImageDataset(replace(split, read=lambda i: i), lambda image, seed: torch.tensor([image, seed]), seed=1)
+    items = [data[0, code] for code in often]
     assert {int(pixels[0]) for pixels, _, _ in items} == {19} == {index for _, _, index in items}
     assert len({int(pixels[1]) for pixels, _, _ in items}) == len(often), "each with a seed of its own"
-    plain = data[19][0][1]
+    plain = data[0, 19][0][1]
     assert int(plain) == sample_seed(1, 0, "i19"), "the first time it depends on (seed, epoch, id) alone"
 
 

@@ -203,10 +203,10 @@ def test_a_data_worker_is_lost(how, rift, tiny_recipe, write_recipe, monkeypatch
 
     real = ImageDataset.__getitem__
 
-    def lost(dataset, code):
-        if get_worker_info() is not None and dataset.split.ids[code % len(dataset)] == dataset.split.ids[40]:
+    def lost(dataset, item):
+        if get_worker_info() is not None and dataset.split.ids[item[1] % len(dataset)] == dataset.split.ids[40]:
             os.kill(os.getpid(), signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
-        return real(dataset, code)
+        return real(dataset, item)
 
     monkeypatch.setattr(ImageDataset, "__getitem__", lost)
     tiny_recipe["train"] |= {"workers": 2, "epochs": 1}

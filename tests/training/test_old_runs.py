@@ -57,6 +57,17 @@ def test_a_run_that_an_earlier_version_began_resumes_bitwise(method, old, rift):
         assert kept == Path(method, "finished/model/model.safetensors").read_bytes()
 
 
+def test_what_earlier_versions_did_without_a_word_goes_on(old_runs):
+    from riftcli import recipe as recipes
+
+    path = old_runs / "full_rift/finished/recipe.resolved.yaml"
+    assert recipes.parse(path.read_text(), path.name, []).input.resize == "auto"
+    assert recipes.stored(path).input.resize == "pil" and recipes.stored(path).schedule.min_warmup_steps == 0
+    assert recipes.stored(path, overrides=["input.resize=tensor"]).input.resize == "tensor"
+    now = recipes.load("demo_rift")
+    assert recipes.parse(recipes.dump(now.resolved), "recipe.yaml", []).input.resize == "auto"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_finished_run_of_an_earlier_version_is_evaluated_and_tabled(method, old, rift):
     run = Path(method, "finished")
