@@ -87,7 +87,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         paths = photographs(Path(scratch), count, SIZE)
         targets = torch.zeros(count, dtype=torch.long).numpy()
-        files = Split("train", [str(i) for i in range(count)], targets, ["a"], FileReader(paths), paths=paths)
+        files = Split("train", [str(i) for i in range(count)], targets, ["a"], FileReader(paths, tensors=True), paths=paths)
         short = needed_short_side(PREPROCESSING, AugmentSection(crop_min_area=AREA))
         stores = {
             resize: ImageStore(f"{scratch}/cache", Decoding(short, resize=resize)).reader(paths) for resize in ("tensor", "pil")

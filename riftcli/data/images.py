@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -14,9 +17,11 @@ from riftcli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 # By content, whatever a file is called: Pillow would else try all that it knows, and start Ghostscript on an EPS.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+ORIENTATION = 274  # EXIF: torchcodec turns the image by it, and Pillow does not
 MOST_ASPECT = 100  # of the longer side to the shorter: resizing 1 x 1,000,000 to a shorter side of 224 takes 150 GB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", *SUFFIXES)
 
@@ -69,6 +74,21 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
 
     at_least: let a JPEG decoder shrink the image by 2, 4 or 8 while the shorter side keeps so many pixels (draft mode).
     """
+    return _read(path, bit_depth, at_least, None)
+
+
+@functools.cache
+def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
+    """bytes -> uint8 (3, H, W), by torchcodec (extra `decode`), to the bit as Pillow does it; None where there is none."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except Exception:  # not installed, or made for another torch: in as many ways as a shared library can be wrong
+        return None
+    return decode_jpeg
+
+
+def _read(path: Path, bit_depth: int | None, at_least: int | None, decode: Callable[[bytes], torch.Tensor] | None) -> Any:
+    """decode: of JPEGs, in place of Pillow, which still looks at their size, and at all that this cannot decode."""
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise DataError(f"{path}: image not found")
@@ -77,6 +97,9 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with open_image(path) as image:
+                if decode is not None and image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) == 1:
+                    with contextlib.suppress(RuntimeError, ValueError):  # Pillow says what is wrong with it
+                        return decode(path.read_bytes())
                 if at_least is not None:
                     image.draft(None, (at_least, at_least))
                 return to_rgb(image, str(path), bit_depth)
@@ -91,13 +114,20 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
 
 
 class FileReader:
-    """Reads image i of a list of paths; picklable, for data workers."""
+    """Reads image i of a list of paths; picklable, for data workers. tensors: `pixels` may be decoded without Pillow."""
 
-    def __init__(self, paths: list[Path], bit_depth: int | None = None, at_least: int | None = None) -> None:
-        self.paths, self.bit_depth, self.at_least = paths, bit_depth, at_least
+    def __init__(
+        self, paths: list[Path], bit_depth: int | None = None, at_least: int | None = None, tensors: bool = False
+    ) -> None:
+        self.paths, self.bit_depth, self.at_least, self.tensors = paths, bit_depth, at_least, tensors
 
     def __call__(self, i: int) -> Image.Image:  # noqa: D102
         return read_image(self.paths[i], self.bit_depth, self.at_least)
+
+    def pixels(self, i: int) -> Any:
+        """An image, or uint8 (3, H, W)."""
+        decode = jpeg_decoder() if self.tensors and self.at_least is None else None
+        return _read(self.paths[i], self.bit_depth, self.at_least, decode)
 
 
 class ArrayReader:

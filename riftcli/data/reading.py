@@ -78,14 +78,16 @@ def with_pixels(
 
     Every process calls this; the first one to come fills the store.
     """
-    if split.paths is None or (settings.bit_depth is None and not settings.draft and settings.cache is None):
+    resize = preprocessing.resize if augment is None or augment.off else settings.training_resize
+    plain = settings.bit_depth is None and not settings.draft and settings.cache is None
+    if split.paths is None or (plain and resize == "pil"):
         return split
     short = needed_short_side(preprocessing, augment)
     if augment is not None and settings.cache_short_side and settings.cache:
         short = settings.cache_short_side
     if settings.cache is None:
-        return replace(split, read=FileReader(split.paths, settings.bit_depth, short if settings.draft else None))
-    resize = preprocessing.resize if augment is None or augment.off else settings.training_resize
+        least = short if settings.draft else None
+        return replace(split, read=FileReader(split.paths, settings.bit_depth, least, tensors=resize == "tensor"))
     decoding = Decoding(short, preprocessing.interpolation, settings.draft, settings.bit_depth, resize)
     with console.progress(f"decoding {split.name}", len(split)) as bar:
         store = ImageStore(settings.cache, decoding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from riftcli.escaping import one_line
 from riftcli.protocols import Task
@@ -75,12 +75,12 @@ class _Indexed:
     def __call__(self, i: int) -> Image.Image:
         return self.read(self.indices[i])
 
-    def pixels(self, i: int) -> Image.Image | np.ndarray:
+    def pixels(self, i: int) -> Any:
         return read_pixels(self.read, self.indices[i])
 
 
-def read_pixels(read: Callable[[int], Image.Image], i: int) -> Image.Image | np.ndarray:
-    """Image i as uint8 (H, W, 3) from a reader that has it so, else as it reads it."""
+def read_pixels(read: Callable[[int], Image.Image], i: int) -> Any:
+    """Image i as an array (H, W, 3) or a tensor (3, H, W) of uint8 from a reader that has it so, else as an image."""
     return getattr(read, "pixels", read)(i)
 
 

@@ -19,10 +19,10 @@ from scipy.ndimage import gaussian_filter
 from riftcli.console import Console
 from riftcli.data import image_store as decode
 from riftcli.data.image_store import Decoding, ImageStore
-from riftcli.data.images import FileReader, read_image
+from riftcli.data.images import FileReader, jpeg_decoder, read_image
 from riftcli.data.reading import needed_short_side, sift, with_pixels
 from riftcli.data.split import Split
-from riftcli.data.transforms import EvalTransform, Preprocessing
+from riftcli.data.transforms import EvalTransform, Preprocessing, as_tensor
 from riftcli.errors import DataError, StorageError
 from riftcli.recipe.sections import AugmentSection, InputSection
 
@@ -291,3 +291,63 @@ def command(pid: int) -> str:
 def descendants(pid: int) -> list[int]:
     text = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(word) for word in text.split()]
+
+
+# ---- the other decoder
+
+
+@pytest.fixture
+def torchcodec():
+    if jpeg_decoder() is None:
+        pytest.skip("the extra `decode` is not installed")
+
+
+def encodings() -> dict[str, tuple[str, dict, str]]:
+    """Name -> (mode, options of the encoder, suffix)."""
+    turned = Image.Exif()
+    turned[274] = 6
+    jpegs = {
+        "plain": {},
+        "progressive": {"progressive": True},
+        "no subsampling": {"subsampling": 0},
+        "other subsampling": {"subsampling": 1},
+        "coarse": {"quality": 10},
+        "restarts": {"restart_marker_blocks": 4},
+        "turned": {"exif": turned},
+    }
+    modes = {"grey": ("L", {}, "jpg"), "cmyk": ("CMYK", {}, "jpg"), "png": ("RGB", {}, "png"), "alpha": ("RGBA", {}, "png")}
+    return {**{name: ("RGB", options, "jpg") for name, options in jpegs.items()}, **modes}
+
+
+@pytest.mark.parametrize("name", encodings())
+@pytest.mark.parametrize("size", [(64, 48), (17, 33), (1, 1)])
+def test_another_decoder_gives_the_same_bits(name, size, torchcodec, tmp_path):
+    mode, options, suffix = encodings()[name]
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(coarse).resize(size).convert(mode).save(path, **options)
+    got, wanted = FileReader([path], tensors=True).pixels(0), read_image(path)
+    assert isinstance(got, torch.Tensor) == (suffix == "jpg" and name != "turned"), "what it turns is Pillow's"
+    assert torch.equal(as_tensor(got), as_tensor(wanted))
+    assert isinstance(FileReader([path]).pixels(0), Image.Image)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 300, 900])
+def test_another_decoder_says_the_same_of_what_is_wrong(kept, torchcodec, paths, tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    errors = []
+    for read in (FileReader([path]), FileReader([path], tensors=True).pixels):
+        with pytest.raises(DataError) as caught:
+            read(0)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+def test_the_other_decoder_is_used_for_training_images_that_torchvision_resizes(torchcodec, paths):
+    split, read = make_split(paths), InputSection()
+    moved = AugmentSection(flip=0.5)
+    assert with_pixels(split, read, PRE, Console(quiet=True), moved).read.tensors
+    for settings, augment in ((read, None), (read, AugmentSection()), (InputSection(resize="pil"), moved)):
+        assert with_pixels(split, settings, PRE, Console(quiet=True), augment) is split
