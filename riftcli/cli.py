@@ -43,6 +43,7 @@ COMMANDS = {
     "doctor": "riftcli.commands.doctor:doctor",
     "recipes": "riftcli.commands.recipes:app",
     "data": "riftcli.commands.data:app",
+    "cache": "riftcli.commands.cache:app",
 }
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch and numpy are loaded. Tiny networks: the threads of a process and of its children only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two test processes, and what they start: nobody may wait by spinning
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ["RIFTCLI_CACHE"] = tempfile.mkdtemp(prefix="riftcli-tests-")  # of what is made once for many tests
+atexit.register(shutil.rmtree, os.environ["RIFTCLI_CACHE"], ignore_errors=True)
 
 import pytest
 import torch
@@ -97,6 +101,12 @@ def write_recipe(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has kept, or what you have."""
+    monkeypatch.setenv("RIFTCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -109,6 +109,26 @@ def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp
     assert (run / "report.html").read_text().count("data:image/svg+xml;base64,") >= 8  # curves, reliability, confusion matrix
 
 
+def test_the_spectrum_is_looked_at_a_hundred_times(rift, tiny_recipe, write_recipe, tmp_path):
+    """At every step of a short run; else at the first, the last, and as often as the recipe says. Nothing else differs."""
+    rows = {}
+    for every in (None, 3):
+        tiny_recipe["train"]["diagnose_every_steps"] = every
+        out = f"every-{every}"
+        assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", out)[0] == 0
+        lines = (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+        rows[every] = [row for row in map(json.loads, lines) if row["kind"] == "step"]
+    assert [row["step"] for row in rows[None]] == [row["step"] for row in rows[3]] == list(range(1, 9))
+    assert [row["step"] for row in rows[None] if "spectral_bound" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows[3] if "spectral_bound" in row] == [1, 3, 6, 8]
+    for one, other in zip(rows[None], rows[3], strict=True):
+        assert other["trace_ratio"] == pytest.approx(one["trace_ratio"], rel=1e-4), (
+            "whether it collapses is watched at every step"
+        )
+        same = other.keys() - {"images_per_second", "trace_ratio"}
+        assert {key: one[key] for key in same} == {key: other[key] for key in same}
+
+
 def test_pixels_by_torchvision_are_part_of_a_run(rift, tiny_recipe, write_recipe, read_json, tmp_path):
     """The folder of weights remembers how its images were resized; accuracy and CKA are next to the same."""
     tiny_recipe["input"] = {"resize": "tensor"}

@@ -17,7 +17,6 @@ from riftcli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 # By content, whatever a file is called: Pillow would else try all that it knows, and start Ghostscript on an EPS.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -78,7 +77,7 @@ def read_image(path: Path, bit_depth: int | None = None, at_least: int | None = 
 
 
 @functools.cache
-def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
+def jpeg_decoder() -> Callable[[bytes], Any] | None:
     """bytes -> uint8 (3, H, W), by torchcodec (extra `decode`), to the bit as Pillow does it; None where there is none."""
     try:
         from torchcodec.decoders import decode_jpeg
@@ -87,7 +86,7 @@ def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
     return decode_jpeg
 
 
-def _read(path: Path, bit_depth: int | None, at_least: int | None, decode: Callable[[bytes], torch.Tensor] | None) -> Any:
+def _read(path: Path, bit_depth: int | None, at_least: int | None, decode: Callable[[bytes], Any] | None) -> Any:
     """decode: of JPEGs, in place of Pillow, which still looks at their size, and at all that this cannot decode."""
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():

@@ -37,7 +37,7 @@ class Encoder:
         kept: KeptBatches | None = None,
     ) -> None:
         self.device, self.batch_size, self.workers, self.console = device, batch_size, workers, console
-        self.cache = FeatureCache(cache) if cache else None
+        self.cache = FeatureCache.of_setting(cache)
         self.kept = kept
 
     @classmethod

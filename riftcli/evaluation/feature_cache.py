@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -18,7 +20,8 @@ from riftcli.data.image_store import file_state
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
-from riftcli.errors import ModelError
+from riftcli.errors import ModelError, StorageError
+from riftcli.evaluation import cache_folder
 from riftcli.evaluation.features import FeatureTable
 from riftcli.models.loading import read_tensors
 from riftcli.models.published import sha256
@@ -53,14 +56,25 @@ def samples_digest(split: Split) -> str:
 class FeatureCache:
     """A folder of feature tables; a file is there completely or not at all, and is checked before it is used (F26)."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+    def __init__(self, folder: str | Path, most: int | None = None) -> None:
+        """most: bytes of the user's own cache, which is kept below them, and whose failures are no failure of a command."""
+        self.folder, self.most = Path(folder).expanduser(), most
+        self._failed = False
+        self._digests: dict[int, tuple[Any, Any, str]] = {}
+
+    @classmethod
+    def of_setting(cls, setting: str | None) -> FeatureCache | None:
+        """`eval.cache` of a recipe: a folder, auto, or None."""
+        if setting != "auto":
+            return cls(setting) if setting else None
+        own = cache_folder.user_folder()
+        return None if own is None else cls(own, cache_folder.MOST)
 
     def path(self, model: nn.Module, pooling: Any, split: Split, preprocessing: Preprocessing, reading: dict[str, Any]) -> Path:
         """Where the table of these samples through this model belongs. `reading`: how files become pixels and batches."""
         return self._path(
             {
-                "weights": weights_digest(model),
+                "weights": self._weights(model),
                 "model": repr(model),
                 "pooling": pooling,
                 "samples": samples_digest(split),
@@ -72,10 +86,20 @@ class FeatureCache:
     def path_of_texts(self, tower: nn.Module, lines: Sequence[str], device: str) -> Path:
         """Where the embeddings of these texts belong."""
         lengths = hashlib.sha256("\0".join(lines).encode()).hexdigest()
-        return self._path({"weights": weights_digest(tower), "model": repr(tower), "texts": lengths, "device": device})
+        return self._path({"weights": self._weights(tower), "model": repr(tower), "texts": lengths, "device": device})
+
+    def _weights(self, model: nn.Module) -> str:
+        """The digest of a model, computed again only when one of its tensors is another or was written to."""
+        state = model.state_dict()
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
+        known = self._digests.get(id(model))
+        if known is None or known[0]() is not model or known[1] != versions:
+            known = (weakref.ref(model), versions, weights_digest(model))
+            self._digests[id(model)] = known
+        return known[2]
 
     def _path(self, what: dict[str, Any]) -> Path:
-        key = {"version": VERSION, "torch": torch.__version__, **what}
+        key = {"version": VERSION, "torch": torch.__version__, "timm": timm.__version__, **what}
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{name[:40]}.safetensors"
 
@@ -95,13 +119,25 @@ class FeatureCache:
         except (OSError, ValueError, KeyError, ModelError) as error:
             note_line(f"note: {path}: damaged ({error}); computed anew")
             return None
+        cache_folder.touch(path)
         return table
 
     def write(self, path: Path, table: FeatureTable) -> None:
-        """Publish a table in one step; of two writers the last one wins, with the same content."""
+        """Publish a table in one step; of two writers the last one wins, with the same content. Raises StorageError, but of the
+        user's own cache, which is then left alone.
+        """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.unwritable(self.folder, error) from error
-        write_tensors(path, {"features": table.features, "logits": table.logits})
-        files.write_text(path.with_suffix(".sha256"), sha256(path))
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise files.unwritable(self.folder, error) from error
+            write_tensors(path, {"features": table.features, "logits": table.logits})
+            files.write_text(path.with_suffix(".sha256"), sha256(path))
+            if self.most is not None:
+                cache_folder.prune(self.folder, self.most)
+        except (StorageError, OSError) as error:
+            if self.most is None:
+                raise
+            if not self._failed:
+                note_line(f"note: features are not kept for the next command: {error}")
+            self._failed = True

@@ -137,16 +137,27 @@ def _outputs(model: Any, images: torch.Tensor) -> torch.Tensor:
 TOLERANCE = 1e-4  # of logits, against the largest of them
 
 
-@torch.inference_mode()
 def check_saved(folder: Path, vit: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Raise StorageError unless the folder gives the same logits on one fixed batch: an adapter saved without its head, a
-    merge that does nothing and a half-written file all look well until somebody uses them.
+    """Raise StorageError unless the folder gives the same outputs as a network in memory."""
+    check_outputs(folder, outputs(copy.deepcopy(vit).cpu(), input_size), input_size)
 
-    On the CPU in fp32: a GPU's convolutions round to TF32, which a folded weight does in another way.
+
+@torch.inference_mode()
+def outputs(vit: nn.Module, input_size: tuple[int, int, int]) -> torch.Tensor:
+    """What a network on the CPU, which is left in eval mode, gives for one fixed batch. In fp32: a GPU's convolutions round to
+    TF32, which a folded weight does in another way.
     """
     images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-        expected, got = (_outputs(model, images) for model in (copy.deepcopy(vit).cpu().eval(), load_saved(folder)))
+    with torch.autocast("cpu", enabled=False):
+        return _outputs(vit.eval(), images)
+
+
+def check_outputs(folder: Path, expected: torch.Tensor, input_size: tuple[int, int, int]) -> None:
+    """Raise StorageError unless the folder gives these outputs: an adapter saved without its head, a merge that does nothing and
+    a half-written file all look well until somebody uses them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        got = outputs(load_saved(folder), input_size)
     error = float((got - expected).abs().max())
     if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StorageError(

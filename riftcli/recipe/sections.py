@@ -223,6 +223,12 @@ class TrainSection(Section):
         "stop", description="when the variance of the features goes to nothing or explodes: end the run, or only warn"
     )
     log_every_steps: int = Field(1, gt=0, description="steps from one line of metrics.jsonl to the next")
+    diagnose_every_steps: int | None = Field(
+        None,
+        gt=0,
+        description="steps from one look at a batch's spectrum and CKA to the next, among the logged ones; null is 50, and less "
+        "in a run of fewer than 5,000 steps, so that there are a hundred",
+    )
     save_every_steps: int | None = Field(None, gt=0, description="also save the state to resume from within an epoch")
     track: list[str] = Field(
         default_factory=list,
@@ -246,7 +252,11 @@ class EvalSection(Section):
     batch_size: int = Field(128, gt=0, description="per rank")
     knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
     trajectory: bool = Field(False, description="at every evaluation also ECE, and kNN and CKA on the retention sets")
-    cache: str | None = Field(None, description="folder that keeps features, found again by content; null computes them anew")
+    cache: str | None = Field(
+        "auto",
+        description="folder that keeps features, found again by content; auto: the user's own, of 10 GB at most (`rift cache "
+        "ls`); null computes them anew",
+    )
     group: str | None = Field(None, description="column of the data for the metric worst_group, e.g. region")
 
 

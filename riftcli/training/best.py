@@ -11,30 +11,54 @@ from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.surgery import merge
-from riftcli.models.weights import check_saved, model_folder, read_config, save_folder, saved_state
+from riftcli.models.weights import check_outputs, check_saved, model_folder, outputs, read_config, save_folder, saved_state
 from riftcli.training.state import TrainState
 
 
 def keep_model(state: TrainState, epoch: int) -> None:
-    """Write the weights as they are now to model/, an adapter's own to adapter/ too, and check that they come back."""
+    """Write the weights as they are now to model/, an adapter's own to adapter/ too, while training goes on.
+
+    The first time it is waited for, and what was written is read back and compared: what is wrong then is wrong at the end of
+    the run too, where that is done once more.
+    """
     if state.folder is None:
         return
-    network, recipe = state.setup.network, state.setup.recipe
+    network, recipe, place = state.setup.network, state.setup.recipe, state.folder.path
     if network.head is not None:
         network.head.refresh()
+    state.writer.wait("model")
+    vit, first = copy.deepcopy(network.vit).cpu(), state.expected is None
     kind, spec = recipe.adapter.saved, recipe.resolved["adapter"]
-    folder = state.folder.path / "model"
-    extra: dict[str, Any] = {"epoch": epoch, "task": recipe.objective.task}
-    if kind == "unmerged":
-        extra["adapter"] = spec
-    shipped = merge(copy.deepcopy(network.vit)) if kind == "merged" else network.vit
-    save_folder(folder, shipped, state.setup.data.splits.train.classes, network.preprocessing, {"rift": extra})
-    write_text(folder / "README.md", model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None))
-    if kind != "plain":
-        start = recipe.train.start_from  # what the factors are added to
-        base = recipe.model.name if start is None else f"local-dir:{model_folder(start)}"
-        save_adapter(state.folder.path / "adapter", network.vit, spec, base)
-    check_saved(folder, network.vit, network.preprocessing.input_size)
+
+    def write() -> None:
+        state.expected = outputs(vit, network.preprocessing.input_size)
+        if kind != "plain":
+            start = recipe.train.start_from  # what the factors are added to
+            base = recipe.model.name if start is None else f"local-dir:{model_folder(start)}"
+            save_adapter(place / "adapter", vit, spec, base)
+        extra: dict[str, Any] = {"epoch": epoch, "task": recipe.objective.task}
+        if kind == "unmerged":
+            extra["adapter"] = spec
+        shipped, folder = merge(vit) if kind == "merged" else vit, place / "model"
+        save_folder(folder, shipped, state.setup.data.splits.train.classes, network.preprocessing, {"rift": extra})
+        card = model_card(recipe.resolved, epoch, kind != "unmerged", text_tower(network.vit) is not None)
+        write_text(folder / "README.md", card)
+
+    state.writer.submit("model", write)
+    if first:
+        check_kept(state)
+
+
+def check_kept(state: TrainState) -> None:
+    """Raise StorageError where the folder of weights gives other outputs than the network that was kept."""
+    state.writer.wait("model")
+    if state.folder is None:
+        return
+    network, folder = state.setup.network, state.folder.path / "model"
+    if state.expected is None:  # kept before an interruption: what is in memory now has been read from there
+        check_saved(folder, network.vit, network.preprocessing.input_size)
+    else:
+        check_outputs(folder, state.expected, network.preprocessing.input_size)
 
 
 def load_kept(state: TrainState) -> int | None:
@@ -42,11 +66,13 @@ def load_kept(state: TrainState) -> int | None:
 
     Training is over: nothing that was frozen or inserted is needed any more.
     """
+    state.writer.wait()
     vit, epoch = state.setup.network.vit, None
     if state.setup.recipe.adapter.saved == "merged":
         merge(vit)
     if state.folder:
         vit.load_state_dict(saved_state(state.folder.path / "model"))
         epoch = read_config(state.folder.path / "model")["rift"]["epoch"]
+        check_kept(state)
     dist.broadcast_tensors(list(vit.state_dict().values()))
     return epoch

@@ -41,7 +41,7 @@ def save(folder: Path, step: int, tensors: Tables, state: dict[str, Any]) -> Pat
             shutil.rmtree(stale)
         partial.mkdir(parents=True)
         for name, table in tensors.items():
-            write_tensors(partial / f"{name}.safetensors", {key: value.detach().cpu().clone() for key, value in table.items()})
+            write_tensors(partial / f"{name}.safetensors", table)
         (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         digests = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         for file in partial.iterdir():

@@ -20,17 +20,21 @@ PATIENCE = 3  # logged steps
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What is to be done after the step; the same on every rank."""
+class StepReport:
+    """What a step came to, and what is to be done after it; the same on every rank."""
 
     stop: bool  # a signal came, or the time is up
     save: bool  # launch.save_every_minutes have passed
+    task_loss: float  # mean over the global batch
+    penalty_loss: float
+    grad_norm: float
+    variance: float  # of the features that the step saw, summed over dimensions, mean over ranks
 
 
-def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor, index: torch.Tensor) -> Orders:
+def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor, index: torch.Tensor) -> StepReport:
     """Raise DivergedError on all ranks, before the optimizer moves, if any loss or gradient is not finite.
 
-    One small exchange per step serves this and what it returns.
+    One small exchange, and one wait for the device, per step serves this and what it returns.
     """
     health = result.task_loss + result.penalty_loss + grad_norm
     for parameter in state.setup.step.penalty_parameters():
@@ -39,9 +43,15 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
     sick = ~torch.isfinite(health)
     stop = signals.received() is not None or state.out_of_time()
     orders = torch.tensor([float(stop), float(state.save_is_due())], device=sick.device)
-    any_sick, any_stop, any_save = dist.sum_over_ranks(torch.cat([sick.float()[None], orders])).tolist()
+    features = result.features
+    variance = features.var(0).sum() if len(features) > 1 else features.new_zeros(())
+    own = torch.stack([sick.float(), result.task_loss.float(), variance.float()])
+    summed = dist.sum_over_ranks(torch.cat([own, orders]))
+    same = torch.stack([result.penalty_loss.float(), grad_norm.float()])
+    any_sick, task, varied, any_stop, any_save, penalty, norm = torch.cat([summed, same]).tolist()
     if not any_sick:
-        return Orders(bool(any_stop), bool(any_save))
+        count = dist.world_size()
+        return StepReport(bool(any_stop), bool(any_save), task / count, penalty, norm, varied / count)
     losses = {"task": float(result.task_loss), "penalty": float(result.penalty_loss), "grad_norm": float(grad_norm)}
     train = state.setup.data.splits.train
     ids = [train.ids[i % len(train)] for i in index.tolist()]
@@ -63,7 +73,9 @@ def check_collapse(state: TrainState, row: dict[str, Any]) -> None:
     One careless step can do it (random head, high rate, short warm-up), and nothing that follows mends it. A network that
     trains from scratch has nothing to lose, and is only warned about.
     """
-    ratio, progress, recipe = row.get("trace_ratio", 1.0), state.progress, state.setup.recipe
+    if "trace_ratio" not in row:
+        return
+    ratio, progress, recipe = row["trace_ratio"], state.progress, state.setup.recipe
     if row["step"] == 1 and ratio:
         progress.first_trace = ratio  # batch normalisation, dropout and augmentation are at work in training alone
     gone = ratio is None or not (GONE[0] <= ratio <= GONE[1] or GONE[0] <= ratio / progress.first_trace <= GONE[1])

@@ -16,7 +16,7 @@ from riftcli.data.loader import Batch
 from riftcli.errors import Terminated
 from riftcli.evaluation.scores import score
 from riftcli.training.best import keep_model
-from riftcli.training.health import check_collapse, check_health
+from riftcli.training.health import StepReport, check_collapse, check_health
 from riftcli.training.optim import set_lr
 from riftcli.training.progress import Progress
 from riftcli.training.retention import trajectory_row
@@ -31,6 +31,8 @@ def run_loop(state: TrainState) -> None:
             _run(state)
         except signals.StopRequested:
             raise _stopped(state) from None
+        finally:
+            state.writer.wait()
 
 
 def _run(state: TrainState) -> None:
@@ -107,25 +109,25 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
         optimizer.zero_grad(set_to_none=True)
         result = step({"task": batch, **next(beside)}, progress.step)
         grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
-        orders = check_health(state, result, grad_norm, batch[2])
+        report = check_health(state, result, grad_norm, batch[2])
         progress.step += 1
         heartbeat.beat(f"step {progress.step}")
         seen += recipe.train.batch_size
         if progress.step % recipe.train.log_every_steps == 0:  # before the optimizer moves Q: one Q per row
-            row = _step_row(state, result, grad_norm, factor, epoch + 1, seen / clock.seconds)
+            row = _step_row(state, result, report, factor, epoch + 1, seen / clock.seconds)
             if state.folder:
                 state.folder.append(row)
             check_collapse(state, row)
             bar.advance(recipe.train.log_every_steps, _note(row, progress))
         _move(state, result, factor, epoch + 1)
         if (
-            orders.stop and progress.step % setup.batches.steps_per_epoch
+            report.stop and progress.step % setup.batches.steps_per_epoch
         ):  # at the end of an epoch, run_loop selects and saves first
             progress.train_seconds += clock.seconds
             save(state)
             raise _terminated(state)
         every = recipe.train.save_every_steps
-        due = orders.save or (every and progress.step % every == 0)
+        due = report.save or (every and progress.step % every == 0)
         if due and progress.step % setup.batches.steps_per_epoch:
             save(state)
 
@@ -156,27 +158,23 @@ def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> N
 
 
 def _step_row(
-    state: TrainState, result: StepResult, grad_norm: torch.Tensor, factor: float, epoch: int, speed: float
+    state: TrainState, result: StepResult, report: StepReport, factor: float, epoch: int, speed: float
 ) -> dict[str, Any]:
     """One line of metrics.jsonl."""
-    setup = state.setup
-    task = float(dist.sum_over_ranks(result.task_loss) / dist.world_size())
-    added = float(result.penalty_loss)
-    row: dict[str, Any] = {"kind": "step", "step": state.progress.step, "epoch": epoch, "loss": task + added, "task_loss": task}
+    setup, task, added, step = state.setup, report.task_loss, report.penalty_loss, state.progress.step
+    row: dict[str, Any] = {"kind": "step", "step": step, "epoch": epoch, "loss": task + added, "task_loss": task}
     if setup.step.regularizer is not None:
         row["penalty_loss"] = added
         if state.steering:
             row["strength"] = state.steering.control.strength
-        named = setup.step.diagnostics(result)
+        named = setup.step.diagnostics(result) if setup.diagnosed(step) else {}
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
-    if setup.pretrained.trace_0 and "trace_ratio" not in row and len(result.features) > 1:
-        trace = result.features.var(0).sum()
-        if not isinstance(result.compared, torch.Tensor):  # every rank has its own share
-            trace = dist.sum_over_ranks(trace) / dist.world_size()
-        ratio = float(trace) / setup.pretrained.trace_0
+    of_batch = getattr(setup.step.penalty, "needs_pretrained", False) and not setup.diagnosed(step)  # that one is relative to it
+    if setup.pretrained.trace_0 and "trace_ratio" not in row and not of_batch and len(result.features) > 1:
+        ratio = report.variance / setup.pretrained.trace_0
         row["trace_ratio"] = ratio if math.isfinite(ratio) else None
     lr = setup.recipe.optim.lr * factor
-    return {**row, "lr": lr, "grad_norm": float(grad_norm), "images_per_second": round(speed, 1)}
+    return {**row, "lr": lr, "grad_norm": report.grad_norm, "images_per_second": round(speed, 1)}
 
 
 def _note(row: dict[str, Any], progress: Progress) -> str:

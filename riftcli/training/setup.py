@@ -39,6 +39,8 @@ from riftcli.training.streams import TrainBatches, count_batches, reference_batc
 from riftcli.training.texts import Texts, build_texts, class_draws
 from riftcli.training.transfer import Start, note_start
 
+DIAGNOSE_EVERY, DIAGNOSED = 50, 100  # steps from one to the next; how many there are at least in a shorter run
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -73,6 +75,11 @@ class Setup:
     def total_steps(self) -> int:
         """Of the whole run."""
         return self.batches.steps_per_epoch * self.recipe.train.epochs
+
+    def diagnosed(self, step: int) -> bool:
+        """Whether a logged step (from 1) looks at the spectrum of its batch, which takes longer than the loss."""
+        every = self.recipe.train.diagnose_every_steps or max(1, min(DIAGNOSE_EVERY, self.total_steps // DIAGNOSED))
+        return step == 1 or step % every == 0 or step == self.total_steps
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0) relative to the peak."""

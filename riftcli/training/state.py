@@ -21,6 +21,7 @@ from riftcli.training.progress import Progress
 from riftcli.training.saved_state import check_saved_state
 from riftcli.training.setup import Setup
 from riftcli.training.strength import Steering
+from riftcli.training.writer import Writer
 
 Q_DRIFT, Q_LOST = 1e-5, 1e-2  # max |Q^T Q - I| of a learned rotation: said, and the end
 
@@ -36,6 +37,8 @@ class TrainState:
     steering: Steering | None = None
     began: float = field(default_factory=time.monotonic)  # of this command, for launch.max_time
     saved: float = field(default_factory=time.monotonic)  # when the state was last saved
+    writer: Writer = field(default_factory=Writer)
+    expected: torch.Tensor | None = None  # what the kept weights gave for fixed inputs when they were kept
 
     def out_of_time(self) -> bool:
         """By this rank's clock: ranks must agree before they act on it."""
@@ -54,7 +57,9 @@ class TrainState:
 
 
 def save(state: TrainState) -> None:
-    """Save the whole state of the loop; collective, because every rank has its own random state."""
+    """Save the whole state of the loop as it is now; collective, because every rank has its own random state. It is written while
+    training goes on: whoever needs it on the disk waits for `state.writer`.
+    """
     setup, step = state.setup, state.setup.step
     assert step.optimizer is not None
     _check_rotation(state)
@@ -65,8 +70,9 @@ def save(state: TrainState) -> None:
     states = dist.gather_objects(own)
     if state.folder is None:
         return
+    state.writer.wait("checkpoint")
     optimizer, packed = checkpoint.pack_optimizer(step.optimizer)
-    tensors = {
+    tensors: checkpoint.Tables = {
         "model": setup.network.vit.state_dict(),
         "optimizer": optimizer,
         "penalty": step.regularizer.state_dict() if step.regularizer else {},
@@ -82,8 +88,13 @@ def save(state: TrainState) -> None:
         "world_size": dist.world_size(),
         "trace_0": setup.pretrained.trace_0,
     }
-    checkpoint.save(state.folder.path / "last", state.progress.step, tensors, plain)
-    state.folder.checkpointed()
+    folder, number, copies = state.folder, state.progress.step, state.writer.copies(tensors)
+
+    def write() -> None:
+        checkpoint.save(folder.path / "last", number, copies, plain)
+        folder.checkpointed()
+
+    state.writer.submit("checkpoint", write)
 
 
 def _check_rotation(state: TrainState) -> None:

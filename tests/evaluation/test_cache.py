@@ -1,0 +1,104 @@
+"""Features are kept between commands: found again, kept small, listed, deleted; and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from riftcli.evaluation import cache_folder
+from riftcli.evaluation.feature_cache import FeatureCache, weights_digest
+from riftcli.evaluation.features import FeatureTable
+
+TABLE = FeatureTable(torch.ones(4, 2), torch.ones(4, 3))
+
+
+@pytest.fixture
+def folder() -> Path:
+    return Path(os.environ["RIFTCLI_CACHE"])
+
+
+def test_seeds_and_commands_share_features(rift, tiny_recipe, write_recipe, folder, tmp_path):
+    """What was computed for one run is read by the next one, which comes out the same, and by an evaluation."""
+    recipe = write_recipe(tiny_recipe)
+    assert rift("finetune", "--recipe", recipe, "--out", "a")[0] == 0
+    tables = sorted(folder.glob("*.safetensors"))
+    assert len(tables) == 3, "training, validation and test images through the pretrained model"
+    _, _, err = rift("finetune", "--recipe", recipe, "--out", "b", "--set", "optim.lr=2e-3")
+    assert sorted(folder.glob("*.safetensors")) == tables
+    assert rift("finetune", "--recipe", recipe, "--out", "c", "--set", "eval.cache=null")[0] == 0
+    a, c = ((tmp_path / run / "model/model.safetensors").read_bytes() for run in "ac")
+    assert a == c, "a run with the cache and one without are the same"
+    assert rift("eval", "--run", "a", "--metrics", "acc,cka")[0] == 0
+    assert len(list(folder.glob("*.safetensors"))) == 4, "only the finetuned model's are new"
+
+
+def test_listed_and_deleted(rift, folder):
+    assert rift("cache", "ls")[2].startswith("0 tables") or "0 tables" in rift("cache", "ls")[1]
+    cache = FeatureCache(folder, 10**9)
+    for name in ("a", "b"):
+        cache.write(folder / f"{name}.safetensors", TABLE)
+    code, out, _ = rift("cache", "ls", "--json")
+    assert code == 0 and [Path(entry["path"]).stem for entry in json.loads(out)] == ["a", "b"]
+    code, out, err = rift("cache", "ls")
+    assert code == 0 and f"2 tables of features in {folder}, 0.00 of 10 GB" in " ".join((out + err).split())
+    (folder / "notes.txt").write_text("mine")
+    code, _, err = rift("cache", "clear")
+    assert code == 0 and err == f"freed: 0 MB (2 tables in {folder})\n"
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"], "what is not ours stays"
+
+
+def test_what_was_not_used_for_longest_goes_first(folder):
+    size = 0
+    for number, name in enumerate("abcd"):
+        path = folder / f"{name}.safetensors"
+        FeatureCache(folder, 10**9).write(path, TABLE)
+        os.utime(path, (number, number))
+        size = path.stat().st_size
+    cache = FeatureCache(folder, 3 * size)
+    assert cache.read(folder / "a.safetensors", 4) is not None  # used just now
+    cache.write(folder / "e.safetensors", TABLE)
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["a", "d", "e"]
+    assert sorted(path.stem for path in folder.glob("*.sha256")) == ["a", "d", "e"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(rift, tiny_recipe, write_recipe, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RIFTCLI_CACHE", str(tmp_path / "file"))
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert code == 0 and err.count("note: features are not kept for the next command: ") == 1
+    tiny_recipe["eval"]["cache"] = str(tmp_path / "file")
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "s")
+    assert code == 8 and err.splitlines()[-1].startswith(f"error: {tmp_path}/file: cannot be written")
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    for name in ("RIFTCLI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache_folder.Path, "home", homeless)
+    assert cache_folder.user_folder() is None and FeatureCache.of_setting("auto") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder.user_folder() == Path("/somewhere/riftcli")
+
+
+def test_other_weights_are_noticed_wherever_they_were_changed(folder):
+    cache, model = FeatureCache(folder), torch.nn.Linear(3, 2)
+    seen = [cache._weights(model)]
+    with torch.no_grad():
+        model.weight.add_(1)
+    seen.append(cache._weights(model))
+    torch.optim.SGD(model.parameters(), lr=1.0).load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
+    model(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    seen.append(cache._weights(model))
+    model.bias = torch.nn.Parameter(torch.zeros(2))
+    seen.append(cache._weights(model))
+    assert len(set(seen)) == 4 and seen[-1] == weights_digest(model)
+    assert cache._weights(torch.nn.Linear(3, 2)) not in seen

@@ -1,0 +1,85 @@
+"""What is written while training goes on: in order, of copies, with its errors raised; and never beside a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+
+from riftcli.errors import StorageError
+from riftcli.training import checkpoint, loop
+from riftcli.training.writer import Writer
+
+
+def test_things_are_written_in_order_and_errors_are_raised_by_whoever_comes_next():
+    writer, done = Writer(), []
+    for i in range(5):
+        writer.submit("checkpoint" if i % 2 else "model", lambda i=i: done.append(i))
+    writer.wait()
+    assert done == [0, 1, 2, 3, 4]
+
+    def fail():
+        raise StorageError("full")
+
+    writer.submit("model", fail)
+    writer.submit("checkpoint", lambda: done.append(5))
+    with pytest.raises(StorageError, match="full"):
+        writer.submit("model", lambda: done.append(6))
+    writer.wait()
+    assert done[-1] == 5, "what failed is not done once more, and what was given later is"
+
+
+def test_copies_are_of_the_moment():
+    writer, weight = Writer(), torch.ones(3)
+    copies = writer.copies({"model": {"a": weight, "b": weight}})
+    weight.zero_()
+    assert copies["model"]["a"].tolist() == [1, 1, 1]
+    assert copies["model"]["a"].data_ptr() != copies["model"]["b"].data_ptr()
+
+
+def test_a_process_is_not_forked_while_something_is_written():
+    writer, began, done = Writer(), threading.Event(), threading.Event()
+
+    def slow():
+        began.set()
+        done.wait(0.5)
+        done.set()
+
+    writer.submit("model", slow)
+    began.wait(5)
+    child = os.fork()
+    if not child:
+        os._exit(0 if done.is_set() else 1)  # of a fork while it was written
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    writer.wait()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(rift, tiny_recipe, write_recipe, monkeypatch, tmp_path):
+    """The first one is written only when two more steps have been taken; it is of the weights that it was made of."""
+    tiny_recipe["train"] |= {"save_every_steps": 4, "epochs": 1, "batch_size": 16}
+    recipe = write_recipe(tiny_recipe)
+    assert rift("finetune", "--recipe", recipe, "--out", "plain")[0] == 0
+    real_save, real_move, further, written = checkpoint.save, loop._move, threading.Event(), []
+
+    def late(folder, step, tensors, state):
+        if step == 4:
+            assert further.wait(60), "the steps wait for the checkpoint"
+        written.append(step)
+        return real_save(folder, step, tensors, state)
+
+    def counted(state, *arguments):
+        real_move(state, *arguments)
+        if state.progress.step == 6:
+            assert not written
+            further.set()
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    monkeypatch.setattr(loop, "_move", counted)
+    code, _, err = rift("finetune", "--recipe", recipe, "--out", "r")
+    assert code == 0 and written == [4, 8], err
+    for step in written:
+        for file in ("model", "optimizer", "penalty", "random"):
+            place = f"last/step-{step:08d}/{file}.safetensors"
+            assert (tmp_path / "r" / place).read_bytes() == (tmp_path / "plain" / place).read_bytes()
