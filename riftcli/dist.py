@@ -163,6 +163,17 @@ def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
             td.broadcast(tensor, src=0)
 
 
+def concatenated(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of every rank in rank order, on every rank; outside the graph, on the CPU, and of any number on each."""
+    if world_size() == 1:
+        return rows
+    counts = gather_objects(len(rows))
+    parts = [rows.contiguous() if r == rank() else rows.new_empty(n, *rows.shape[1:]) for r, n in enumerate(counts)]
+    for source, part in enumerate(parts):
+        td.broadcast(part, src=source)
+    return torch.cat(parts)
+
+
 class _GatherRows(torch.autograd.Function):
     """All-gather along rows. A plain all_gather inside autograd cuts the graph, and re-inserting the own slice gives
     gradients off by 1/world_size. Every rank computes the same loss of the gathered rows, so the gradient of the sum of

@@ -58,18 +58,22 @@ def encode(
             features.append(output.features.float().cpu())
             logits.append(output.logits.float().cpu())
             tick(len(index))
-    parts = [(torch.cat(positions), torch.cat(features), torch.cat(logits))] if positions else []
-    shares = dist.gather_objects((parts, signals.received() is not None))
+    widths = (features[0].shape[1], logits[0].shape[1]) if positions else None
+    shares = dist.gather_objects((widths, signals.received() is not None))
     if any(stopped for _, stopped in shares):  # a signal does not reach all ranks in the same batch: here they agree
         raise signals.StopRequested
-    gathered = [part for own, _ in shares for part in own]
-    order = torch.cat([part[0] for part in gathered])
-    assert len(order) == count and order.unique().numel() == count, "every sample exactly once"
-    back = order.argsort()
-    # clone: tensors made under inference_mode cannot enter a graph later
-    return FeatureTable(
-        torch.cat([part[1] for part in gathered])[back].clone(), torch.cat([part[2] for part in gathered])[back].clone()
+    wide, classes = next(found for found, _ in shares if found is not None)
+    own = (
+        torch.cat([*positions, torch.empty(0, dtype=torch.long)]),
+        torch.cat([*features, torch.empty(0, wide)]),
+        torch.cat([*logits, torch.empty(0, classes)]),
     )
+    order, table, scores = (dist.concatenated(part) for part in own)
+    assert len(order) == count and order.unique().numel() == count, "every sample exactly once"
+    back = torch.empty_like(order)
+    back[order] = torch.arange(count)
+    # indexing copies: tensors made under inference_mode cannot enter a graph later
+    return FeatureTable(table[back], scores[back])
 
 
 def encode_split(

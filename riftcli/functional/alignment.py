@@ -7,6 +7,8 @@ import torch
 from riftcli.functional.covariance import centre
 from riftcli.functional.rounding import is_constant, noise_level
 
+MANY = 2_000  # samples from which SVCCA is computed from D x D moments: small directions, for which they are too coarse, are cut
+
 
 def _unit(rows: torch.Tensor) -> torch.Tensor | None:
     """Centred rows of Frobenius norm 1, fp64; None when they are constant."""
@@ -55,6 +57,10 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     assert len(x) == len(y), "CCA compares the same samples"
     if is_constant(x) or is_constant(y):
         return None
+    if variance is not None and len(x) > MANY and len(x) > 4 * max(x.shape[1], y.shape[1]):
+        from riftcli.functional.influence import correlations_of_moments, moments
+
+        return correlations_of_moments(*moments(x, y), variance)
     bases = []
     for rows in (x, y):
         left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)

@@ -66,6 +66,13 @@ def effective_rank(spectrum: torch.Tensor) -> torch.Tensor:
     return spectrum.sum() ** 2 / spectrum.square().sum().clamp_min(1e-30)
 
 
+def participation_ratio(rows: torch.Tensor) -> float:
+    """Effective rank of the covariance of (N, D) rows, in fp64: tr(S)^2 / ||S||_F^2, for which no spectrum is needed."""
+    x = centre(rows.double())
+    small = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return float(small.trace() ** 2 / small.square().sum().clamp_min(1e-30))
+
+
 def effective_rank_debiased(rows: torch.Tensor) -> float | None:
     """tr(S)^2 / tr(S^2) of the population: both by their U-statistics, where the plain ratio is too small with few samples.
 
@@ -76,10 +83,11 @@ def effective_rank_debiased(rows: torch.Tensor) -> float | None:
     n = len(rows)
     if n < 4:
         return None
-    half = torch.cdist(rows, rows).square() / 2
-    disjoint = half.sum() ** 2 - 4 * half.sum(1).square().sum() + 2 * half.square().sum()
     gram = centre(rows) @ centre(rows).T
-    gram = gram - torch.diag_embed(gram.diagonal())
+    squares = gram.diagonal().clone()
+    half = ((squares[:, None] + squares[None]) / 2 - gram).clamp_min_(0).fill_diagonal_(0)
+    disjoint = half.sum() ** 2 - 4 * half.sum(1).square().sum() + 2 * half.square().sum()
+    gram.fill_diagonal_(0)
     sums = gram.sum(1)
     squares = gram.square().sum() + sums.sum() ** 2 / ((n - 1) * (n - 2)) - 2 / (n - 2) * sums.square().sum()
     bottom = float(squares) / (n * (n - 3))

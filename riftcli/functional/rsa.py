@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 
 from riftcli.functional.covariance import centre
+from riftcli.functional.influence import correlation_of_pairs
 from riftcli.functional.rounding import is_constant, rounding_error
 
 Distance = Literal["cosine", "euclid"]
@@ -38,19 +40,47 @@ def rsa(
     x: torch.Tensor, y: torch.Tensor, distance: Distance = "cosine", rank: bool = False, centred: bool = False
 ) -> float | None:
     """Correlation of the two RDMs, Pearson, or Spearman with `rank`; (N, D), (N, E). None when one RDM is constant."""
+    return rsa_with_error(x, y, distance, rank, centred)[0]
+
+
+def rsa_with_error(
+    x: torch.Tensor, y: torch.Tensor, distance: Distance = "cosine", rank: bool = False, centred: bool = False
+) -> tuple[float | None, float | None]:
+    """The same, and its standard error, for which the ranks stay as they are, and so does the centre of centred features."""
     assert len(x) == len(y), "RSA compares the same samples"
     if len(x) < 3 or is_constant(x) or is_constant(y):
-        return None
-    one, other = rdm(x, distance, centred), rdm(y, distance, centred)
-    if is_flat(one, x, distance, centred) or is_flat(other, y, distance, centred):
-        return None
-    if rank:
+        return None, None
+    tables = []
+    for rows in (x, y):
+        values = rdm(rows, distance, centred)
+        if is_flat(values, rows, distance, centred):
+            return None, None
+        values = ranks(values) if rank else values
+        tables.append(_table(values - values.mean(), len(rows)))
+    value, error = correlation_of_pairs(*tables)
+    return max(-1.0, min(1.0, value)), error
+
+
+def _table(values: torch.Tensor, n: int) -> torch.Tensor:
+    """The pairs i < j as a symmetric (n, n) table with zeros on its diagonal."""
+    upper = torch.triu_indices(n, n, offset=1)
+    table = values.new_zeros(n, n)
+    table[upper[0], upper[1]] = values
+    return table + table.T
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Rank of each value from 1, the mean of their places for equal ones; (P,) -> (P,) fp64."""
+    plain = values.numpy()
+    order = np.argsort(plain)
+    ordered = plain[order]
+    if (ordered[1:] == ordered[:-1]).any():
         from scipy.stats import rankdata
 
-        one, other = (torch.from_numpy(rankdata(values.numpy())) for values in (one, other))
-    one, other = one - one.mean(), other - other.mean()
-    norm = torch.linalg.norm(one) * torch.linalg.norm(other)
-    return max(-1.0, min(1.0, float(one @ other / norm)))
+        return torch.from_numpy(rankdata(plain))
+    found = np.empty(len(plain))  # without ties this is the same, and takes a third of the time
+    found[order] = np.arange(1, len(plain) + 1)
+    return torch.from_numpy(found)
 
 
 def is_flat(values: torch.Tensor, features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> bool:

@@ -41,7 +41,8 @@ class Similarity:
 
     metrics: names of similarity metrics. split: train, val, test, or any split of the data source. all_layers: also CKA of
     every layer with every layer. intervals: random halves, drawn with `seed`, that the spread of every measure is estimated
-    from; 0 for none. maps: also where every sample lies on a plane, before and after (PCA and t-SNE). against: the other
+    from, where there are no more than 2,000 images (of more, what each of them adds to the value is); 0 for none.
+    maps: also where every sample lies on a plane, before and after (PCA and t-SNE). against: the other
     model; null is the one that each candidate was finetuned from.
     """
 
@@ -161,14 +162,32 @@ def compare(
     rows = []
     for name in options.metrics:
         metric: Metric = catalog.component("metric", name)()
-        entry = metric.compute(whole)
-        spread = half_sample_spread(metric, whole, options.intervals, options.seed) if entry["value"] is not None else None
+        entry, spread = _with_error(metric, whole, options)
         low, high = (None, None) if spread is None else (entry["value"] - 1.96 * spread, entry["value"] + 1.96 * spread)
         beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
         covers = None if spread is None else "population" if getattr(metric, "of_population", False) else "this n"
         rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "interval": covers, "details": beside})
         tick(1)
     return rows
+
+
+HALVES = 2_000  # samples up to which the spread is that of random halves
+
+
+def _with_error(metric: Metric, seen: Predictions, options: Similarity) -> tuple[dict[str, Any], float | None]:
+    """A measure and its standard error: from random halves of the samples, and of many of them from what each one adds to the
+    value, where the measure knows that; None where it is not known or not wanted.
+    """
+    used = len(thinned(len(seen.targets), getattr(metric, "at_most", None)))
+    own = getattr(metric, "with_error", None)
+    if own is not None and options.intervals >= 2 and used > HALVES:
+        entry, spread = own(seen)
+        if spread is not None or entry["value"] is None:
+            return entry, spread
+    entry = metric.compute(seen)
+    if entry["value"] is None:
+        return entry, None
+    return entry, half_sample_spread(metric, seen, options.intervals, options.seed)
 
 
 def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int) -> float | None:

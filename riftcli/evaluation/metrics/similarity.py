@@ -20,6 +20,13 @@ def _pair(predictions: Predictions, at_most: int | None = None) -> tuple[Any, An
     return predictions.pretrained[kept], predictions.features[kept]
 
 
+def _error(value: Any, predictions: Predictions) -> float | None:
+    """Standard error of a value of moments, from what every sample adds to it."""
+    from riftcli.functional import influence
+
+    return influence.error_of_moments(value, *_pair(predictions))
+
+
 def _entry(
     value: float | None, samples: int, why: str = "the features are constant or there are too few samples"
 ) -> dict[str, Any]:
@@ -40,6 +47,12 @@ class Cka:
         before, after = _pair(predictions)
         return {**_entry(cka.cka(before, after), len(before)), "estimator": "biased"}
 
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the samples."""
+        from riftcli.functional import influence
+
+        return self.compute(predictions), _error(influence.cka_of_moments, predictions)
+
 
 @dataclass(frozen=True)
 class CkaDebiased:
@@ -56,6 +69,12 @@ class CkaDebiased:
         before, after = _pair(predictions)
         return {**_entry(cka.cka(before, after, debiased=True), len(before)), "estimator": "debiased"}
 
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the samples."""
+        from riftcli.functional import influence
+
+        return self.compute(predictions), _error(influence.cka_of_moments, predictions)
+
 
 @dataclass(frozen=True)
 class CkaRbf:
@@ -68,10 +87,15 @@ class CkaRbf:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """1 for features equal up to rotation, shift and scale; weighs near pairs more than linear CKA."""
+        return self.with_error(predictions)[0]
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the pairs."""
         from riftcli.functional import kernels
 
         before, after = _pair(predictions, self.at_most)
-        return {**_entry(kernels.rbf_cka(before, after, self.bandwidth), len(before)), "bandwidth": self.bandwidth}
+        value, error = kernels.rbf_cka_with_error(before, after, self.bandwidth)
+        return {**_entry(value, len(before)), "bandwidth": self.bandwidth}, error
 
 
 @dataclass(frozen=True)
@@ -85,10 +109,15 @@ class Rsa:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        return self.with_error(predictions)[0]
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the pairs."""
         from riftcli.functional import rsa
 
         before, after = _pair(predictions, self.at_most)
-        return _entry(rsa.rsa(before, after), len(before))
+        value, error = rsa.rsa_with_error(before, after)
+        return _entry(value, len(before)), error
 
 
 @dataclass(frozen=True)
@@ -118,10 +147,15 @@ class RsaSpearman:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        return self.with_error(predictions)[0]
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the pairs."""
         from riftcli.functional import rsa
 
         before, after = _pair(predictions, self.at_most)
-        return _entry(rsa.rsa(before, after, rank=True), len(before))
+        value, error = rsa.rsa_with_error(before, after, rank=True)
+        return _entry(value, len(before)), error
 
 
 @dataclass(frozen=True)
@@ -134,10 +168,15 @@ class RsaEuclid:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
+        return self.with_error(predictions)[0]
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the pairs."""
         from riftcli.functional import rsa
 
         before, after = _pair(predictions, self.at_most)
-        return _entry(rsa.rsa(before, after, distance="euclid"), len(before))
+        value, error = rsa.rsa_with_error(before, after, distance="euclid")
+        return _entry(value, len(before)), error
 
 
 @dataclass(frozen=True)
@@ -153,6 +192,12 @@ class Procrustes:
 
         before, after = _pair(predictions)
         return _entry(alignment.procrustes_distance(before, after), len(before))
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the samples."""
+        from riftcli.functional import influence
+
+        return self.compute(predictions), _error(influence.procrustes_of_moments, predictions)
 
 
 def _why_not(before: Any, after: Any) -> str:
@@ -197,6 +242,15 @@ class Svcca:
         value = None if found is None else float(found.mean())
         return {**_entry(value, len(before), _why_not(before, after)), "variance": self.variance}
 
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the samples."""
+        from riftcli.functional import influence
+
+        def value(xx: Any, xy: Any, yy: Any) -> Any:
+            return influence.correlations_of_moments(xx, xy, yy, self.variance).mean()
+
+        return self.compute(predictions), _error(value, predictions)
+
 
 @dataclass(frozen=True)
 class MutualKnn:
@@ -214,6 +268,12 @@ class MutualKnn:
         before, after = _pair(predictions, self.at_most)
         entry = _entry(neighbours.mutual_knn(before, after, self.k), len(before))
         return {**entry, "k": self.k, "chance": min(1.0, self.k / max(1, len(before) - 1))}
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: of halves, whose neighbours are found among those of all samples."""
+        from riftcli.functional import neighbours
+
+        return self.compute(predictions), neighbours.mutual_knn_error(*_pair(predictions, self.at_most), self.k)
 
 
 @dataclass(frozen=True)
@@ -277,8 +337,14 @@ class EffectiveRank:
         before, after = _pair(predictions)
         if len(before) < 2 or is_constant(before) or is_constant(after):
             return _entry(None, len(before))
-        ranks = [float(covariance.effective_rank(covariance.eigenvalues(covariance.centre(f.double())))) for f in (before, after)]
+        ranks = [covariance.participation_ratio(features) for features in (before, after)]
         value = ranks[1] / ranks[0] if ranks[0] > 0 else None
         debiased = [covariance.effective_rank_debiased(f[thinned(len(f), MANY)].double()) for f in (before, after)]
         beside = {"debiased": debiased[1], "reference_debiased": debiased[0]}
         return {**_entry(value, len(before)), "rank": ranks[1], "reference_rank": ranks[0], **beside}
+
+    def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+        """The entry, and the standard error of its value: in one pass over the samples."""
+        from riftcli.functional import influence
+
+        return self.compute(predictions), _error(influence.rank_ratio_of_moments, predictions)

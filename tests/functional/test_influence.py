@@ -1,0 +1,97 @@
+"""Standard errors in one pass: against the spread of many samples from the same population, and against random halves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from riftcli import catalog
+from riftcli.data.split import Split
+from riftcli.evaluation.evaluators import similarity
+from riftcli.evaluation.evaluators.similarity import half_sample_spread
+from riftcli.evaluation.features import FeatureTable
+from riftcli.functional import alignment, covariance, influence, kernels, rsa
+from riftcli.protocols import Predictions
+
+MEASURES = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "rsa_euclid", "procrustes", "svcca", "effective_rank"]
+
+
+def draw(n: int, generator: torch.Generator, d: int = 6, e: int = 5) -> Predictions:
+    """n images through two models that agree on most of what they see."""
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.linspace(2, 0.5, d, dtype=torch.float64)
+    y = x[:, :e] + 0.7 * torch.randn(n, e, generator=generator, dtype=torch.float64)
+    nothing = torch.zeros(n, dtype=torch.long)
+    return Predictions(torch.zeros(n, 1), nothing, y + 1, ["a"], "multiclass", x + 1)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_it_is_the_spread_of_the_value_over_samples(name):
+    metric, generator = catalog.component("metric", name)(), torch.Generator().manual_seed(0)
+    found = [metric.with_error(draw(300, generator)) for _ in range(150)]
+    spread = float(np.std([entry["value"] for entry, _ in found], ddof=1))
+    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("name", [*MEASURES, "mutual_knn"])
+def test_it_is_that_of_random_halves(name):
+    metric, generator = catalog.component("metric", name)(), torch.Generator().manual_seed(1)
+    seen = draw(800, generator)
+    entry, error = metric.with_error(seen)
+    assert entry == metric.compute(seen)
+    assert error == pytest.approx(half_sample_spread(metric, seen, 60, 0), rel=0.4)
+
+
+def test_moments_give_what_the_samples_give():
+    seen = draw(3000, torch.Generator().manual_seed(0), 12, 9)
+    x, y = seen.pretrained.float(), seen.features.float()
+    m = influence.moments(x, y)
+    centred = [rows.double() - rows.double().mean(0) for rows in (x, y)]
+    torch.testing.assert_close(m[1], centred[0].T @ centred[1], rtol=1e-5, atol=1e-3)
+    assert float(influence.procrustes_of_moments(*m)) == pytest.approx(alignment.procrustes_distance(x, y), abs=1e-6)
+    spectra = [covariance.eigenvalues(rows) for rows in centred]
+    ranks = [float(covariance.effective_rank(spectrum)) for spectrum in spectra]
+    assert float(influence.rank_ratio_of_moments(*m)) == pytest.approx(ranks[1] / ranks[0], rel=1e-6)
+    assert [covariance.participation_ratio(rows) for rows in (x, y)] == pytest.approx(ranks, rel=1e-9)
+    few = [rows[:5] for rows in centred]
+    wanted = [float(covariance.effective_rank(covariance.eigenvalues(covariance.centre(rows)))) for rows in few]
+    assert [covariance.participation_ratio(rows) for rows in few] == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("variance", [0.5, 0.9, 0.99])
+def test_svcca_of_many_samples_is_that_of_their_svd(variance, monkeypatch):
+    seen = draw(2500, torch.Generator().manual_seed(0), 12, 9)
+    quick = alignment.canonical_correlations(seen.pretrained.float(), seen.features.float(), variance)
+    monkeypatch.setattr(alignment, "MANY", 10**9)
+    torch.testing.assert_close(
+        quick, alignment.canonical_correlations(seen.pretrained, seen.features, variance), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 9.0], [1.0, 1.0, 0.0, 5.0, 5.0, 5.0], [2.0]])
+def test_ranks_are_scipy_s(values):
+    assert rsa.ranks(torch.tensor(values, dtype=torch.float64)).tolist() == rankdata(values).tolist()
+
+
+@pytest.mark.parametrize("n", [4, 5, 31])
+def test_the_bandwidth_is_the_median_of_all_pairs(n):
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    squares = torch.cdist(rows, rows).square()
+    median = squares[~torch.eye(n, dtype=torch.bool)].median()
+    torch.testing.assert_close(kernels.rbf_gram(rows, 0.8), (-squares / (2 * 0.64 * median)).exp())
+
+
+def test_many_samples_have_an_interval_of_their_influence(monkeypatch):
+    seen = draw(2100, torch.Generator().manual_seed(2))
+    tables = [FeatureTable(rows.float(), torch.zeros(2100, 1)) for rows in (seen.pretrained, seen.features)]
+    split = Split("test", [str(i) for i in range(2100)], np.zeros(2100, dtype=np.int64), ["a"], read=lambda i: i)
+    (row,) = similarity.compare(*tables, split, similarity.Similarity(("cka",)))
+    entry, error = catalog.component("metric", "cka")().with_error(seen)
+    assert row["value"] == pytest.approx(entry["value"], abs=1e-6)
+    assert [row["low"], row["high"]] == pytest.approx([row["value"] - 1.96 * error, row["value"] + 1.96 * error], abs=1e-6)
+    (without,) = similarity.compare(*tables, split, similarity.Similarity(("cka",), intervals=0))
+    assert without["low"] is None
+    monkeypatch.setattr(similarity, "HALVES", 2100)
+    (halves,) = similarity.compare(*tables, split, similarity.Similarity(("cka",)))
+    assert halves["low"] != row["low"] and halves["low"] == pytest.approx(row["low"], abs=5e-3)
