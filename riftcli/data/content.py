@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
+from riftcli.data.paths import texts
 from riftcli.data.split import Split
 from riftcli.errors import DataError
 
@@ -21,7 +23,7 @@ def content_digest(split: Split) -> str:
             digest.update(f"{image.mode} {image.size}\n".encode() + image.tobytes())
         return digest.hexdigest()
     try:
-        sizes = [path.stat().st_size for path in split.paths]
+        sizes = [os.stat(path).st_size for path in texts(split.paths)]
         digest.update(" ".join(map(str, sizes)).encode())
         mean = max(1, sum(sizes) // max(1, count))
         for i in _spread(count, min(MOST_IMAGES, max(1, MOST_BYTES // mean))):

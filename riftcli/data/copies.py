@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from pathlib import Path
 
+from riftcli.data.paths import texts
 from riftcli.data.split import Split
 
 MOST = 200_000  # files; of more, looking at all sizes takes too long before every training
@@ -20,9 +22,9 @@ def copies_between(splits: dict[str, Split]) -> dict[tuple[str, str], list[str]]
     """
     by_size: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for name, split in splits.items():
-        for i, path in enumerate(split.paths or []):
+        for i, path in enumerate(texts(split.paths or [])):
             try:
-                by_size[path.stat().st_size].append((name, i))
+                by_size[os.stat(path).st_size].append((name, i))
             except OSError:
                 continue  # gone since it was listed: reading it will say so
     found: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from riftcli.data.images import EXTENSIONS
+from riftcli.data.paths import texts
 from riftcli.errors import DataError, Problems, did_you_mean
 
+_IMAGES = frozenset(EXTENSIONS)
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -22,33 +24,79 @@ COMPANIONS = (".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", 
 
 def images_below(folder: Path) -> tuple[list[Path], dict[str, int]]:
     """(images below a folder, sorted; suffix -> number of other files there). Hidden files and folders are neither."""
-    images, ignored = [], Counter[str]()
-    for place, names in walk(folder):
+    names, _, ignored = names_below(folder)
+    return [folder / name for name in names], ignored
+
+
+def names_below(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
+    """(names of the images below a folder relative to it, in the order of their paths; those that are links; suffix -> number of
+    other files there).
+
+    Every folder is read once, and no image is looked at. Hidden files and folders are neither.
+    """
+    images: list[str] = []
+    linked: list[str] = []
+    ignored, inner, start = Counter[str](), False, len(os.path.join(folder, ""))
+    for place, names, links in _scan(folder):
+        prefix = os.path.join(place, "")[start:]
+        linked += [prefix + name for name in names if name in links] if links else []
+        inner = inner or bool(prefix)
         for name in names:
-            path = Path(place, name)
-            if path.suffix.lower() in EXTENSIONS:
-                images.append(path)
-            elif path.is_file():
-                ignored[path.suffix.lower() or "no suffix"] += 1
-    return sorted(images), dict(ignored)
+            stem, dot, suffix = name.rpartition(".")
+            kind = f".{suffix.lower()}" if dot and stem and suffix else ""
+            if kind in _IMAGES:
+                images.append(prefix + name)
+            elif os.path.isfile(os.path.join(place, name)):
+                ignored[kind or "no suffix"] += 1
+    # a path is ordered by its parts: a/b comes before a-b
+    images.sort(key=_parts if inner else None)
+    return images, [name for name in linked if os.path.splitext(name)[1].lower() in _IMAGES], dict(ignored)
+
+
+def _parts(name: str) -> list[str]:
+    return name.split("/")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) for a folder and all below, links followed once; nothing hidden or left by an archiver."""
-    seen = set()
-    for place, inner, names in os.walk(folder, followlinks=True):
+    return ((place, names) for place, names, _ in _scan(folder))
+
+
+def _scan(folder: Path | str) -> Iterator[tuple[str, list[str], set[str]]]:
+    """The same, with the names of the files that are links; a folder that cannot be read has none, as for os.walk."""
+    seen: set[str] = set()
+    left = [os.fspath(folder)]
+    while left:
+        place = left.pop()
         real = os.path.realpath(place)
         if real in seen:  # a link back up
-            inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
-        yield place, [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+        names, links, inner = [], set(), []
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == "." or name == "__MACOSX":
+                        continue
+                    link = entry.is_symlink()
+                    if os.path.isdir(entry.path) if link else entry.is_dir():
+                        inner.append(name)
+                        continue
+                    names.append(name)
+                    if link:
+                        links.add(name)
+        except OSError:
+            continue
+        yield place, names, links
+        left += [os.path.join(place, name) for name in sorted(inner, reverse=True)]
 
 
 def visible_folders(folder: Path) -> list[Path]:
     """The folders right in a folder, sorted; no hidden ones and none that an archiver left."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX")
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name[0] != "." and e.name != "__MACOSX" and e.is_dir()]
+    return [folder / name for name in sorted(names)]
 
 
 def holds_images(folder: Path) -> bool:
@@ -76,12 +124,12 @@ def total(parts: Iterable[dict[str, int]]) -> dict[str, int]:
     return dict(sum((Counter(part) for part in parts), Counter()))
 
 
-def check_exist(paths: list[Path]) -> None:
+def check_exist(paths: Iterable[Path]) -> None:
     """Raise DataError naming the files that are missing or links to nowhere."""
     problems = Problems()
-    for path in paths:
-        if not path.is_file():
-            what = "a link to nowhere" if path.is_symlink() else "image not found"
+    for path in texts(paths):
+        if not os.path.isfile(path):
+            what = "a link to nowhere" if os.path.islink(path) else "image not found"
             problems.add(f"{path}: {what}; fetch it again or take it out of the list")
     problems.raise_if_any()
 
@@ -104,12 +152,21 @@ def check_inside(paths: Iterable[Path], root: str) -> None:
     home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
     places: dict[str, tuple[str, set[str]]] = {}  # folder -> (where it really is, names of the links in it)
     problems = Problems()
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in places:
-            with suppress(FileNotFoundError), os.scandir(folder or ".") as entries:
-                places[folder] = os.path.realpath(folder), {entry.name for entry in entries if entry.is_symlink()}
-        real, links = places.get(folder, (os.path.realpath(folder), set()))
+    folder: str | None = None
+    for path in texts(paths):
+        own, _, name = path.rpartition(os.sep)
+        if own != folder:  # files of one folder mostly come in a row
+            folder = own
+            if folder not in places:
+                links: set[str] = set()
+                with suppress(FileNotFoundError), os.scandir(folder or ".") as entries:
+                    links = {entry.name for entry in entries if entry.is_symlink()}
+                places[folder] = os.path.realpath(folder), links
+            home_of_all, links = places[folder]
+            within = f"{home_of_all}{os.sep}".startswith(home)
+        if within and name not in links:
+            continue
+        real = home_of_all
         if name in links:
             real, name = os.path.split(os.path.realpath(path))
         if not f"{real}{os.sep}".startswith(home):

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import io
 import json
+import os
+import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +79,7 @@ class ImageStore:
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.decoding, self.settings = Path(cache).expanduser() / name, decoding, settings
 
-    def reader(self, paths: list[Path], tick: Callable[[int], None] = lambda n: None) -> StoredReader:
+    def reader(self, paths: Sequence[Path], tick: Callable[[int], None] = lambda n: None) -> StoredReader:
         """Images of `paths` from the store; those it lacks are decoded first. Raise DataError for unreadable ones.
 
         Other processes that ask at the same time wait, and then find them there.
@@ -163,7 +165,7 @@ class ImageStore:
 class StoredReader:
     """Reads image i out of the packs, and checks it; picklable, for data workers."""
 
-    def __init__(self, paths: list[Path], packs: list[Path], rows: np.ndarray) -> None:
+    def __init__(self, paths: Sequence[Path], packs: list[Path], rows: np.ndarray) -> None:
         self.paths, self.packs, self.rows = paths, packs, rows
         self._open: dict[Path, np.ndarray] = {}
 
@@ -198,14 +200,24 @@ def _content(path: Path) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
 
 
-def file_state(path: Path) -> bytes:
+def file_state(path: Path | str) -> bytes:
     """What changes when a file is replaced, even by one of the same size and date; raise DataError when it is gone."""
+    text = os.fspath(path)
     try:
-        status = path.stat()
+        status = os.lstat(text)
+        if stat.S_ISLNK(status.st_mode):
+            status, real = os.stat(text), os.path.realpath(text)
+        else:
+            folder, name = os.path.split(text)
+            real = os.path.join(_real(folder), name)
     except OSError as error:
         raise DataError(f"{path}: image not found ({error.strerror})") from None
-    facts = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest().encode()
+    facts = f"({_KIND}({real!r}), {status.st_size}, {status.st_mtime_ns}, {status.st_ctime_ns}, {status.st_ino})"
+    return hashlib.blake2b(facts.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest().encode()
+
+
+_KIND = type(Path()).__name__  # as stores were written before: the name of what is, and where
+_real = functools.lru_cache(maxsize=4096)(os.path.realpath)  # of a folder, which many files share
 
 
 def stored_files(cache: str) -> set[bytes]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ class FileReader:
     """Reads image i of a list of paths; picklable, for data workers. tensors: `pixels` may be decoded without Pillow."""
 
     def __init__(
-        self, paths: list[Path], bit_depth: int | None = None, at_least: int | None = None, tensors: bool = False
+        self, paths: Sequence[Path], bit_depth: int | None = None, at_least: int | None = None, tensors: bool = False
     ) -> None:
         self.paths, self.bit_depth, self.at_least, self.tensors = paths, bit_depth, at_least, tensors
 

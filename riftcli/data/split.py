@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from riftcli.data.paths import take
 from riftcli.escaping import one_line
 from riftcli.protocols import Task
 
@@ -34,7 +35,7 @@ class Split:
     read: Callable[[int], Image.Image]
     task: Task = "multiclass"
     groups: dict[str, list[str]] = field(default_factory=dict)
-    paths: list[Path] | None = None
+    paths: Sequence[Path] | None = None
     missing_groups: dict[str, str] = field(default_factory=dict)
     captions: list[list[str]] | None = None
     left_out: int = 0
@@ -61,7 +62,7 @@ class Split:
             targets=self.targets[chosen],
             read=_Indexed(self.read, chosen),
             groups={key: [values[i] for i in chosen] for key, values in self.groups.items()},
-            paths=None if self.paths is None else [self.paths[i] for i in chosen],
+            paths=None if self.paths is None else take(self.paths, chosen),
             captions=None if self.captions is None else [self.captions[i] for i in chosen],
         )
 

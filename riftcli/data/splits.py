@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from riftcli.data.classes import with_classes
 from riftcli.data.folders import check_inside, total
 from riftcli.data.holdout import hold_out, limit
 from riftcli.data.leaks import Leak, group_leaks
+from riftcli.data.paths import texts
 from riftcli.data.split import DataSource, Split, read_pixels
 from riftcli.errors import DataError, UsageError
 from riftcli.recipe.data_sources import DataSection, SplitRules, SplitSpec
@@ -191,9 +193,9 @@ def shared_samples(one: Split, other: Split) -> list[str]:
 
 
 def _file_ids(split: Split) -> Iterable[tuple[int, int]]:
-    for path in split.paths or []:
+    for path in texts(split.paths or []):
         try:
-            status = path.stat()
+            status = os.stat(path)
         except OSError:
             yield (-1, hash(path))  # gone since it was listed: reading it will say so
         else:

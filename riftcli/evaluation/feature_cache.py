@@ -17,6 +17,7 @@ from torch import nn
 from riftcli import files
 from riftcli.console import note_line
 from riftcli.data.image_store import file_state
+from riftcli.data.paths import texts
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.data.transforms import Preprocessing
@@ -43,13 +44,14 @@ def weights_digest(model: nn.Module) -> str:
 def samples_digest(split: Split) -> str:
     """sha256 over ids, targets, and what is on disk: name, size and time of every file, or the pixels where there is none."""
     digest = hashlib.sha256(fingerprint(split).encode())
+    if split.paths is not None:
+        for path in texts(split.paths):
+            digest.update(f"{path}\t".encode("utf-8", "surrogateescape") + file_state(path))
+        return digest.hexdigest()
     for i in range(len(split)):
-        if split.paths is not None:
-            digest.update(f"{split.paths[i]}\t".encode() + file_state(split.paths[i]))
-        else:
-            image = split.read(i)
-            digest.update(f"{image.mode} {image.size}\n".encode())
-            digest.update(image.tobytes())
+        image = split.read(i)
+        digest.update(f"{image.mode} {image.size}\n".encode())
+        digest.update(image.tobytes())
     return digest.hexdigest()
 
 
@@ -132,7 +134,7 @@ class FeatureCache:
             except OSError as error:
                 raise files.unwritable(self.folder, error) from error
             write_tensors(path, {"features": table.features, "logits": table.logits})
-            files.write_text(path.with_suffix(".sha256"), sha256(path))
+            files.write_bytes(path.with_suffix(".sha256"), sha256(path).encode())
             if self.most is not None:
                 cache_folder.prune(self.folder, self.most)
         except (StorageError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,12 +15,13 @@ from riftcli.data.folders import (
     check_split,
     existing_root,
     holds_images,
-    images_below,
+    names_below,
     split_of,
     total,
     visible_folders,
 )
 from riftcli.data.images import EXTENSIONS, FileReader
+from riftcli.data.paths import PathsBelow
 from riftcli.data.split import Split
 from riftcli.errors import DataError
 from riftcli.protocols import Task
@@ -77,18 +79,23 @@ class ImageFolder:
                 f"move its content up, so that it is {folder}/<class>/<image>"
             )
         check_no_loose_images(folder, "move each into the folder of its class, or away")
-        paths, targets, ignored = [], [], []
+        names: list[str] = []
+        links: list[Path] = []
+        targets, ignored = [], []
         for label, class_folder in enumerate(class_folders):
-            images, others = images_below(class_folder)
+            images, linked, others = names_below(class_folder)
             ignored.append(others)
             if not images:
                 raise DataError(f"{class_folder}: class folder without images ({', '.join(EXTENSIONS)}); fill it or remove it")
-            paths += images
+            prefix = f"{class_folder.relative_to(root).as_posix()}/"
+            names += [prefix + name for name in images]
+            links += [class_folder / name for name in linked]
             targets += [label] * len(images)
-        check_exist(paths)
+        check_exist(links)  # the others were seen
+        paths = PathsBelow(root, names)
         return Split(
             name=split,
-            ids=[p.relative_to(root).as_posix() for p in paths],
+            ids=names,
             targets=np.asarray(targets, dtype="int64"),
             classes=[p.name for p in class_folders],
             read=FileReader(paths),
@@ -102,7 +109,7 @@ NUMBERED = re.compile(r"(fold|cv|split|part|set)?[ _-]?[0-9]+", re.IGNORECASE)
 COUNTER = re.compile(r"([ _.-]+[xyz]?[0-9]+)+$")  # what tells the tiles of a slide apart: `_12_7`, `-x3-y4`
 
 
-def group_names(paths: list[Path], how: str, folder: Path) -> list[str]:
+def group_names(paths: Sequence[Path], how: str, folder: Path) -> list[str]:
     """What each image belongs to. folder: the one that holds the class folders."""
     if how in GROUPS:
         return [header_group(path, how) for path in paths]

@@ -1,0 +1,93 @@
+"""The files of a large split: as many paths as there are names, in the order of paths, without looking at a file twice."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from riftcli.data import folders
+from riftcli.data.datasets.image_folder import ImageFolder
+from riftcli.data.folders import images_below
+from riftcli.data.image_store import file_state
+from riftcli.data.paths import PathsBelow, take, texts
+from riftcli.errors import DataError
+
+
+def test_it_is_a_list_of_paths():
+    names = ["a/1.png", "a/2.png", "b c/é.png"]
+    for root in (Path("/data"), Path("data"), Path("/")):
+        paths, plain = PathsBelow(root, names), [root / name for name in names]
+        assert list(paths) == plain == [paths[i] for i in range(3)] and paths == plain and plain[2] in paths
+        assert list(texts(paths)) == list(map(str, plain)) == list(texts(plain))
+        assert paths[1:] == plain[1:] and len(paths[:0]) == 0 and not PathsBelow(root, [])
+        assert take(paths, [2, 0]) == take(plain, [2, 0]) == [plain[2], plain[0]]
+        assert pickle.loads(pickle.dumps(paths)) == paths  # noqa: S301 - what a data worker does
+    assert paths[-1] == plain[-1]
+    with pytest.raises(IndexError):
+        paths[3]
+
+
+def test_images_are_in_the_order_of_their_paths(tmp_path):
+    """A run of an earlier version, which sorted paths, goes on with the same samples in the same order."""
+    names = ["b/2.png", "b-1.png", "b/10.png", "a.PNG", "b/c/x.jpg", "b.c/y.jpg", "B.png", "ü.webp", "b/.hidden.png", ".h/z.png"]
+    others = ["notes.txt", "b/scan.gif", "b/noext", "trailing.", "b/__MACOSX/w.png"]
+    for name in names + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images, ignored = images_below(tmp_path)
+    visible = [tmp_path / name for name in names if "/." not in f"/{name}"]
+    assert images == sorted(visible)
+    assert ignored == {".txt": 1, ".gif": 1, "no suffix": 2}
+
+
+def test_links_are_followed_once_and_broken_ones_told(tmp_path):
+    for name in ("train/a", "train/b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    for place in ("train/a/1.png", "train/b/1.png", "elsewhere/2.png"):
+        Image.fromarray(np.zeros((2, 2, 3), dtype=np.uint8)).save(tmp_path / place)
+    (tmp_path / "train/a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train/a/more_again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train/b/up").symlink_to(tmp_path / "train")
+    split = ImageFolder(str(tmp_path), follow_links=True).load("train")
+    assert split.ids[:2] == ["train/a/1.png", "train/a/more/2.png"] and "train/b/1.png" in split.ids
+    (tmp_path / "train/b/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "train/b/gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(str(tmp_path)).load("train")
+    assert str(caught.value) == (f"{tmp_path}/train/b/gone.png: a link to nowhere; fetch it again or take it out of the list")
+
+
+def test_no_file_is_looked_at_while_a_folder_is_listed(tmp_path, monkeypatch):
+    """A million files are listed in the time of their folders."""
+    (tmp_path / "train/a").mkdir(parents=True)
+    for i in range(50):
+        (tmp_path / f"train/a/{i:03d}.png").touch()
+    looked: list[str] = []
+    for name in ("stat", "lstat"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *a, real=real, **k: (looked.append(str(path)), real(path, *a, **k))[1])
+    split = ImageFolder(str(tmp_path)).load("train")
+    folders.check_inside(split.paths, str(tmp_path))
+    assert len(split) == 50 and not [path for path in looked if path.endswith(".png")]
+
+
+def test_the_state_of_a_file_is_that_of_what_a_link_points_to(tmp_path):
+    (tmp_path / "a'b").mkdir()
+    file = tmp_path / "a'b/x é.png"
+    file.write_bytes(b"1")
+    (tmp_path / "link.png").symlink_to(file)
+    (tmp_path / "folder").symlink_to(tmp_path / "a'b")
+    states = {file_state(path) for path in (file, str(file), tmp_path / "link.png", tmp_path / "folder/x é.png")}
+    assert len(states) == 1
+    status = file.stat()
+    import hashlib
+
+    facts = (file.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    assert states == {hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest().encode()}, "as stores were written before"
+    with pytest.raises(DataError, match="image not found"):
+        file_state(tmp_path / "none.png")
