@@ -20,6 +20,7 @@ from riftcli.models.loading import check_values
 from riftcli.models.weights import model_folder, read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
+from riftcli.training.compiling import compiled
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.texts import task_texts
 
@@ -163,9 +164,11 @@ def _freeze_towers(recipe: Recipe, vit: Any, reads_texts: bool, penalty: Any) ->
         vit.get_classifier().requires_grad_(False)
 
 
-def trained_module(network: Network, cached: bool) -> nn.Module:
+def trained_module(network: Network, cached: bool, compiling: bool = False) -> nn.Module:
     """What a step calls: the classifier, or the head alone on precomputed features; wrapped where there are several ranks."""
     module: nn.Module = HeadOnly(network.vit.get_classifier()) if cached else network.classifier
+    if compiling and not cached:
+        module = compiled(module)
     if dist.world_size() > 1:
         module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     return module

@@ -13,6 +13,8 @@ from torch import nn
 
 from riftcli.errors import UsageError
 
+FUSED = ("adam", "adamw", "sgd")  # by timm's names, which are torch's own classes
+
 
 def build_optimizer(
     vit: nn.Module,
@@ -25,10 +27,12 @@ def build_optimizer(
     momentum: float | None = None,
     extra_lr_scale: float = 1.0,
     no_weight_decay: tuple[str, ...] = (),
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Groups of the bare timm model (so that its no_weight_decay names match) plus one for `extra`, never decayed.
 
-    no_weight_decay: patterns of further parameter names that are not decayed either.
+    no_weight_decay: patterns of further parameter names that are not decayed either. fused: one kernel for all tensors, of the
+    optimizers of torch that have it.
 
     Each group keeps its peak rate in `peak_lr`. timm's layer decay only sets `lr_scale`, which torch's schedulers ignore:
     it is multiplied in here.
@@ -40,6 +44,8 @@ def build_optimizer(
         options["betas"] = tuple(betas)
     if momentum is not None:
         options["momentum"] = momentum
+    if fused and name in FUSED:
+        options["fused"] = True
     model: Any = vit
     spared = {name for name, _ in vit.named_parameters() if any(fnmatch(name, pattern) for pattern in no_weight_decay)}
     spared |= set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()

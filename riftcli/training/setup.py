@@ -26,6 +26,7 @@ from riftcli.protocols import ObjectiveFn, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
 from riftcli.training.averaging import WeightAverage
+from riftcli.training.compiling import compiles
 from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
 from riftcli.training.mixing import MixedObjective
@@ -259,12 +260,13 @@ def _step(
         on_weights.attach(network.vit)
         if recipe.optim.weight_decay:
             console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
-    module = trained_module(network, cached)
+    module = trained_module(network, cached, compiles(recipe.train.compile, device))
     optimizer = build_optimizer(
         network.vit,
         penalty.parameters() if penalty else [],
         extra_lr_scale=penalty.lr_scale if penalty else 1.0,
         no_weight_decay=recipe.adapter.no_weight_decay,
+        fused=device.type == "cuda",
         **recipe.optim.model_dump(exclude={"clip_grad", "selective_projection"}),
     )
     return Step(

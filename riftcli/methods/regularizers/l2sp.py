@@ -53,14 +53,20 @@ class L2spPenalty:
         import torch
 
         total = torch.zeros((), device=next(iter(self.weights.values()))[0].device)
+        head = [parameter for parameter, start in self.weights.values() if start is None]
+        moved = [(parameter, start) for parameter, start in self.weights.values() if start is not None]
         with torch.no_grad():
-            for parameter, start in self.weights.values():
-                alpha = self.config.head_strength if start is None else self.strength
-                offset = parameter if start is None else parameter - start
-                total += 0.5 * alpha * offset.square().sum()
+            for parameter, _ in self.weights.values():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.add_(offset, alpha=alpha)
+            groups: list[tuple[float, list[Any], Any]] = [(self.config.head_strength, head, head)]
+            if moved:
+                body, starts = zip(*moved, strict=True)
+                groups.append((self.strength, list(body), torch._foreach_sub(body, starts)))
+            for alpha, parameters, offsets in groups:
+                if parameters:  # a kernel for many tensors, not several for each
+                    torch._foreach_add_([parameter.grad for parameter in parameters], offsets, alpha=alpha)
+                    total += 0.5 * alpha * torch.stack(torch._foreach_norm(offsets)).square().sum()
         return total
 
     def diagnostics(self) -> dict[str, float]:
