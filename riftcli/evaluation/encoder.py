@@ -35,15 +35,17 @@ class Encoder:
         cache: str | None,
         console: Console,
         kept: KeptBatches | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.device, self.batch_size, self.workers, self.console = device, batch_size, workers, console
         self.cache = FeatureCache.of_setting(cache)
-        self.kept = kept
+        self.kept, self.precision = kept, precision
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, device: torch.device, console: Console) -> Encoder:
         """With the batch size, data workers and cache that a recipe names."""
-        return cls(device, recipe.eval.batch_size, recipe.train.workers, recipe.eval.cache, console)
+        own = recipe.eval
+        return cls(device, own.batch_size, recipe.train.workers, own.cache, console, precision=own.precision)
 
     def table(
         self,
@@ -58,11 +60,13 @@ class Encoder:
 
         view: an augmentation of the training images instead of the evaluation transform.
         """
-        size, workers, kept = self.batch_size, self.workers, self.kept
+        size, workers, bf16 = self.batch_size, self.workers, self.precision == "bf16"
 
         def compute() -> FeatureTable:
             with self.console.progress(f"encoding {what}", len(split)) as bar:
-                return features.encode_split(model, split, preprocessing, self.device, size, workers, bar.advance, view, kept)
+                return features.encode_split(
+                    model, split, preprocessing, self.device, size, workers, bar.advance, view, self.kept, bf16
+                )
 
         if self.cache is None:
             return compute()
@@ -70,6 +74,7 @@ class Encoder:
         if dist.is_main():
             keys = {"bit_depth", "draft", "cache", "cache_short_side"}
             how = {**reading.model_dump(include=keys), "batch_size": self.batch_size, "device": self.device.type}
+            how |= {"precision": self.precision}
             if view is not None:
                 how |= {"augment": view.settings, "seed": view.seed, "view": view.number}
             path = self.cache.path(model, getattr(model.vit, "global_pool", None), split, preprocessing, how)

@@ -61,7 +61,7 @@ def evaluate_run(
     seen = _predicted(loaded, split, recipe, encoder)
     if any(_component(name).needs_pretrained for name in names):
         seen = replace(seen, pretrained=_pretrained_features(candidate, run, split, encoder))
-    env = environment(torch_device, "fp32", dist.world_size(), recipe.train.seed)
+    env = environment(torch_device, recipe.eval.precision, dist.world_size(), recipe.train.seed)
     report = split_report(
         "eval",
         split,
@@ -142,7 +142,7 @@ def evaluate_ensemble(
         overlap=_overlap(recipe),
         skipped={split.name: skipped} if skipped else {},
         timing=timing_part(torch_device, len(split) / clock.seconds, seconds=clock.seconds),
-        env=environment(torch_device, "fp32", dist.world_size(), recipe.train.seed),
+        env=environment(torch_device, recipe.eval.precision, dist.world_size(), recipe.train.seed),
         chose_weights=_chose_weights(recipe, split_name),
     )
     target = run / "eval" / eval_name(report)

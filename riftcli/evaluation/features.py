@@ -41,15 +41,17 @@ def encode(
     preprocessing: Preprocessing,
     device: torch.device,
     tick: Callable[[int], None] = lambda n: None,
+    bf16: bool = False,
 ) -> FeatureTable:
     """Run this rank's batches, then put the rows of all ranks in split order; the same table on every rank.
 
-    `count` is the number of samples of the split: the result has exactly that many rows. fp32, eval mode, no augmentation.
+    `count` is the number of samples of the split: the result has exactly that many rows. fp32 (bf16: autocast), eval mode, no
+    augmentation.
     Raises signals.StopRequested on all ranks where any was told to stop and its signals are deferred.
     """
     model.eval()
     positions, features, logits = [], [], []
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for images, _, index in batches:
             if signals.received() is not None:
                 break
@@ -86,6 +88,7 @@ def encode_split(
     tick: Any = lambda n: None,
     view: View | None = None,
     kept: KeptBatches | None = None,
+    bf16: bool = False,
 ) -> FeatureTable:
     """A split through a model, sharded over ranks; the same table on each. view: augmented as training does; kept: where the
     batches stay for the next time.
@@ -96,4 +99,4 @@ def encode_split(
         return eval_loader(split, transform, batch_size, workers, dist.rank(), dist.world_size(), seed, number)
 
     batches = load() if kept is None or view is not None else kept.of(split, load)
-    return encode(model, batches, len(split), preprocessing, device, tick)
+    return encode(model, batches, len(split), preprocessing, device, tick, bf16)

@@ -56,7 +56,7 @@ def align(
         "split": split,
     }
     about |= {"n": len(sets[split]), "settings": asdict(options), "created": now(), "riftcli": __version__}
-    env = environment(encoder.device, "fp32", dist.world_size(), options.seed)
+    env = environment(encoder.device, encoder.precision, dist.world_size(), options.seed)
     tables = {"history": found.history} if found.history else {}
     settings = {**asdict(options), "weights": list(options.weights), "share": found.map.share, "split": split}
     table = ResultTable("align", settings, entries, rows, env, tables, clock.seconds)

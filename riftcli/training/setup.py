@@ -112,7 +112,9 @@ class Setup:
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, precision, seed: the `env` of every report."""
-        return environment(self.device, self.precision, dist.world_size(), self.recipe.train.seed)
+        known = environment(self.device, self.precision, dist.world_size(), self.recipe.train.seed)
+        own = self.recipe.eval.precision
+        return known if own == "fp32" else {**known, "evaluation_precision": own}
 
     def predict(self, split: Split, pretrained: str | None = None, again: bool = False) -> Predictions:
         """A split through the network as it is now; `pretrained` names the pretrained features to compare with. again: it will be
@@ -123,7 +125,8 @@ class Setup:
             self.network.head.refresh()
         recipe = self.recipe
         kept = self.kept if again else None
-        encoder = Encoder(self.device, recipe.eval.batch_size, recipe.train.workers, None, self.console, kept)
+        own = recipe.eval
+        encoder = Encoder(self.device, own.batch_size, recipe.train.workers, None, self.console, kept, own.precision)
         table = encoder.table(self.network.classifier, self.network.preprocessing, split, recipe.input, split.name)
         return predictions(split, table, self.pretrained.splits.get(pretrained) if pretrained else None, recipe.eval.group)
 

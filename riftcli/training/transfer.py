@@ -128,7 +128,14 @@ def _captions(setup: Any) -> list[dict[str, Any]]:
     found = []
     tower = text_tower(setup.network.vit)
     assert tower is not None
-    encoder = Encoder(setup.device, setup.recipe.eval.batch_size, setup.recipe.train.workers, None, setup.console)
+    encoder = Encoder(
+        setup.device,
+        setup.recipe.eval.batch_size,
+        setup.recipe.train.workers,
+        None,
+        setup.console,
+        precision=setup.recipe.eval.precision,
+    )
     texts_after = _embedded_captions(setup.data, tower, encoder, "with the finetuned model")
     for i, split in enumerate(setup.data.beside["captions"]):
         lines, owners = captions_of(split)

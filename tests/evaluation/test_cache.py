@@ -102,3 +102,21 @@ def test_other_weights_are_noticed_wherever_they_were_changed(folder):
     seen.append(cache._weights(model))
     assert len(set(seen)) == 4 and seen[-1] == weights_digest(model)
     assert cache._weights(torch.nn.Linear(3, 2)) not in seen
+
+
+def test_bf16_is_asked_for_told_and_near(rift, tiny_recipe, write_recipe, folder, read_json, tmp_path):
+    """Of both models; features of one precision are not taken for those of the other."""
+    tiny_recipe["eval"] |= {"precision": "bf16", "metrics": ["acc", "cka", "nll"]}
+    assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
+    assert read_json(tmp_path / "r/metrics.json")["env"]["evaluation_precision"] == "bf16"
+    tables = set(folder.glob("*.safetensors"))
+    reports = {}
+    for precision in ("bf16", "fp32"):
+        code, out, err = rift("eval", "--run", "r", "--set", f"eval.precision={precision}", "--json")
+        assert code == 0, err
+        reports[precision] = json.loads(out)
+        assert reports[precision]["env"]["precision"] == precision
+    assert len(set(folder.glob("*.safetensors")) - tables) == 3, "bf16: the finetuned model; fp32: both"
+    values = [reports[precision]["metrics"]["nll"]["value"] for precision in ("bf16", "fp32")]
+    assert values[0] != values[1] and values[0] == pytest.approx(values[1], rel=0.02)
+    assert read_json(tmp_path / "r/metrics.json")["metrics"]["nll"]["value"] == values[0]

@@ -56,7 +56,7 @@ class CaptionRetrieval:
                     row |= geometry_kept(known[place], after, owners)
                 rows.append(row)
             del loaded
-        env = environment(encoder.device, "fp32", dist.world_size(), 0)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), 0)
         return ResultTable("captions", asdict(self), entries, rows, env, seconds=clock.seconds)
 
     def _listed(self, source: EvalData, encoder: Encoder) -> Split:

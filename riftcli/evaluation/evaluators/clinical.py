@@ -74,7 +74,7 @@ class Clinical:
                     for key, points in _curves(*seen.of_class(c)).items():
                         tables[key] += [{**place, "class": name, **point} for point in points]
         settings = {"split": self.split, "drawn": units, "draws": self.draws, "seed": self.seed, "level": 0.95}
-        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), self.seed)
         return ResultTable("clinical", settings, entries, rows, env, tables, clock.seconds)
 
     def _rows(self, seen: Scored, members: np.ndarray, chosen: Sequence[float | None]) -> list[Row]:

@@ -71,7 +71,7 @@ class Knn:
                 rows += own
             del loaded
         settings = {**asdict(self), "k": list(self.k)}
-        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), self.seed)
         return ResultTable("knn", settings, entries, rows, env, seconds=clock.seconds, usual=self.usual)
 
     @classmethod

@@ -134,7 +134,7 @@ class Retrieval:
         }
         settings |= {"against": self.against.label if self.against else None}
         settings |= {"maps": {name: {"kind": chosen.kind, **chosen.about} for name, chosen in self.maps.items()}}
-        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), self.seed)
         tables = {"backfill": curves} if self.backfill else {}
         return ResultTable("retrieval", settings, list(entries.values()), rows, env, tables, clock.seconds, self.usual)
 

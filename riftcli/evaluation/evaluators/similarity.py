@@ -87,7 +87,7 @@ class Similarity:
                     del base
                 facts = _facts(candidate, other, source, split)
                 self._compare(kept[key], after, split, facts, rows, tables, encoder)
-        env = environment(encoder.device, "fp32", dist.world_size(), self.seed)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), self.seed)
         settings = {"metrics": list(self.metrics), "split": self.split, "intervals": self.intervals}
         filled = {name: table for name, table in tables.items() if table}
         return ResultTable("similarity", settings, list(entries.values()), rows, env, filled, clock.seconds)

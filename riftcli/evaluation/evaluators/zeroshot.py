@@ -74,7 +74,7 @@ class ZeroShot:
                 encoder.console.line(f"{candidate.label} on {source.name}: {shown}")
             del loaded
         settings: dict[str, Any] = {**asdict(self), "metrics": list(self.metrics), "templates": list(self.templates)}
-        env = environment(encoder.device, "fp32", dist.world_size(), 0)
+        env = environment(encoder.device, encoder.precision, dist.world_size(), 0)
         return ResultTable("zeroshot", settings, entries, rows, env, seconds=clock.seconds)
 
     @classmethod
