@@ -2,6 +2,7 @@
 
 python benchmarks/step_ratio.py            vit_tiny_patch16_224 at 96 px, batch 16, AdamW, one thread
 python benchmarks/step_ratio.py family     the same for every member of the RIFT family and what stands beside it
+python benchmarks/step_ratio.py real       methods with a second, frozen forward and without, ViT-S/14 at 70 px, batch 32
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from riftcli.protocols import RegularizerContext
 from riftcli.training.optim import build_optimizer, set_lr
 from riftcli.training.step import Step
 
-BATCH, CLASSES, DIM = 16, 10, 192
+NAME, SIZE, BATCH, CLASSES, DIM = "vit_tiny_patch16_224", 96, 16, 10, 192
 ALONE = {  # without pretrained features of the batch: target 1.02
     "RIFT plugin, Q learned": ("rift", {}),
     "RIFT plugin, Q fixed": ("rift", {"q": "fixed"}),
@@ -44,7 +45,7 @@ PAIRED = {  # with cached pretrained features: target 1.05
 
 def vit():
     torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=CLASSES)
+    return timm.create_model(NAME, img_size=SIZE, num_classes=CLASSES)
 
 
 def ours(name: str = "none", fields: dict | None = None, cached: bool = False):
@@ -53,7 +54,7 @@ def ours(name: str = "none", fields: dict | None = None, cached: bool = False):
     config = catalog.component("regularizer", name)(**(fields or {}))
     depths = getattr(config, "layers", 0)
     classifier = Classifier(model, depths=depths).train()
-    images, targets = torch.randn(BATCH, 3, 96, 96), torch.arange(BATCH) % CLASSES
+    images, targets = torch.randn(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % CLASSES
     penalty = config.build(RegularizerContext(DIM, torch.device("cpu"), lambda: torch.randn(400, DIM)))
     copied = frozen_copy(model)
     teacher = Depths(copied, depths) if depths else Classifier(copied)
@@ -91,7 +92,7 @@ def ours(name: str = "none", fields: dict | None = None, cached: bool = False):
 
 def by_hand():
     model = vit().train()
-    images, targets = torch.randn(BATCH, 3, 96, 96), torch.arange(BATCH) % CLASSES
+    images, targets = torch.randn(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % CLASSES
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     loss = torch.nn.CrossEntropyLoss()
 
@@ -110,6 +111,14 @@ if __name__ == "__main__":
             ratio(f"C1 {name} / FULL step", ours(kind, fields), ours(), 1.02)
         for name, (kind, fields) in PAIRED.items():
             ratio(f"C3 {name}, cached / FULL step", ours(kind, fields, cached=True), ours(), 1.05)
+    elif sys.argv[1:] == ["real"]:
+        NAME, SIZE, BATCH, DIM = "vit_small_patch14_dinov2", 70, 32, 384
+        for name, kind, fields in (
+            ("RIFT features, Q fixed", "rift", {"compare": "features", "q": "fixed"}),
+            ("RSC", "rsc", {}),
+            ("RIFT paper", "rift", {}),
+        ):
+            ratio(f"{name} / FULL step", ours(kind, fields), ours(), 1.35, pairs=12)
     else:
         ratio("C1 RIFT step / FULL step", ours("rift"), ours(), 1.02)
         ratio("C3 RSC step / FULL step", ours("rsc"), ours(), 1.35)

@@ -102,12 +102,13 @@ def resume_run(
             )
         note_line(f"{run}: already finished")
         return read_report(run)
-    nproc = launch.processes(processes.nproc_per_node)
-    if nproc > 1 and not dist.launched():
-        _check_in_parent(recipe, processes, nproc, "1", accept=True)
+    nproc, nnodes = launch.processes(processes.nproc_per_node), processes.nnodes
+    if (nproc > 1 or nnodes != "1") and not dist.launched():
+        _check_in_parent(recipe, processes, nproc, nnodes, accept=True)
         wished = recipes.flatten(asked.resolved["launch"], "launch")
         looked_after = [word for key, value in wished.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-        return _spawn(["finetune", "--resume", str(run), "--device", processes.device, *looked_after], run, nproc)
+        words = ["finetune", "--resume", str(run), "--device", processes.device, *looked_after]
+        return _spawn(words, run, nproc, nnodes, processes.endpoint)
     return _train(dataclasses.replace(recipe, launch=asked.launch), None, run, False, processes.device, console)
 
 

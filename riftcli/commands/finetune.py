@@ -75,7 +75,7 @@ def finetune(
     processes = Processes(device, nproc_per_node, nnodes, rdzv_endpoint, oversubscribe)
     if resume is not None:
         _refuse("--resume", **{"from": from_run})
-        _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, dry_run=dry_run, nnodes=nnodes != "1")
+        _refuse("--resume", out=out, overwrite=overwrite, repeats=repeats > 1, folds=folds, dry_run=dry_run)
         report = resume_run(resume, (recipe, overrides), processes)
     elif not recipe:
         raise UsageError("finetune needs --recipe NAME (`rift recipes ls` lists them) or --resume DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -170,7 +171,10 @@ def trained_module(network: Network, cached: bool, compiling: bool = False) -> n
     if compiling and not cached:
         module = compiled(module)
     if dist.world_size() > 1:
-        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # which older versions have
+        options: dict[str, Any] = {name: False}
+        module = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
     return module
 
 
