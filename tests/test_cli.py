@@ -199,6 +199,7 @@ def test_linear_probing_leaves_the_backbone_bitwise_alone(rift, tiny_recipe, wri
     for augment in ({}, {"crop_min_area": 0.5}):
         encoded.clear()
         tiny_recipe |= {"adapter": {"name": "linear"}, "augment": augment}
+        tiny_recipe["eval"]["cache"] = None  # of another run they would be read
         code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", f"r{len(augment)}")
         assert code == 0, err
         assert "warning: the regularizer has no effect" in err

@@ -82,7 +82,7 @@ def test_no_network_and_no_file_elsewhere(tmp_path, tiny_recipe, write_recipe):
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key not in ("HF_HUB_OFFLINE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+        if key not in ("HF_HUB_OFFLINE", "RIFTCLI_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     }
     environment = {**kept, **surroundings, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True, timeout=240)
