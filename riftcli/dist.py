@@ -138,6 +138,19 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def broadcast_tables(tables: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
+    """Rank 0's tensors on the CPU, or its None, on every rank: as they are, where an object would be pickled."""
+    if world_size() == 1:
+        return tables
+    about = broadcast_object(None if tables is None else [(table.shape, table.dtype) for table in tables])
+    if about is None:
+        return None
+    found = [table.contiguous() for table in tables] if tables is not None and is_main() else None
+    found = found or [torch.empty(shape, dtype=kind) for shape, kind in about]
+    broadcast_tensors(found)
+    return found
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order, on every rank."""
     if world_size() == 1:

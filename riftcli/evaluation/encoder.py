@@ -101,9 +101,10 @@ class Encoder:
     def _kept(self, path: Path | None, count: int, compute: Callable[[], FeatureTable]) -> FeatureTable:
         """The table of the cache, else computed and put there; path: on the rank that reads and writes."""
         assert self.cache is not None
-        found = dist.broadcast_object(None if path is None else self.cache.read(path, count))
+        kept = None if path is None else self.cache.read(path, count)
+        found = dist.broadcast_tables(None if kept is None else [kept.features, kept.logits])
         if found is not None:
-            return found
+            return FeatureTable(*found)
         table = compute()
         if path is not None:
             self.cache.write(path, table)

@@ -126,8 +126,10 @@ class FeatureCache:
 
     def write(self, path: Path, table: FeatureTable) -> None:
         """Publish a table in one step; of two writers the last one wins, with the same content. Raises StorageError, but of the
-        user's own cache, which is then left alone.
+        user's own cache, which is then left alone, and which takes no table larger than a quarter of it.
         """
+        if self.most is not None and table.features.nbytes + table.logits.nbytes > self.most // 4:
+            return  # it would push out all others
         try:
             try:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def run_loop(state: TrainState) -> None:
         except signals.StopRequested:
             raise _stopped(state) from None
         finally:
-            state.writer.wait()
+            state.writer.close()
 
 
 def _run(state: TrainState) -> None:

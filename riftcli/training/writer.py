@@ -25,14 +25,22 @@ class Writer:
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._last: dict[str, Future[None]] = {}
+        self._seen: set[str] = set()
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
     def submit(self, kind: str, work: Callable[[], None]) -> None:
-        """Do it soon. The last one of the same kind is waited for, so that no more than one copy of each is held."""
+        """Do it soon, and the first of a kind at once. The last one of the same kind is waited for, so that no more than one copy
+        of each is held.
+        """
         self.wait(kind)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "riftcli-writer")
         self._last[kind] = self._thread.submit(_alone, work)
+        if kind not in self._seen:
+            # The first of a kind imports what it needs. Two threads that import at once can find a module half there (numpy 2.4
+            # then asks itself for numpy.exceptions without end), so this one waits.
+            self._seen.add(kind)
+            self.wait(kind)
 
     def wait(self, kind: str | None = None) -> None:
         """Until everything of a kind is written, or everything at all; raise the error of what could not be."""
@@ -41,10 +49,19 @@ class Writer:
             if future is not None:
                 future.result()
 
+    def close(self) -> None:
+        """Until everything is written; then without a thread, until something is given again. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
     def copies(self, tables: Tables) -> Tables:
         """The tensors as they are now, on the CPU; from a GPU through pinned memory that is used again the next time."""
         found = {name: {key: self._copy(name, key, value) for key, value in table.items()} for name, table in tables.items()}
-        if torch.cuda.is_available():
+        if any(value.is_cuda for table in tables.values() for value in table.values()):
             torch.cuda.current_stream().synchronize()
         return found
 

@@ -65,6 +65,14 @@ def test_what_was_not_used_for_longest_goes_first(folder):
     assert sorted(path.stem for path in folder.glob("*.sha256")) == ["a", "d", "e"]
 
 
+def test_a_table_that_would_push_out_all_others_is_not_kept(folder):
+    size = TABLE.features.nbytes + TABLE.logits.nbytes
+    FeatureCache(folder, 4 * size - 1).write(folder / "a.safetensors", TABLE)
+    assert not list(folder.iterdir())
+    FeatureCache(folder).write(folder / "a.safetensors", TABLE)  # a folder of one's own takes all
+    assert (folder / "a.safetensors").is_file()
+
+
 def test_a_cache_that_cannot_be_written_is_no_failure(rift, tiny_recipe, write_recipe, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RIFTCLI_CACHE", str(tmp_path / "file"))

@@ -31,6 +31,27 @@ def test_things_are_written_in_order_and_errors_are_raised_by_whoever_comes_next
     assert done[-1] == 5, "what failed is not done once more, and what was given later is"
 
 
+def test_closed_it_has_no_thread_and_begins_anew():
+    writer, done = Writer(), []
+    writer.submit("model", lambda: done.append(0))
+    writer.close()
+    assert done == [0] and not [t for t in threading.enumerate() if t.name.startswith("riftcli-writer")]
+    writer.submit("model", lambda: done.append(1))
+    writer.close()
+    assert done == [0, 1]
+
+    def fail():
+        raise StorageError("full")
+
+    writer.submit("model", fail)
+    with pytest.raises(StorageError, match="full"):
+        writer.close()
+    with pytest.raises(StorageError, match="full"):
+        writer.submit("checkpoint", fail)
+    writer.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("riftcli-writer")]
+
+
 def test_copies_are_of_the_moment():
     writer, weight = Writer(), torch.ones(3)
     copies = writer.copies({"model": {"a": weight, "b": weight}})
@@ -47,6 +68,7 @@ def test_a_process_is_not_forked_while_something_is_written():
         done.wait(0.5)
         done.set()
 
+    writer.submit("model", lambda: None)  # the first is waited for
     writer.submit("model", slow)
     began.wait(5)
     child = os.fork()
@@ -57,29 +79,29 @@ def test_a_process_is_not_forked_while_something_is_written():
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(rift, tiny_recipe, write_recipe, monkeypatch, tmp_path):
-    """The first one is written only when two more steps have been taken; it is of the weights that it was made of."""
-    tiny_recipe["train"] |= {"save_every_steps": 4, "epochs": 1, "batch_size": 16}
+    """The second one is written only when two more steps have been taken; it is of the weights that it was made of."""
+    tiny_recipe["train"] |= {"save_every_steps": 3, "epochs": 1, "batch_size": 16}
     recipe = write_recipe(tiny_recipe)
     assert rift("finetune", "--recipe", recipe, "--out", "plain")[0] == 0
     real_save, real_move, further, written = checkpoint.save, loop._move, threading.Event(), []
 
     def late(folder, step, tensors, state):
-        if step == 4:
+        if step == 6:
             assert further.wait(60), "the steps wait for the checkpoint"
         written.append(step)
         return real_save(folder, step, tensors, state)
 
     def counted(state, *arguments):
         real_move(state, *arguments)
-        if state.progress.step == 6:
-            assert not written
+        if state.progress.step == 8:
+            assert written == [3]
             further.set()
 
     monkeypatch.setattr(checkpoint, "save", late)
     monkeypatch.setattr(loop, "_move", counted)
     code, _, err = rift("finetune", "--recipe", recipe, "--out", "r")
-    assert code == 0 and written == [4, 8], err
-    for step in written:
+    assert code == 0 and written == [3, 6, 8], err
+    for step in written[1:]:
         for file in ("model", "optimizer", "penalty", "random"):
             place = f"last/step-{step:08d}/{file}.safetensors"
             assert (tmp_path / "r" / place).read_bytes() == (tmp_path / "plain" / place).read_bytes()
