@@ -26,7 +26,7 @@ from riftcli.data.loader import ImageDataset, train_loader
 from riftcli.data.reading import needed_short_side
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing, Resize, TrainTransform
-from riftcli.recipe.sections import AugmentSection
+from riftcli.recipe.image_sections import AugmentSection
 
 SIZE, AREA, BATCH = (500, 376), 0.35, 32
 PREPROCESSING = Preprocessing((3, 224, 224), "bicubic", (0.5,) * 3, (0.5,) * 3, 0.9)

@@ -1,6 +1,6 @@
 """From one epoch to the next: how long the loop waits for the first batch, and what validation and writing cost beside an epoch.
 
-python benchmarks/turnaround.py            an ImageFolder of 500 x 376 JPEGs with a data worker; then demo_rift, three epochs
+python benchmarks/turnaround.py            an ImageFolder of 500 x 376 JPEGs with a data worker; then demo_rift, six epochs
 
 Wall time: what is measured is waiting. Keep the machine idle otherwise.
 """

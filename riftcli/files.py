@@ -154,6 +154,11 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_partial(path: Path) -> bool:
+    """Whether it is something that is being written, or that a killed process was writing."""
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
+
+
 def clear_partial(folder: Path) -> None:
     """Delete what a killed process was writing. Only for who holds the folder's lock."""
     for left in [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"*/{PREFIX}*{SUFFIX}")]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -127,6 +128,18 @@ def test_the_spectrum_is_looked_at_a_hundred_times(rift, tiny_recipe, write_reci
         )
         same = other.keys() - {"images_per_second", "trace_ratio"}
         assert {key: one[key] for key in same} == {key: other[key] for key in same}
+
+
+@pytest.mark.parametrize(
+    "total, log_every, every, looks", [(10_000, 49, None, 199), (3_000, 49, None, 61), (80, 1, None, 80), (80, 1, 3, 28)]
+)
+def test_a_look_is_taken_at_the_logged_step_that_comes_next(total, log_every, every, looks):
+    from riftcli.training.setup import Setup
+
+    train = SimpleNamespace(diagnose_every_steps=every, log_every_steps=log_every)
+    setup = SimpleNamespace(recipe=SimpleNamespace(train=train), total_steps=total)
+    found = sum(Setup.diagnosed(setup, step) for step in range(1, total + 1) if step % log_every == 0)
+    assert abs(found - looks) <= 1
 
 
 def test_pixels_by_torchvision_are_part_of_a_run(rift, tiny_recipe, write_recipe, read_json, tmp_path):

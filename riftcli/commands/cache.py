@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from riftcli.errors import EnvironmentError, StorageError
+
+if TYPE_CHECKING:
+    from riftcli.evaluation.cache_folder import Entry
 
 app = typer.Typer(help="The features that are kept between commands: list them, delete them.", no_args_is_help=True)
 
@@ -23,14 +26,23 @@ def _folder() -> Path:
     return folder
 
 
+def _entries(folder: Path) -> list[Entry]:
+    from riftcli.evaluation.cache_folder import entries
+
+    try:
+        return entries(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read ({error.strerror}); RIFTCLI_CACHE names another folder") from error
+
+
 @app.command("ls")
 def listing(as_json: Annotated[bool, typer.Option("--json", help="Print the list on stdout.")] = False) -> None:
     """List the kept features: what was not used for longest goes first when the cache is full."""
     from riftcli.console import print_grid
-    from riftcli.evaluation.cache_folder import MOST, entries
+    from riftcli.evaluation.cache_folder import MOST
 
     folder = _folder()
-    found = entries(folder)
+    found = _entries(folder)
     if as_json:
         print(json.dumps([{**vars(entry), "path": str(entry.path)} for entry in found], indent=1))
         return
@@ -54,10 +66,10 @@ def listing(as_json: Annotated[bool, typer.Option("--json", help="Print the list
 def clear() -> None:
     """Delete the kept features; they are computed again when they are needed."""
     from riftcli.console import note_line
-    from riftcli.evaluation.cache_folder import entries, remove
+    from riftcli.evaluation.cache_folder import remove
 
     folder = _folder()
-    found = entries(folder)
+    found = _entries(folder)
     try:
         for entry in found:
             remove(entry)

@@ -44,12 +44,13 @@ def doctor() -> None:
 
 
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # what Linux calls it on x86 and on ARM
-SMALL = 1 << 30  # bytes of /dev/shm below which data workers that hand over batches can run out
 
 
 def _faster() -> list[str]:
     """What would make runs on this machine faster, each with what to do."""
     import shutil
+
+    from riftcli.data.parallel import SMALL
 
     found = []
     try:

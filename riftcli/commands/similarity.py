@@ -31,7 +31,9 @@ def similarity(
     maps: Annotated[bool, typer.Option("--map", help="Also a PCA and a t-SNE map of the samples, before and after.")] = False,
     data: DataSets = [],  # noqa: B006
     split: Split = "test",
-    bootstrap: Annotated[int, typer.Option(min=0, help="Random halves behind the 95 % intervals; 0 for none.")] = 30,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Random halves behind the 95 % intervals, where they need any; 0 for no intervals.")
+    ] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the random halves.")] = 0,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "auto",

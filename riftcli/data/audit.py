@@ -20,7 +20,7 @@ from riftcli.data.split import Split
 from riftcli.data.splits import cut, load_split, shared_samples
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import DataSection
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 
 SHOWN_PAIRS = 6  # on the page, per pair of splits
 

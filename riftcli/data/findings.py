@@ -12,7 +12,7 @@ from riftcli.data.inspection import Inspected
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
 from riftcli.recipe.data_sources import DataSection
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 from riftcli.runs.provenance import now
 
 SCHEMA = "rift.data_check/1"

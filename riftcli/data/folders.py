@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from riftcli.data.images import EXTENSIONS
-from riftcli.data.paths import texts
+from riftcli.data.paths import PathsBelow, texts
 from riftcli.errors import DataError, Problems, did_you_mean
 
 _IMAGES = frozenset(EXTENSIONS)
@@ -79,12 +79,11 @@ def _scan(folder: Path | str) -> Iterator[tuple[str, list[str], set[str]]]:
                     name = entry.name
                     if name[0] == "." or name == "__MACOSX":
                         continue
-                    link = entry.is_symlink()
-                    if os.path.isdir(entry.path) if link else entry.is_dir():
+                    if _is_folder(entry):
                         inner.append(name)
                         continue
                     names.append(name)
-                    if link:
+                    if entry.is_symlink():
                         links.add(name)
         except OSError:
             continue
@@ -92,10 +91,15 @@ def _scan(folder: Path | str) -> Iterator[tuple[str, list[str], set[str]]]:
         left += [os.path.join(place, name) for name in sorted(inner, reverse=True)]
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """What a link leads to is looked at; one that leads in a circle, or through a file, leads to none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def visible_folders(folder: Path) -> list[Path]:
     """The folders right in a folder, sorted; no hidden ones and none that an archiver left."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name[0] != "." and e.name != "__MACOSX" and e.is_dir()]
+        names = [e.name for e in entries if e.name[0] != "." and e.name != "__MACOSX" and _is_folder(e)]
     return [folder / name for name in sorted(names)]
 
 
@@ -148,30 +152,29 @@ def inside(root: Path, name: str, follow_links: bool, key: str) -> Path:
 
 
 def check_inside(paths: Iterable[Path], root: str) -> None:
-    """Raise OutsideRoot naming the files that links lead out of root. Each folder is listed once, and no file is looked at."""
+    """Raise OutsideRoot naming the files that links lead out of root. Of paths that were listed, each folder is listed once more,
+    and no file is looked at; of others, which a table may name by the dozen out of a large folder, every one is.
+    """
     home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
+    listed = isinstance(paths, PathsBelow)
     places: dict[str, tuple[str, set[str]]] = {}  # folder -> (where it really is, names of the links in it)
     problems = Problems()
-    folder: str | None = None
     for path in texts(paths):
-        own, _, name = path.rpartition(os.sep)
-        if own != folder:  # files of one folder mostly come in a row
-            folder = own
-            if folder not in places:
-                links: set[str] = set()
-                with suppress(FileNotFoundError), os.scandir(folder or ".") as entries:
-                    links = {entry.name for entry in entries if entry.is_symlink()}
-                places[folder] = os.path.realpath(folder), links
-            home_of_all, links = places[folder]
-            within = f"{home_of_all}{os.sep}".startswith(home)
-        if within and name not in links:
-            continue
-        real = home_of_all
-        if name in links:
+        folder, name = os.path.split(path)
+        if folder not in places:
+            places[folder] = os.path.realpath(folder), _links_in(folder) if listed else set()
+        real, links = places[folder]
+        if name in links if listed else os.path.islink(path):
             real, name = os.path.split(os.path.realpath(path))
-        if not f"{real}{os.sep}".startswith(home):
+        if not f"{real.rstrip(os.sep)}{os.sep}".startswith(home):
             problems.add(f"{path}: leads out of the data root, to {os.path.join(real, name)}; {FOLLOW}")
     problems.raise_if_any(OutsideRoot)
+
+
+def _links_in(folder: str) -> set[str]:
+    with suppress(OSError), os.scandir(folder or ".") as entries:
+        return {entry.name for entry in entries if entry.is_symlink()}
+    return set()
 
 
 def check_no_loose_images(folder: Path, remedy: str) -> None:

@@ -11,7 +11,7 @@ from riftcli.data.folders import ignored_text, images_below, total
 from riftcli.data.images import EXTENSIONS, FileReader
 from riftcli.data.split import Split
 from riftcli.errors import DataError
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 
 
 def image_split(paths: Sequence[Path], reading: InputSection, classes: Sequence[str] = ()) -> Split:

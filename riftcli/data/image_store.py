@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from PIL import Image
 from riftcli.console import note_line
 from riftcli.data.images import read_image
 from riftcli.data.parallel import in_parallel
+from riftcli.data.paths import texts
 from riftcli.errors import DataError, Problems, StorageError
 from riftcli.files import NO_SPACE, locked, replacing, write_bytes, write_text
 
@@ -84,7 +85,7 @@ class ImageStore:
 
         Other processes that ask at the same time wait, and then find them there.
         """
-        states = [file_state(path) for path in paths]
+        states = list(file_states(paths))
         found = self._lookup(states)  # a store that is complete may be read-only
         if found is None:
             try:
@@ -200,24 +201,29 @@ def _content(path: Path) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
 
 
-def file_state(path: Path | str) -> bytes:
+def file_state(path: Path) -> bytes:
     """What changes when a file is replaced, even by one of the same size and date; raise DataError when it is gone."""
-    text = os.fspath(path)
-    try:
-        status = os.lstat(text)
-        if stat.S_ISLNK(status.st_mode):
-            status, real = os.stat(text), os.path.realpath(text)
-        else:
-            folder, name = os.path.split(text)
-            real = os.path.join(_real(folder), name)
-    except OSError as error:
-        raise DataError(f"{path}: image not found ({error.strerror})") from None
-    facts = f"({_KIND}({real!r}), {status.st_size}, {status.st_mtime_ns}, {status.st_ctime_ns}, {status.st_ino})"
-    return hashlib.blake2b(facts.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest().encode()
+    return next(file_states([path]))
 
 
-_KIND = type(Path()).__name__  # as stores were written before: the name of what is, and where
-_real = functools.lru_cache(maxsize=4096)(os.path.realpath)  # of a folder, which many files share
+def file_states(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The same of many files; where a folder really is, is looked up once."""
+    folders: dict[str, str] = {}
+    kind = type(Path()).__name__  # as stores were written before: the name of what is, and where
+    for path in texts(paths):
+        try:
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                status, real = os.stat(path), os.path.realpath(path)
+            else:
+                folder, name = os.path.split(path)
+                if folder not in folders:
+                    folders[folder] = os.path.realpath(folder)
+                real = os.path.join(folders[folder], name)
+        except OSError as error:
+            raise DataError(f"{path}: image not found ({error.strerror})") from None
+        facts = f"({kind}({real!r}), {status.st_size}, {status.st_mtime_ns}, {status.st_ctime_ns}, {status.st_ino})"
+        yield hashlib.blake2b(facts.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest().encode()
 
 
 def stored_files(cache: str) -> set[bytes]:

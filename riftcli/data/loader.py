@@ -28,6 +28,7 @@ from riftcli.errors import DataError, EnvironmentError
 QUIET = 0.05
 
 CHUNK = 32  # images that a worker reads at a time
+LITTLE = 4096  # images in memory: a process costs more to start than to read them
 MOST_KEPT = 512 << 20  # bytes a rank
 AHEAD = 2  # whole batches that wait
 
@@ -116,23 +117,33 @@ def eval_loader(
 
 def _batches(dataset: Dataset, batches: Iterable[list[Item]], wanted: Workers) -> Iterator[Batch]:
     """Whole batches. Workers read chunks of them, so that the first one is there sooner and all have as much to do."""
-    in_memory = isinstance(dataset, ImageDataset) and dataset.split.paths is None
-    unneeded = isinstance(dataset, TensorTable) or (in_memory and wanted == "auto")
+    little = isinstance(dataset, ImageDataset) and dataset.split.paths is None and len(dataset) <= LITTLE
+    unneeded = isinstance(dataset, TensorTable) or (little and wanted == "auto")
     workers = 0 if unneeded else data_workers(wanted)
     if not workers:
         yield from _iterate(DataLoader(dataset, batch_sampler=batches, **_workers(0)))
         return
     chunks = _Chunks(batches)
     ahead = max(2, math.ceil(AHEAD * chunks.of_first / workers))
-    loader = DataLoader(dataset, batch_sampler=chunks, prefetch_factor=ahead, **_workers(workers))
+    loader = DataLoader(dataset, batch_sampler=chunks, prefetch_factor=ahead, **{**_workers(workers), "pin_memory": False})
     parts: list[Any] = []
     for part in _iterate(loader, chunks):
         parts.append(part)
         if len(parts) == chunks.counts[0]:
-            yield tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))  # type: ignore[misc]
+            yield _whole(parts)
             chunks.counts.popleft()
             chunks.done += 1
             parts = []
+
+
+def _whole(parts: list[Any]) -> Batch:
+    """The parts of a batch, one behind the other, in memory that a GPU reads by itself."""
+    pinned = torch.cuda.is_available()
+    found = []
+    for tensors in zip(*parts, strict=True):
+        shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
+        found.append(torch.cat(tensors, out=torch.empty(shape, dtype=tensors[0].dtype, pin_memory=pinned)))
+    return tuple(found)  # type: ignore[return-value]
 
 
 class KeptBatches:
@@ -197,7 +208,8 @@ def _iterate(loader: DataLoader, chunks: _Chunks | None = None) -> Iterator[Any]
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("riftcli.errors.DataError: ")) from None
     except (RuntimeError, EOFError, OSError) as error:
-        if watch is None or not (watch.gave_up or "DataLoader" in str(error)):
+        lost = isinstance(error, EOFError | ConnectionError)  # it died while its batch was being handed over
+        if watch is None or not (watch.gave_up or lost or "DataLoader" in str(error)):
             raise
         done = chunks.done if chunks else 0
         raise EnvironmentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,8 @@ Result = TypeVar("Result")
 
 FEW = 64  # a process costs more to start than so few images to decode
 CHUNK = 8
-MOST_WORKERS = 16  # that read images for one rank, unless more are asked for
+SMALL = 1 << 30  # bytes of /dev/shm below which data workers that hand over batches can run out
+FEW_WORKERS, MOST_WORKERS = 2, 16  # that read images for one rank, unless more are asked for
 
 
 def cores() -> int:
@@ -27,11 +29,25 @@ def cores() -> int:
 
 
 def data_workers(wanted: int | Literal["auto"]) -> int:
-    """Processes that read images for one rank: as many as wanted, or the cores of this rank but the one that trains."""
+    """Processes that read images for one rank: as many as wanted, or the cores of this rank but the one that trains, and few
+    where there is little shared memory to hand batches over in.
+    """
     if wanted != "auto":
         return wanted
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: of this machine
-    return max(0, min(MOST_WORKERS, cores() // ranks - 1))
+    return max(0, min(MOST_WORKERS if _shared_memory() >= SMALL else FEW_WORKERS, cores_of_rank() - 1))
+
+
+def cores_of_rank() -> int:
+    """Cores for each of the ranks on this machine."""
+    return cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+
+
+def _shared_memory() -> int:
+    """Free bytes of /dev/shm; of containers 64 MB unless they are told otherwise."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # another system, which shares otherwise
+        return SMALL
 
 
 def _worker(parent: int) -> None:

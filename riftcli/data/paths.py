@@ -13,7 +13,7 @@ class PathsBelow(Sequence[Path]):
 
     def __init__(self, root: Path, names: list[str]) -> None:
         self.root, self.names = root, names
-        self._prefix = os.path.join(root, "")
+        self._prefix = "" if root == Path() else os.path.join(root, "")  # ./a is a, as for a path
 
     def __len__(self) -> int:
         return len(self.names)

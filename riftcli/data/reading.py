@@ -9,13 +9,14 @@ from typing import Any
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.folders import ignored_text, unusual
-from riftcli.data.image_store import Decoding, ImageStore, file_state, stored_files, unreadable
+from riftcli.data.image_store import Decoding, ImageStore, file_states, stored_files, unreadable
 from riftcli.data.images import EXTENSIONS, FileReader
-from riftcli.data.parallel import cores
+from riftcli.data.parallel import cores_of_rank
+from riftcli.data.paths import take
 from riftcli.data.split import Split
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError, Problems
-from riftcli.recipe.sections import AugmentSection, InputSection
+from riftcli.recipe.image_sections import AugmentSection, InputSection
 
 
 def sift(split: Split, settings: InputSection, console: Console) -> tuple[Split, list[str]]:
@@ -50,10 +51,13 @@ def bad_images(split: Split, settings: InputSection, console: Console) -> dict[i
     if split.paths is None:
         return {}
     known = stored_files(settings.cache) if settings.cache else set()
-    mine = [i for i in range(dist.rank(), len(split), dist.world_size()) if file_state(split.paths[i]) not in known]
+    mine = list(range(dist.rank(), len(split), dist.world_size()))
+    if known:
+        states = file_states(take(split.paths, mine))
+        mine = [i for i, state in zip(mine, states, strict=True) if state not in known]
     with console.progress(f"reading {split.name}", len(mine)) as bar:
-        workers = max(1, cores() // dist.world_size())
-        bad = unreadable([split.paths[i] for i in mine], settings.bit_depth, workers, bar.advance)
+        workers = max(1, cores_of_rank())
+        bad = unreadable(list(take(split.paths, mine)), settings.bit_depth, workers, bar.advance)
     parts = dist.gather_objects({mine[k]: text for k, text in bad.items()})
     return dict(sorted(pair for part in parts for pair in part.items()))
 
@@ -78,7 +82,7 @@ def with_pixels(
 
     Every process calls this; the first one to come fills the store.
     """
-    resize = preprocessing.resize if augment is None or augment.off else settings.training_resize
+    resize = settings.resize_of(augment)
     plain = settings.bit_depth is None and not settings.draft and settings.cache is None
     if split.paths is None or (plain and resize == "pil"):
         return split

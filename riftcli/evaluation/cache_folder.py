@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from riftcli.files import is_partial
+
+OLD = 3600  # seconds after which what is half written is taken for a leftover
 MOST = 10 * 10**9  # bytes of the user's cache; what was not used for longest goes first
 SUFFIX = ".safetensors"
 
@@ -33,11 +36,14 @@ def user_folder() -> Path | None:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """What lies there, what was not used for longest first."""
+    """What lies there, what was not used for longest first; also what a killed process was writing. Raises OSError."""
     found = []
-    for path in folder.glob(f"*{SUFFIX}"):
+    paths = [path for path in folder.iterdir() if path.suffix == SUFFIX or is_partial(path)] if folder.exists() else []
+    for path in paths:
         with suppress(OSError):  # another process has just deleted it
             status = path.stat()
+            if is_partial(path) and time.time() - status.st_mtime < OLD:
+                continue
             found.append(Entry(path, status.st_size, max(status.st_atime, status.st_mtime)))
     return sorted(found, key=lambda entry: (entry.used, entry.path.name))
 
@@ -55,8 +61,9 @@ def prune(folder: Path, most: int) -> None:
     for entry in there:
         if size <= most:
             return
-        remove(entry)
-        size -= entry.size
+        with suppress(OSError):  # of somebody else: the next one goes
+            remove(entry)
+            size -= entry.size
 
 
 def touch(path: Path) -> None:

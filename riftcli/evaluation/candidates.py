@@ -175,9 +175,8 @@ def open_run(run: Path, overrides: Sequence[str]) -> Candidate:
     weights = saved_weights(run)
     if weights is None:
         raise ModelError(f"{run}: no model.safetensors beside config.json (other formats can run code when loaded)")
-    ours = read_config(run).get("rift")  # as it was evaluated: of the time before there was a choice, by Pillow
-    own = [] if ours is None else [f"input.resize={ours.get('resize', 'pil')}"]
-    recipe, has_data = _recipe_of_model(folder_name(run), "model folder", [*own, *overrides])
+    own = f"input.resize={(read_config(run).get('rift') or {}).get('resize', 'pil')}"  # as it was evaluated
+    recipe, has_data = _recipe_of_model(folder_name(run), "model folder", [own, *overrides])
     return Candidate(run.name, run.name, recipe, run, weights, has_data=has_data)
 
 

@@ -16,7 +16,8 @@ from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate
 from riftcli.recipe import DataSection
 from riftcli.recipe.data_sources import SplitSpec
-from riftcli.recipe.sections import InputSection, PromptsSection
+from riftcli.recipe.image_sections import InputSection
+from riftcli.recipe.sections import PromptsSection
 
 FOLDER = "imagefolder:"
 

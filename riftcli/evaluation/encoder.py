@@ -21,7 +21,7 @@ from riftcli.evaluation.feature_cache import FeatureCache
 from riftcli.evaluation.features import FeatureTable, View
 from riftcli.models.image_text import TextTower, encode_texts
 from riftcli.recipe import Recipe
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 
 
 class Encoder:
@@ -38,7 +38,8 @@ class Encoder:
         precision: str = "fp32",
     ) -> None:
         self.device, self.batch_size, self.workers, self.console = device, batch_size, workers, console
-        self.cache = FeatureCache.of_setting(cache)
+        self.cache = FeatureCache.of_setting(cache) if dist.is_main() else None
+        self._keeps = cache is not None  # the same on every rank, where a home folder need not be
         self.kept, self.precision = kept, precision
 
     @classmethod
@@ -68,10 +69,10 @@ class Encoder:
                     model, split, preprocessing, self.device, size, workers, bar.advance, view, self.kept, bf16
                 )
 
-        if self.cache is None:
+        if not self._keeps:
             return compute()
         path = None
-        if dist.is_main():
+        if self.cache is not None:
             keys = {"bit_depth", "draft", "cache", "cache_short_side"}
             how = {**reading.model_dump(include=keys), "batch_size": self.batch_size, "device": self.device.type}
             how |= {"precision": self.precision}
@@ -93,20 +94,19 @@ class Encoder:
             table = torch.cat(rows)
             return FeatureTable(table, table[:, :0])
 
-        if self.cache is None:
+        if not self._keeps:
             return compute().features
-        path = self.cache.path_of_texts(tower, lines, self.device.type) if dist.is_main() else None
+        path = None if self.cache is None else self.cache.path_of_texts(tower, lines, self.device.type)
         return self._kept(path, len(lines), compute).features
 
     def _kept(self, path: Path | None, count: int, compute: Callable[[], FeatureTable]) -> FeatureTable:
         """The table of the cache, else computed and put there; path: on the rank that reads and writes."""
-        assert self.cache is not None
-        kept = None if path is None else self.cache.read(path, count)
+        kept = None if path is None or self.cache is None else self.cache.read(path, count)
         found = dist.broadcast_tables(None if kept is None else [kept.features, kept.logits])
         if found is not None:
             return FeatureTable(*found)
         table = compute()
-        if path is not None:
+        if path is not None and self.cache is not None:
             self.cache.write(path, table)
         return table
 

@@ -23,7 +23,7 @@ from riftcli.files import write_json
 from riftcli.functional.calibration import fit_temperature
 from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.recipe import Recipe
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 from riftcli.runs.provenance import environment
 
 SCALED = ("ece", "ece_adaptive", "brier", "nll")  # what a temperature changes; accuracy and ranking stay

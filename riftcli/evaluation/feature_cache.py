@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from riftcli import files
 from riftcli.console import note_line
-from riftcli.data.image_store import file_state
+from riftcli.data.image_store import file_states
 from riftcli.data.paths import texts
 from riftcli.data.split import Split
 from riftcli.data.splits import fingerprint
@@ -24,10 +24,13 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError
 from riftcli.evaluation import cache_folder
 from riftcli.evaluation.features import FeatureTable
+from riftcli.models.image_text import TextTower
 from riftcli.models.loading import read_tensors
 from riftcli.models.published import sha256
 from riftcli.models.weights import write_tensors
+from riftcli.runs.provenance import installed
 
+LIBRARIES = ("torch", "torchvision", "timm", "pillow")  # whose other versions may give other features
 VERSION = 1  # of the files; raise it when the meaning of a feature changes
 
 
@@ -45,8 +48,8 @@ def samples_digest(split: Split) -> str:
     """sha256 over ids, targets, and what is on disk: name, size and time of every file, or the pixels where there is none."""
     digest = hashlib.sha256(fingerprint(split).encode())
     if split.paths is not None:
-        for path in texts(split.paths):
-            digest.update(f"{path}\t".encode("utf-8", "surrogateescape") + file_state(path))
+        for path, state in zip(texts(split.paths), file_states(split.paths), strict=True):
+            digest.update(f"{path}\t".encode("utf-8", "surrogateescape") + state)
         return digest.hexdigest()
     for i in range(len(split)):
         image = split.read(i)
@@ -78,6 +81,7 @@ class FeatureCache:
             {
                 "weights": self._weights(model),
                 "model": repr(model),
+                "arguments": getattr(getattr(model, "vit", model), "rift_args", None),  # not all of them show in the rest
                 "pooling": pooling,
                 "samples": samples_digest(split),
                 "transform": asdict(preprocessing),
@@ -85,10 +89,19 @@ class FeatureCache:
             }
         )
 
-    def path_of_texts(self, tower: nn.Module, lines: Sequence[str], device: str) -> Path:
+    def path_of_texts(self, tower: TextTower, lines: Sequence[str], device: str) -> Path:
         """Where the embeddings of these texts belong."""
-        lengths = hashlib.sha256("\0".join(lines).encode()).hexdigest()
-        return self._path({"weights": self._weights(tower), "model": repr(tower), "texts": lengths, "device": device})
+        form = tower.format
+        tokens = {name: hashlib.sha256(content).hexdigest() for name, content in form.files.items()}
+        return self._path(
+            {
+                "weights": self._weights(tower),
+                "model": repr(tower),
+                "texts": hashlib.sha256("\0".join(lines).encode()).hexdigest(),
+                "tokens": [tokens, form.context_length, form.padding],
+                "device": device,
+            }
+        )
 
     def _weights(self, model: nn.Module) -> str:
         """The digest of a model, computed again only when one of its tensors is another or was written to."""
@@ -101,13 +114,13 @@ class FeatureCache:
         return known[2]
 
     def _path(self, what: dict[str, Any]) -> Path:
-        key = {"version": VERSION, "torch": torch.__version__, "timm": timm.__version__, **what}
+        key = {"version": VERSION, **{name: installed(name) for name in LIBRARIES}, **what}
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{name[:40]}.safetensors"
 
     def read(self, path: Path, count: int) -> FeatureTable | None:
         """The table, or None when there is none; one that is damaged is said, and None too."""
-        if not path.is_file():
+        if not os.path.isfile(path):  # False for a folder that may not be read, where Path.is_file raises
             return None
         try:
             if files.read_text(path.with_suffix(".sha256"), 1000) != sha256(path):
@@ -132,7 +145,7 @@ class FeatureCache:
             return  # it would push out all others
         try:
             try:
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.folder.mkdir(mode=0o777 if self.most is None else 0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise files.unwritable(self.folder, error) from error
             write_tensors(path, {"features": table.features, "logits": table.logits})

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from riftcli.data.split import Split
+from riftcli.evaluation.metrics.many_classes import likeliest
 from riftcli.files import writing
 from riftcli.protocols import UNKNOWN, Predictions
 from riftcli.runs.result_table import write_cells
@@ -36,9 +37,8 @@ def write_mistakes(folder: Path, split: Split, seen: Predictions) -> None:
 
 def worst(seen: Predictions, count: int = COUNT) -> list[tuple[int, str, str, float]]:
     """[(position, true class, given class, its probability)]; of several labels, one entry is one label of one image."""
-    logits = seen.logits.double()
     if seen.task == "multiclass":
-        confidence, given = logits.softmax(1).max(1)
+        confidence, given = likeliest(seen.logits)
         order = torch.where(given != seen.targets, confidence, -1.0).argsort(descending=True, stable=True)[:count].tolist()
         names = seen.classes
         return [
@@ -46,7 +46,7 @@ def worst(seen: Predictions, count: int = COUNT) -> list[tuple[int, str, str, fl
             for i in order
             if given[i] != seen.targets[i]
         ]
-    scores = logits.sigmoid()
+    scores = seen.logits.double().sigmoid()
     wrong = ((scores > 0.5) != (seen.targets == 1)) & (seen.targets != UNKNOWN)
     sure = torch.where(wrong, torch.maximum(scores, 1 - scores), -1.0).flatten()
     entries = []

@@ -83,6 +83,6 @@ def write_predictions(file: IO[str], classes: Sequence[str], rows: Sequence[dict
     failed = [row for row in rows if row["error"]]
     lines: list[list[object]] = [["path", "class", *[f"p_{name}" for name in classes], *(["error"] if failed else [])]]
     for row in rows:
-        shares = ["" if p is None else f"{p:.6f}" for p in row["probabilities"]]
+        shares = ["" if p is None else f"{p:.6g}" for p in row["probabilities"]]
         lines.append([row["path"], row["class"], *shares, *([row["error"] or ""] if failed else [])])
     write_cells(file, lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from riftcli.evaluation.mistakes import write_mistakes
 from riftcli.files import writing
 from riftcli.functional.calibration import reliability
 from riftcli.protocols import UNKNOWN, Predictions
+from riftcli.runs.confusion_matrix import MANY
 from riftcli.runs.result_table import Row, write_cells, write_csv
 
 
@@ -43,11 +45,16 @@ def score(names: list[str], seen: Predictions) -> dict[str, dict[str, Any]]:
 
 
 def confusion(seen: Predictions) -> dict[str, Any]:
-    """Rows are true classes, columns predicted ones; per class TP, FP, FN, TN for multi-label data."""
+    """Rows are true classes, columns predicted ones, of more than 500 classes [true, predicted, images] where there are any; per
+    class TP, FP, FN, TN for multi-label data.
+    """
     count = len(seen.classes)
     if seen.task == "multiclass":
         flat = seen.targets.long() * count + seen.logits.argmax(1)
-        return {"classes": seen.classes, "counts": flat.bincount(minlength=count * count).view(count, count).tolist()}
+        if count <= MANY:
+            return {"classes": seen.classes, "counts": flat.bincount(minlength=count * count).view(count, count).tolist()}
+        places, images = flat.unique(return_counts=True)
+        return {"classes": seen.classes, "cells": torch.stack([places // count, places % count, images], 1).tolist()}
     yes, no, guess = seen.targets == 1, seen.targets == 0, seen.logits > 0
     cells = {"tp": yes & guess, "fp": no & guess, "fn": yes & ~guess, "tn": no & ~guess}
     return {"classes": seen.classes, **{name: cell.sum(0).tolist() for name, cell in cells.items()}}
@@ -57,27 +64,63 @@ def write_tables(folder: Path, split: Split, seen: Predictions) -> None:
     """predictions.csv, confusion_matrix.csv, reliability.csv, and the most confident mistakes with pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_reliability(folder / "reliability.csv", seen)
-    multiclass = seen.task == "multiclass"
-    probabilities = seen.logits.softmax(1) if multiclass else seen.logits.sigmoid()
-    shares = [[f"{p:.6f}" for p in row] for row in probabilities.tolist()]
-    if multiclass:
-        truths, guesses = seen.targets.tolist(), seen.logits.argmax(1).tolist()
-        header = ["id", "target", "predicted", *[f"p_{c}" for c in seen.classes]]
-        known = [[seen.classes[int(truth)], seen.classes[guess]] for truth, guess in zip(truths, guesses, strict=True)]
-    else:
-        header = ["id", *[f"target_{c}" for c in seen.classes], *[f"p_{c}" for c in seen.classes]]
-        known = [["" if truth == UNKNOWN else truth for truth in row] for row in seen.targets.tolist()]
     with writing(folder / "predictions.csv") as file:
-        write_cells(file, [header, *([name, *a, *b] for name, a, b in zip(split.ids, known, shares, strict=True))])
-    matrix = confusion(seen)
+        write_cells(file, _prediction_lines(split, seen))
     with writing(folder / "confusion_matrix.csv") as file:
-        if multiclass:
-            lines = [[name, *row] for name, row in zip(seen.classes, matrix["counts"], strict=True)]
-            write_cells(file, [["true\\predicted", *seen.classes], *lines])
-        else:
-            columns = [matrix[key] for key in ("tp", "fp", "fn", "tn")]
-            write_cells(file, [["class", "tp", "fp", "fn", "tn"], *zip(seen.classes, *columns, strict=True)])
+        write_cells(file, _confusion_lines(confusion(seen)))
     write_mistakes(folder, split, seen)
+
+
+LIKELIEST = 5  # classes that predictions.csv names of each image, where there are too many for a column each
+
+
+def _prediction_lines(split: Split, seen: Predictions) -> Iterator[list[Any]]:
+    """One line per image: its class, the predicted one, and the probability of every class, of many of the likeliest five."""
+    names, many = seen.classes, len(seen.classes) > MANY
+    if seen.task == "multilabel":
+        yield ["id", *[f"target_{c}" for c in names], *[f"p_{c}" for c in names]]
+    elif many:
+        likeliest = [column for k in range(1, LIKELIEST + 1) for column in (f"class_{k}", f"p_{k}")]
+        yield ["id", "target", "predicted", "p_target", *likeliest]
+    else:
+        yield ["id", "target", "predicted", *[f"p_{c}" for c in names]]
+    for own, targets, logits in zip(_chunks(split.ids), seen.targets.split(CHUNK), seen.logits.split(CHUNK), strict=True):
+        if seen.task == "multilabel":
+            for name, truth, row in zip(own, targets.tolist(), logits.sigmoid().tolist(), strict=True):
+                yield [name, *("" if t == UNKNOWN else t for t in truth), *(f"{p:.6g}" for p in row)]
+            continue
+        probabilities, guesses = logits.softmax(1), logits.argmax(1).tolist()
+        truths = [names[int(truth)] for truth in targets]
+        known = zip(own, truths, (names[guess] for guess in guesses), strict=True)
+        if many:
+            best = probabilities.topk(LIKELIEST)
+            of_target = probabilities.gather(1, targets.long()[:, None])[:, 0].tolist()
+            for line, p, values, places in zip(known, of_target, best.values.tolist(), best.indices.tolist(), strict=True):
+                pairs = (cell for c, v in zip(places, values, strict=True) for cell in (names[c], f"{v:.6g}"))
+                yield [*line, f"{p:.6g}", *pairs]
+        else:
+            for line, row in zip(known, probabilities.tolist(), strict=True):
+                yield [*line, *(f"{p:.6g}" for p in row)]
+
+
+CHUNK = 1024  # images at a time
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+
+
+def _confusion_lines(matrix: dict[str, Any]) -> Iterator[list[Any]]:
+    classes = matrix["classes"]
+    if "counts" in matrix:
+        yield ["true\\predicted", *classes]
+        yield from ([name, *row] for name, row in zip(classes, matrix["counts"], strict=True))
+    elif "cells" in matrix:
+        yield ["true", "predicted", "images"]
+        yield from ([classes[i], classes[j], count] for i, j, count in matrix["cells"])
+    else:
+        yield ["class", "tp", "fp", "fn", "tn"]
+        yield from (list(line) for line in zip(classes, *(matrix[key] for key in ("tp", "fp", "fn", "tn")), strict=True))
 
 
 BINS = ExpectedCalibrationError.bins

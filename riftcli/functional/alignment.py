@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from riftcli.functional.covariance import centre
+from riftcli.functional.influence import moments
 from riftcli.functional.rounding import is_constant, noise_level
 
 MANY = 2_000  # samples from which SVCCA is computed from D x D moments: small directions, for which they are too coarse, are cut
@@ -58,9 +59,7 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     if is_constant(x) or is_constant(y):
         return None
     if variance is not None and len(x) > MANY and len(x) > 4 * max(x.shape[1], y.shape[1]):
-        from riftcli.functional.influence import correlations_of_moments, moments
-
-        return correlations_of_moments(*moments(x, y), variance)
+        return _correlations_of_moments(*moments(x, y), variance)
     bases = []
     for rows in (x, y):
         left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
@@ -72,3 +71,18 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     if len(x) - 1 <= max(base.shape[1] for base in bases):
         return None
     return torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(0, 1)
+
+
+def _correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+    """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
+    left, right = (_whitened(m, variance) for m in (xx, yy))
+    return torch.linalg.svdvals(left.T @ xy @ right).clamp(0, 1)
+
+
+def _whitened(m: torch.Tensor, variance: float) -> torch.Tensor:
+    """(D, k) directions that make a side's leading variance 1."""
+    values, vectors = torch.linalg.eigh(m)
+    values, vectors = values.flip(0), vectors.flip(1)
+    share = values.clamp_min(0).cumsum(0) / values.clamp_min(0).sum()
+    kept = int((share < variance).sum()) + 1
+    return vectors[:, :kept] / values[:kept].sqrt()

@@ -35,12 +35,12 @@ def _centred(rows: torch.Tensor) -> torch.Tensor:
     return (rows - rows.double().mean(0).to(rows.dtype)) if rows.dtype in (torch.float32, torch.float64) else centre(rows.float())
 
 
-def error_of_moments(value: OfMoments, x: torch.Tensor, y: torch.Tensor, known: Moments | None = None) -> float | None:
+def error_of_moments(value: OfMoments, x: torch.Tensor, y: torch.Tensor) -> float | None:
     """Standard error of a value that is a function of the moments alone; (N, D), (N, E). None where it is not smooth there.
 
-    known: the moments, where they have been computed. The mean moves with the weights too, but not to first order.
+    The mean moves with the weights too, but not to first order.
     """
-    leaves = [m.detach().clone().requires_grad_(True) for m in known or moments(x, y)]
+    leaves = [m.requires_grad_(True) for m in moments(x, y)]
     grads = torch.autograd.grad(value(*leaves), leaves, allow_unused=True)
     x, y = _centred(x), _centred(y)
     total = 0.0
@@ -54,14 +54,24 @@ def error_of_moments(value: OfMoments, x: torch.Tensor, y: torch.Tensor, known: 
 
 
 def correlation_of_pairs(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float | None]:
-    """sum_ij a_ij b_ij / (||a|| ||b||) over pairs of samples, and its standard error; symmetric (N, N) without a mean, or doubly
-    centred (how the centring moves with the weights is then of second order).
+    """sum_ij a_ij b_ij / (||a|| ||b||) over pairs of samples, and its standard error; symmetric (N, N) without a mean."""
+    value = (one * other).sum() / (torch.linalg.norm(one) * torch.linalg.norm(other))
+    return float(value), error_of(moved_by_pairs(one, other))
+
+
+def moved_by_pairs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """What each sample moves that correlation by, through its pairs, (N,); of tables without a mean, or doubly centred (how the
+    centring moves with the weights is of second order).
     """
     ab, aa, bb = (torch.einsum("ij,ij->i", *pair) for pair in ((one, other), (one, one), (other, other)))  # (N,)
     norm_a, norm_b = aa.sum(), bb.sum()
     value = ab.sum() / (norm_a * norm_b).sqrt()
-    psi = 2 * (ab / (norm_a * norm_b).sqrt() - value / 2 * (aa / norm_a + bb / norm_b))
-    return float(value), _root(float(psi.double().square().sum()), len(psi))
+    return 2 * (ab / (norm_a * norm_b).sqrt() - value / 2 * (aa / norm_a + bb / norm_b))
+
+
+def error_of(psi: torch.Tensor) -> float | None:
+    """Standard error from what each sample moves a value by, (N,); None for what is no number."""
+    return _root(float(psi.double().square().sum()), len(psi))
 
 
 def _root(total: float, n: int) -> float | None:
@@ -73,7 +83,7 @@ def _root(total: float, n: int) -> float | None:
 
 
 def cka_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor) -> torch.Tensor:
-    """Linear CKA; to first order the debiased one moves in the same way."""
+    """Linear CKA; of many more samples than dimensions the debiased one moves in the same way."""
     return xy.square().sum() / (xx.square().sum() * yy.square().sum()).sqrt()
 
 
@@ -86,18 +96,3 @@ def rank_ratio_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor) 
     """Participation ratio of Y's spectrum relative to X's."""
     ratios = [m.trace() ** 2 / m.square().sum() for m in (xx, yy)]
     return ratios[1] / ratios[0]
-
-
-def correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
-    """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
-    left, right = (_whitened(m, variance) for m in (xx, yy))
-    return torch.linalg.svdvals(left.T @ xy @ right).clamp(0, 1)
-
-
-def _whitened(m: torch.Tensor, variance: float) -> torch.Tensor:
-    """(D, k) directions that make a side's leading variance 1."""
-    values, vectors = torch.linalg.eigh(m)
-    values, vectors = values.flip(0), vectors.flip(1)
-    share = values.detach().clamp_min(0).cumsum(0) / values.detach().clamp_min(0).sum()
-    kept = int((share < variance).sum()) + 1
-    return vectors[:, :kept] / values[:kept].sqrt()

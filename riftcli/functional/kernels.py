@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from riftcli.functional.covariance import centre
-from riftcli.functional.influence import correlation_of_pairs
+from riftcli.functional.influence import error_of, moved_by_pairs
 from riftcli.functional.rounding import is_constant
 
 
@@ -24,20 +24,53 @@ def rbf_gram(features: torch.Tensor, bandwidth: float = 0.8) -> torch.Tensor:
 
 def rbf_cka(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 0.8) -> float | None:
     """CKA of Gaussian kernels, in O(N^2) memory; (N, D), (N, E). None for constant features."""
-    return rbf_cka_with_error(x, y, bandwidth)[0]
+    grams = _both(x, y, bandwidth)
+    return None if grams is None else _value(*map(_double_centred, grams))
 
 
 def rbf_cka_with_error(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 0.8) -> tuple[float | None, float | None]:
-    """The same, and its standard error, for which the bandwidth stays as it is."""
+    """The same, and its standard error: by the pairs of each sample, and by the median distances, which move with it."""
+    grams = _both(x, y, bandwidth)
+    if grams is None:
+        return None, None
+    one, other = (_double_centred(gram.clone()) for gram in grams)
+    value = _value(one, other)
+    if value is None:
+        return None, None
+    psi = moved_by_pairs(one, other)
+    norms = torch.linalg.norm(one), torch.linalg.norm(other)
+    for gram, own, second in ((grams[0], one, other), (grams[1], other, one)):
+        widened = -2 * torch.xlogy(gram, gram)  # by the logarithm of the bandwidth
+        slope = (widened * second).sum() / (norms[0] * norms[1]) - value * (widened * own).sum() / torch.linalg.norm(own) ** 2
+        psi = psi + slope * _median_moved_by(gram, bandwidth)
+    return min(1.0, value), error_of(psi)
+
+
+def _both(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> list[torch.Tensor] | None:
     assert len(x) == len(y), "CKA compares the same samples"
     if len(x) < 2 or is_constant(x) or is_constant(y):
-        return None, None
-    one, other = (_double_centred(rbf_gram(rows, bandwidth)) for rows in (x, y))
+        return None
+    return [rbf_gram(rows, bandwidth) for rows in (x, y)]
+
+
+def _value(one: torch.Tensor, other: torch.Tensor) -> float | None:
     norm = torch.linalg.norm(one) * torch.linalg.norm(other)
-    if not float(norm) > 1e-12:
-        return None, None
-    value, error = correlation_of_pairs(one, other)
-    return min(1.0, value), error
+    return min(1.0, float((one * other).sum() / norm)) if float(norm) > 1e-12 else None
+
+
+def _median_moved_by(gram: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """What each sample moves the logarithm of the median distance by, (N,): it has more pairs below it than half, or fewer.
+
+    The density at the median is taken between the quantiles of 45 and 55 %.
+    """
+    n = len(gram)
+    scale = -2 * bandwidth**2  # of log K, for squares of distances in units of the median's
+    below = ((gram > float(np.exp(1 / scale))).sum(1) - 1).double() / (n - 1)
+    count = n * (n - 1)
+    places = [int(share * count) for share in (0.45, 0.55)]  # the diagonal, 1, stands behind all of them
+    far, near = np.partition(gram.flatten().numpy(), places)[places]
+    density = 0.1 / max(scale * (np.log(max(far, 1e-300)) - np.log(max(near, 1e-300))), 1e-30)
+    return -(below - 0.5) / (n * density)
 
 
 def _double_centred(gram: torch.Tensor) -> torch.Tensor:

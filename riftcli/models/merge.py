@@ -8,7 +8,7 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli import recipe as recipes
-from riftcli.data.transforms import Preprocessing
+from riftcli.data.transforms import Preprocessing, Resize
 from riftcli.errors import ModelError, StorageError, UsageError
 from riftcli.models.backbone import Backbone
 from riftcli.models.loading import check_values, read_tensors
@@ -57,7 +57,9 @@ def _merge_folder(folder: Path, out: Path, model: str | None) -> Path:
     tensors = read_tensors(folder / WEIGHTS)
     rows = [value for key, value in tensors.items() if key.startswith(f"{PREFIX}{head}.") and value.dim() == 2]
     vit = Backbone(model).build(rows[0].shape[0] if rows else 0)
-    target, preprocessing = _free(out), Preprocessing.of_model(vit, None)
+    run = folder.parent / "model"
+    resize: Resize = "pil" if saved_weights(run) is None else (read_config(run).get("rift") or {}).get("resize", "pil")
+    target, preprocessing = _free(out), Preprocessing.of_model(vit, None, resize=resize)
     _put_on(vit, folder)
     _check_against_run(folder, vit, model, preprocessing)
     unmerged = copy.deepcopy(vit)

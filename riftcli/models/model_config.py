@@ -43,6 +43,9 @@ def _check(config: dict[str, Any]) -> int:
     adapter = (config.get("rift") or {}).get("adapter")
     if adapter is not None and not (isinstance(adapter, dict) and isinstance(adapter.get("name"), str)):
         raise ValueError("rift.adapter names no adapter")
+    resize = (config.get("rift") or {}).get("resize", "pil")
+    if resize not in ("pil", "tensor"):
+        raise ValueError(f"rift.resize must be pil or tensor, got {str(resize)[:40]}")
     check_model_args(config.get("model_args") or {})
     check_preprocessing(own)
     return classes

@@ -13,7 +13,7 @@ from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import strict_yaml
 from riftcli.recipe.messages import show, wording
 from riftcli.recipe.overrides import Key, apply_override
-from riftcli.recipe.sections import STRICT
+from riftcli.recipe.section import STRICT
 
 
 class Checker:

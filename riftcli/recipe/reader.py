@@ -90,15 +90,21 @@ def parse(text: str, filename: str, overrides: list[str]) -> Recipe:
 
 
 # Keys that runs of earlier versions had not, and what those did.
-OLDER = {"schedule.min_warmup_steps": "0", "data.follow_links": "true", "input.resize": "pil"}
+OLDER = {
+    "schedule.min_warmup_steps": "0",
+    "data.follow_links": "true",
+    "input.resize": "pil",
+    "train.compile": "false",
+    "train.diagnose_every_steps": "1",
+}
 
 
-def stored(path: Path, filename: str = "recipe.yaml", overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run folder, which does what the version did that wrote it; raise UsageError. overrides come last."""
-    text = read(path)
-    written = parse(text, filename, []).sources
+def stored(path: Path, filename: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run folder, which does what the version did that wrote it, and what the overrides say; raise UsageError."""
+    text, name = read(path), filename or path.name
+    written = parse(text, name, list(overrides)).sources
     older = [f"{key}={value}" for key, value in OLDER.items() if written.get(key) == "default"]
-    return parse(text, filename, [*older, *overrides])
+    return parse(text, name, [*older, *overrides])
 
 
 class _Dumper(yaml.SafeDumper):

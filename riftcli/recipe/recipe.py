@@ -7,17 +7,9 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.recipe.data_sources import DataSection, EvalSet, ReferenceSection
-from riftcli.recipe.sections import (
-    AugmentSection,
-    EvalSection,
-    InputSection,
-    LaunchSection,
-    ModelSection,
-    OptimSection,
-    PromptsSection,
-    ScheduleSection,
-    TrainSection,
-)
+from riftcli.recipe.image_sections import AugmentSection, InputSection
+from riftcli.recipe.sections import EvalSection, ModelSection, PromptsSection
+from riftcli.recipe.training_sections import LaunchSection, OptimSection, ScheduleSection, TrainSection
 
 TRAJECTORY = ("acc", "cka", "ece")  # what a trajectory follows, beside the retention sets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from riftcli.escaping import markdown as plain
 from riftcli.evaluation.metrics_json import eval_name
 from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
+from riftcli.runs.confusion_matrix import cells_of, has_one_label
 from riftcli.runs.reader import as_written, read_json, read_report
 from riftcli.runs.result_table import format_number
 
 BEGIN = "<!-- what follows is made from the run's reports -->"
 NAMES = {
     "acc": "accuracy",
+    "top5": "top-5 accuracy",
     "bacc": "balanced accuracy (mean sensitivity over the classes)",
     "f1": "F1, mean over the classes",
     "auroc": "area under the ROC curve, mean over the classes",
@@ -72,10 +74,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _use(report: dict[str, Any]) -> str:
     data = report["data"]
-    several = "counts" not in report["confusion_matrix"]
+    several = not has_one_label(report["confusion_matrix"])
     what = "says which of these labels an image has" if several else "puts an image into one of these classes"
+    names = [plain(name) for name in data["classes"]]
+    if len(names) > MANY:
+        names = [*names[:3], f"... and {len(names) - 3:,} more (label_names in config.json)"]
     return (
-        f"It {what}: {', '.join(map(plain, data['classes']))}. It was measured on images of {plain(data['name'])} alone. How it "
+        f"It {what}: {', '.join(names)}. It was measured on images of {plain(data['name'])} alone. How it "
         "does with other devices, sites, patients or ways of labelling is not known, and it says nothing about what is none of "
         "its classes. It is no medical device: nobody should be diagnosed or treated by it without a study of its own."
     )
@@ -83,9 +88,18 @@ def _use(report: dict[str, Any]) -> str:
 
 def _data(data: dict[str, Any], training: dict[str, Any]) -> str:
     counts = training.get("class_counts", {})
+    if len(data["classes"]) > MANY:
+        shares = [_range(own.values()) for own in (counts, data["class_counts"]) if own]
+        total = f"{training['n']:,} images of {len(data['classes']):,} classes were trained on" if "n" in training else ""
+        return f"{total or 'Measured'}: {' images a class; measured on '.join(shares)} images a class."
     rows = [[plain(name), counts.get(name, ""), data["class_counts"].get(name, "")] for name in data["classes"]]
     total = f"{training['n']} images were trained on. " if "n" in training else ""
     return f"{total}Images per class:\n\n" + _table(["class", "training", "measured on"], rows)
+
+
+def _range(counts: Collection[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,} to {most:,}" if least < most else f"{least:,}"
 
 
 def _results(report: dict[str, Any]) -> str:
@@ -93,24 +107,11 @@ def _results(report: dict[str, Any]) -> str:
     for name, entry in report["metrics"].items():
         value = entry["value"]
         around = ""
-        if name == "acc" and value is not None and "counts" in report["confusion_matrix"]:  # else a share of all labels
+        if name == "acc" and value is not None and has_one_label(report["confusion_matrix"]):  # else a share of all labels
             around = "{:.3f} to {:.3f}".format(*wilson_interval(value, n))
         shown = f"undefined ({plain(entry.get('reason', ''))})" if value is None else f"{value:.3f}"
         rows.append([NAMES.get(name, plain(name)), shown, around])
     return _table(["measure", "value", "95 % interval"], rows)
-
-
-def cells_of(matrix: dict[str, Any]) -> dict[str, tuple[int, int, int, int]]:
-    """Class -> (true positives, false positives, false negatives, true negatives), each class against the others."""
-    if "counts" not in matrix:
-        cells = zip(matrix["tp"], matrix["fp"], matrix["fn"], matrix["tn"], strict=True)
-        return dict(zip(matrix["classes"], cells, strict=True))
-    counts, total = matrix["counts"], sum(map(sum, matrix["counts"]))
-    found = {}
-    for i, name in enumerate(matrix["classes"]):
-        tp, row, column = counts[i][i], sum(counts[i]), sum(line[i] for line in counts)
-        found[name] = (tp, column - tp, row - tp, total - row - column + tp)
-    return found
 
 
 def _share(right: int, of: int, without: str = "no such image") -> str:
@@ -122,6 +123,10 @@ def _share(right: int, of: int, without: str = "no such image") -> str:
 
 def _per_class(report: dict[str, Any], drawn: str | None) -> str:
     cells = cells_of(report["confusion_matrix"])
+    found: Iterable[tuple[str, tuple[int, int, int, int]]] = cells.items()
+    if len(cells) > MANY:  # a table of all is no card
+        found = sorted(found, key=lambda item: item[1][0] / (item[1][0] + item[1][2]) if item[1][0] + item[1][2] else 2)[:MANY]
+    some = f"The {MANY} of {len(cells):,} classes that were found least.\n\n" if len(cells) > MANY else ""
     rows = [
         [
             plain(name),
@@ -131,9 +136,10 @@ def _per_class(report: dict[str, Any], drawn: str | None) -> str:
             _share(tp, tp + fp, "never the answer"),
             _share(tn, tn + fn),
         ]
-        for name, (tp, fp, fn, tn) in cells.items()
+        for name, (tp, fp, fn, tn) in found
     ]
-    how = "at a probability of 0.5" if "counts" not in report["confusion_matrix"] else "where the likeliest class is the answer"
+    single = has_one_label(report["confusion_matrix"])
+    how = "where the likeliest class is the answer" if single else "at a probability of 0.5"
     measures = "AUROC, and thresholds chosen on validation"
     more = (
         f"`rift clinical --run RUN` measures intervals by patient, {measures}."
@@ -141,7 +147,8 @@ def _per_class(report: dict[str, Any], drawn: str | None) -> str:
         else f"`clinical/` in the run folder has intervals from draws of {drawn}s, {measures}."
     )
     return (
-        _table(["class", "with / without", "sensitivity", "specificity", "PPV", "NPV"], rows)
+        some
+        + _table(["class", "with / without", "sensitivity", "specificity", "PPV", "NPV"], rows)
         + f"\n\nEach class against the others, {how}; 95 % intervals (Wilson) as if every image were of another patient. "
         f"{more} PPV and NPV are for the shares of classes above."
     )
@@ -170,11 +177,13 @@ def _limits(report: dict[str, Any]) -> str:
     lines += [f"{entry['n']} unreadable images of {name} were left out" for name, entry in data.get("skipped", {}).items()]
     few = [name for name, count in data["class_counts"].items() if count < FEW]
     if few:
-        lines.append(f"fewer than {FEW} images to measure on: {', '.join(few[:10])}")
+        rest = f" and {len(few) - 10:,} more" if len(few) > 10 else ""
+        lines.append(f"fewer than {FEW} images to measure on: {', '.join(few[:10])}{rest}")
     lines += report.get("warnings", [])
     return "\n".join(f"- {plain(line)}" for line in dict.fromkeys(lines))
 
 
+MANY = 50  # classes from which those found least stand for all
 FEW = 20  # images of a class below which its numbers say little
 
 

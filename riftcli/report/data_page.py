@@ -18,6 +18,7 @@ from riftcli.files import write_text
 from riftcli.report.style import STYLE
 
 SAMPLES, CLASSES, SIDE = 6, 40, 112  # images of a class, classes, pixels
+ROWS = 200  # of the table of classes
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -39,8 +40,10 @@ h3 { font-size: .95rem; margin: 0 }
 <td>{% for mode, count in s.modes.items() %}{{ mode }} {{ count }} {% endfor %}</td></tr>{% endfor %}</table>
 {% for data, group in tables.items() %}<h2>{{ data }}: samples per class</h2><table><tr><th>class</th>
 {% for name in group.splits %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for label in group.classes %}<tr><td>{{ label }}</td>{% for s in group.splits.values() %}
-<td class="n">{{ s.class_counts.get(label, "-") }}</td>{% endfor %}</tr>{% endfor %}</table>{% endfor %}
+{% for label in group.classes[:most] %}<tr><td>{{ label }}</td>{% for s in group.splits.values() %}
+<td class="n">{{ s.class_counts.get(label, "-") }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% if group.classes | length > most %}<p>{{ group.classes | length - most }} more classes: audit.json has all.</p>{% endif %}
+{% endfor %}
 {% if pairs %}<h2>Pairs that look alike</h2>{% for pair in pairs %}<div class="row">{% for image in pair %}
 <figure><img alt="{{ image.id }}" src="data:image/jpeg;base64,{{ image.data }}"><figcaption>{{ image.id }} ({{ image.split }})
 </figcaption></figure>{% endfor %}</div>{% endfor %}{% endif %}
@@ -70,7 +73,7 @@ def write_data_page(path: Path, audit: Audit) -> None:
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = sum(max(0, len(table["classes"]) - CLASSES) for table in tables.values())
-    text = page.render(style=STYLE, report=report, tables=tables, samples=samples, pairs=pairs, left_out=left_out)
+    text = page.render(style=STYLE, report=report, tables=tables, samples=samples, pairs=pairs, left_out=left_out, most=ROWS)
     write_text(path, text)
 
 

@@ -18,7 +18,6 @@ from riftcli.evaluation.metrics_json import eval_name
 from riftcli.files import write_text
 from riftcli.functional.intervals import wilson_interval
 from riftcli.report import figures
-from riftcli.report.card import cells_of
 from riftcli.report.compare import Cell, Comparison, compare
 from riftcli.report.figures import Figure
 from riftcli.report.formats import text_of
@@ -28,6 +27,7 @@ from riftcli.report.plots.reliability import read_reliability
 from riftcli.report.records import Record, record, start_records
 from riftcli.report.style import STYLE
 from riftcli.report.words import in_words, is_main
+from riftcli.runs.confusion_matrix import cells_of, has_one_label
 from riftcli.runs.folder import read_run
 from riftcli.runs.provenance import now
 from riftcli.runs.reader import as_written, read_json, read_report, read_rows
@@ -35,6 +35,7 @@ from riftcli.runs.reader import as_written, read_json, read_report, read_rows
 KEPT = "Kept against learned"  # the picture that a page begins with
 PICTURE = re.compile(r"mistakes/[0-9]+\.jpg")
 MANY_RUNS = 4  # whose mistakes are shown
+MOST_ROWS = 200  # of the table of classes
 MANY_CLASSES = 40  # above, a confusion matrix is a file, not a picture
 
 
@@ -70,6 +71,7 @@ def _page(candidates: Sequence[Candidate], baseline: str | None) -> str:
         mistakes=[(r.label, items) for r in (members[0] for members in groups.values()) if (items := _mistakes(r))][:MANY_RUNS],
         sorting=Markup(SORTING),
         per_class=_per_class(records),
+        most=MOST_ROWS,
         sections=[(name, parts) for name, parts in sections if name != KEPT],
         missing=_missing(records),
         provenance=[_provenance(r) for r in records],
@@ -123,7 +125,7 @@ def _caption(records: Sequence[Record], table: Comparison) -> str:
         )
     report = read_report(records[0].folder)
     share, n = report["metrics"].get("acc", {}).get("value"), report["data"]["n"]
-    single = "counts" in report["confusion_matrix"]  # with several labels, accuracy is a share of all of them
+    single = has_one_label(report["confusion_matrix"])  # with several labels, accuracy is a share of all of them
     if len(records) == 1 and share is not None and single:
         low, high = wilson_interval(share, n)
         parts.append(f"95 % interval of the accuracy, from {n} images: {low:.4f} to {high:.4f} (Wilson).")

@@ -45,10 +45,11 @@ PAGE = """<!doctype html>
 <small>{{ m.share }} sure<br>in fact {{ m.target }}</small></li>{% endfor %}</ul>{% endfor %}{% endif %}
 {% if per_class %}<h2 id="classes">Class by class</h2>
 <details{% if per_class | length <= 12 %} open{% endif %}>
-<summary>{{ per_class | length }} classes, those found least first</summary>
+<summary>{{ per_class | length }} classes, those found least first
+{%- if per_class | length > most %}, {{ most }} of them{% endif %}</summary>
 <table><tr><td></td><th class="n">images</th><th class="n">found</th><th class="n">95 % interval</th>
 <th class="n">right when named</th></tr>
-{% for row in per_class %}<tr><th scope="row">{{ row.name }}</th>
+{% for row in per_class[:most] %}<tr><th scope="row">{{ row.name }}</th>
 {%- set cells = [row.images, row.found] %}{% for cell in cells %}<td class="n">{{ cell }}</td>{% endfor %}
 <td class="n">{{ row.interval }}</td><td class="n">{{ row.right }}</td></tr>{% endfor %}</table></details>
 <small>Found: share of the class's images that were given it (sensitivity); right when named: share of the images given it

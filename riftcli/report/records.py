@@ -11,6 +11,7 @@ from riftcli import catalog
 from riftcli.errors import UsageError
 from riftcli.evaluation.candidates import Candidate, short_name
 from riftcli.recipe import Recipe
+from riftcli.runs.confusion_matrix import has_one_label
 from riftcli.runs.reader import as_written, gigabytes, read_json, read_report
 
 
@@ -76,7 +77,7 @@ def _record(candidate: Candidate, run: Path) -> Record:
             for column, value, more_is_better in evaluator.columns(_measured(run, name, report), here):
                 if column not in report["metrics"]:
                     note(column, value, more_is_better)
-    if "counts" in report["confusion_matrix"]:
+    if has_one_label(report["confusion_matrix"]):
         note("acc or map", note.values.get("acc"), True)
     else:
         note("acc or map", note.values.get("map"), True)

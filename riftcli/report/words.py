@@ -5,6 +5,7 @@ from __future__ import annotations
 WORDS = {
     "acc or map": ("accuracy or mAP", "Accuracy where an image has one label, mean average precision where it may have several."),
     "acc": ("accuracy", "Share of the test images whose likeliest class is the right one."),
+    "top5": ("top-5 accuracy", "Share of the test images whose class is among the five likeliest."),
     "bacc": ("balanced accuracy", "Share of its images that was found, averaged over the classes."),
     "map": ("mean average precision", "Area under precision over recall, averaged over the labels."),
     "f1": ("F1", "Harmonic mean of precision and recall, averaged over the classes."),

@@ -217,8 +217,8 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--out {one_line(path)[:120]}: not a name for a run folder ({why}); choose another --out") from None
     if there and not path.is_dir():
         raise UsageError(f"--out {path}: exists and is not a folder")
-    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
-        return
+    if not path.is_dir() or all(entry.name == ".lock" or files.is_partial(entry) for entry in path.iterdir()):
+        return  # nothing is there yet: who is writing run.json holds the lock, and what a killed process left goes
     if not (path / "run.json").is_file():
         if overwrite:
             raise UsageError(f"--out {path}: --overwrite only replaces a run folder, and this one has no run.json")

@@ -45,11 +45,11 @@ def provenance(env: dict[str, Any]) -> dict[str, Any]:
 
     command = json.loads(os.environ.get("RIFT_COMMAND", "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]]
     machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "git": _git_commit()}
-    machine["decoders"] = {name: _installed(name) for name in ("pillow", "torchcodec")}
+    machine["images"] = {name: installed(name) for name in ("pillow", "torchvision", "torchcodec")}
     return {"created": now(), "command": command, "seed": env["seed"], **process(), "env": {**env, **machine}}
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
     """The version of a package, or None."""
     from importlib import metadata
 

@@ -11,7 +11,8 @@ from riftcli import recipe as recipes
 from riftcli.errors import UsageError, did_you_mean
 from riftcli.recipe import strict_yaml
 from riftcli.recipe.checker import Checker
-from riftcli.recipe.sections import TOP_LEVEL, Section
+from riftcli.recipe.section import Section
+from riftcli.recipe.sections import TOP_LEVEL
 
 Scalars = dict[str, Any]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from riftcli.functional.pareto import pareto_front
+from riftcli.runs.confusion_matrix import has_one_label
 from riftcli.runs.reader import gigabytes
 from riftcli.runs.series import spread
 
@@ -81,7 +82,7 @@ def make_point(group: Sequence[dict[str, Any]], metrics: Sequence[str], select: 
 
 def _headline(report: dict[str, Any]) -> str:
     """Accuracy, or mAP of multi-label data; where it was not measured, the first metric that was."""
-    wanted = "acc" if "counts" in report["confusion_matrix"] else "map"
+    wanted = "acc" if has_one_label(report["confusion_matrix"]) else "map"
     return wanted if wanted in report["metrics"] else next(iter(report["metrics"]))
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from riftcli.errors import EnvironmentError
+
 
 def compiles(setting: bool | str, device: torch.device) -> bool:
-    """`train.compile` on a device."""
-    return device.type == "cuda" if setting == "auto" else bool(setting)
+    """`train.compile` on a device; raise EnvironmentError where it is asked for and cannot be had."""
+    if setting == "auto":
+        return device.type == "cuda" and can_compile(device)
+    if setting and not can_compile(device):
+        raise EnvironmentError(
+            "train.compile: torch.compile needs a C++ compiler (g++), and on GPUs triton; install it, or set train.compile=false"
+        )
+    return bool(setting)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile will find what it needs; runtime images of containers often have no compiler."""
+    if device.type != "cuda":
+        return any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++")))
+    major, _ = torch.cuda.get_device_capability(device)
+    return major >= 7 and find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang")))
 
 
 def compiled(module: Any) -> Any:

@@ -16,8 +16,9 @@ from riftcli.data.splits import Splits, check_overlap, fingerprint, load_split, 
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import DataError
 from riftcli.recipe.data_sources import EvalSet
+from riftcli.recipe.image_sections import AugmentSection
 from riftcli.recipe.recipe import Recipe
-from riftcli.recipe.sections import EVAL_SETS, AugmentSection
+from riftcli.recipe.sections import EVAL_SETS
 from riftcli.training.streams import TrainBatches
 
 

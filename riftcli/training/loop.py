@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from riftcli import dist, heartbeat, signals
 from riftcli.console import Bar, Stopwatch
 from riftcli.data.loader import Batch
-from riftcli.errors import Terminated
+from riftcli.errors import StorageError, Terminated
 from riftcli.evaluation.scores import score
 from riftcli.training.best import keep_model
 from riftcli.training.health import StepReport, check_collapse, check_health
@@ -31,8 +32,11 @@ def run_loop(state: TrainState) -> None:
             _run(state)
         except signals.StopRequested:
             raise _stopped(state) from None
-        finally:
-            state.writer.close()
+        except BaseException:
+            with suppress(StorageError):  # how the run ended comes first
+                state.writer.close()
+            raise
+        state.writer.close()
 
 
 def _run(state: TrainState) -> None:
@@ -92,6 +96,7 @@ def _stopped(state: TrainState) -> Terminated:
 
 
 def _terminated(state: TrainState) -> Terminated:
+    state.writer.close()  # what it says is saved is on the disk
     by = "a signal" if signals.received() or not state.out_of_time() else f"launch.max_time {state.setup.recipe.launch.max_time}"
     return signals.stopped(f"stopped by {by} after step {state.progress.step}; go on with --resume {state.place}")
 
@@ -161,7 +166,8 @@ def _step_row(
     state: TrainState, result: StepResult, report: StepReport, factor: float, epoch: int, speed: float
 ) -> dict[str, Any]:
     """One line of metrics.jsonl."""
-    setup, task, added, step = state.setup, report.task_loss, report.penalty_loss, state.progress.step
+    setup, progress, task, added = state.setup, state.progress, report.task_loss, report.penalty_loss
+    step = progress.step
     row: dict[str, Any] = {"kind": "step", "step": step, "epoch": epoch, "loss": task + added, "task_loss": task}
     if setup.step.regularizer is not None:
         row["penalty_loss"] = added
@@ -169,9 +175,16 @@ def _step_row(
             row["strength"] = state.steering.control.strength
         named = setup.step.diagnostics(result) if setup.diagnosed(step) else {}
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
-    of_batch = getattr(setup.step.penalty, "needs_pretrained", False) and not setup.diagnosed(step)  # that one is relative to it
-    if setup.pretrained.trace_0 and "trace_ratio" not in row and not of_batch and len(result.features) > 1:
-        ratio = report.variance / setup.pretrained.trace_0
+    if getattr(
+        setup.step.penalty, "needs_pretrained", False
+    ):  # relative to the pretrained features of the batch: as at the last look
+        if row.get("trace_ratio"):
+            progress.variance_0 = report.variance / row["trace_ratio"]
+        variance_0 = progress.variance_0
+    else:
+        variance_0 = setup.pretrained.trace_0
+    if variance_0 and "trace_ratio" not in row and len(result.features) > 1:
+        ratio = report.variance / variance_0
         row["trace_ratio"] = ratio if math.isfinite(ratio) else None
     lr = setup.recipe.optim.lr * factor
     return {**row, "lr": lr, "grad_norm": report.grad_norm, "images_per_second": round(speed, 1)}

@@ -9,7 +9,7 @@ import torch
 from riftcli import dist
 from riftcli.data.batches import sample_seed
 from riftcli.protocols import ObjectiveFn
-from riftcli.recipe.sections import AugmentSection
+from riftcli.recipe.image_sections import AugmentSection
 
 
 class MixedObjective:

@@ -121,11 +121,7 @@ def load_start(start: str, vit: Any, classes: list[str]) -> None:
 def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:
     """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings."""
     if dist.is_main():
-
-        def mean_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-            return objective.losses(logits, wanted).sum() / objective.weights(wanted).sum()
-
-        loss, ridge = fit_head(vit, features, targets, mean_loss)
+        loss, ridge = fit_head(vit, features, targets, objective)
         console.line(f"head: linear probe on the features of {len(targets)} training images, loss {loss:.3f}, ridge {ridge:g}")
     dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
 

@@ -91,7 +91,7 @@ class Pretrained:
             images_of = self.of_batches(recipe, stream, 0, preprocessing, device, bf16)
             table = encode_texts(tower, texts).to(device)
             return lambda index, images, tokens: Pairs(images_of(index[:, 0], images), table[index[:, 1].to(device)], scale)
-        teacher = _fast(recipe, Classifier(frozen_copy(self._vit)), device)
+        teacher = Classifier(frozen_copy(self._vit))
 
         def forward(index: torch.Tensor, images: torch.Tensor, tokens: torch.Tensor) -> Pairs:
             return embedded(teacher, preprocessing.normalise(images), tokens, bf16)
@@ -122,18 +122,15 @@ class Pretrained:
             table = torch.cat([self._encode(model, split, name, view) for name, view in zip(names, views, strict=True)])
             return lambda index, images: table[index].to(device)
         copied = frozen_copy(self._vit)
-        teacher = _fast(recipe, Depths(copied, depths) if depths else Classifier(copied), device)
+        teacher: Any = Depths(copied, depths) if depths else Classifier(copied)
+        if compiles(recipe.train.compile, device):
+            teacher = compiled(teacher)
 
         def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return teacher(preprocessing.normalise(images)).features.float()
 
         return forward
-
-
-def _fast(recipe: Recipe, teacher: nn.Module, device: torch.device) -> Any:
-    """A network that only answers, compiled where the one that trains is."""
-    return compiled(teacher) if compiles(recipe.train.compile, device) else teacher
 
 
 def _look_up(recipe: Recipe, stream: str) -> bool:

@@ -21,5 +21,6 @@ class Progress:
     warned: bool = False
     unvalidated: bool = False  # stopped after the last step of an epoch, before it was evaluated
     collapsed: int = 0  # logged steps in a row without a representation
+    variance_0: float | None = None  # of the pretrained features of a batch, when its spectrum was last looked at
     first_trace: float = 1.0  # variance of the features relative to the pretrained ones before anything moved
     strength: dict[str, Any] = field(default_factory=dict)  # where a strength rule stands

@@ -80,7 +80,7 @@ class Setup:
     def diagnosed(self, step: int) -> bool:
         """Whether a logged step (from 1) looks at the spectrum of its batch, which takes longer than the loss."""
         every = self.recipe.train.diagnose_every_steps or max(1, min(DIAGNOSE_EVERY, self.total_steps // DIAGNOSED))
-        return step == 1 or step % every == 0 or step == self.total_steps
+        return step == 1 or step % every < self.recipe.train.log_every_steps or step == self.total_steps
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0) relative to the peak."""
@@ -149,8 +149,8 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     data = read_pixels(data, recipe, network.preprocessing, console)
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
-    pretrained = _pretrained(recipe, data, network, device, console)
     encoder = Encoder.of_recipe(recipe, device, console)
+    pretrained = _pretrained(recipe, data, network, encoder)
     start = note_start(recipe, data, network.vit, encoder)
     texts = build_texts(recipe, network.vit, data.splits.train, data.reference, console)
     regularization = bind_regularizer(
@@ -222,16 +222,15 @@ def _check_task(recipe: Recipe, splits: Splits) -> None:
         )
 
 
-def _pretrained(recipe: Recipe, data: RunData, network: Network, device: torch.device, console: Console) -> Pretrained:
+def _pretrained(recipe: Recipe, data: RunData, network: Network, encoder: Encoder) -> Pretrained:
     """The features that metrics compare with are computed now, those of the training split when they are asked for."""
-    encoder = Encoder.of_recipe(recipe, device, console)
 
     def encode(model: Any, split: Split, what: str, view: View | None = None) -> torch.Tensor:
         return encoder.table(model, network.preprocessing, split, recipe.input, what, view).features
 
     pretrained = Pretrained(data.splits.train, network.vit, encode, data.reference)
     if recipe.needs_pretrained:
-        pretrained.encode_splits(data.evaluated(), recipe, device)
+        pretrained.encode_splits(data.evaluated(), recipe, encoder.device)
     return pretrained
 
 
@@ -263,7 +262,8 @@ def _step(
         on_weights.attach(network.vit)
         if recipe.optim.weight_decay:
             console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
-    module = trained_module(network, cached, compiles(recipe.train.compile, device))
+    compiling = compiles(recipe.train.compile, device) and not texts  # which are of many lengths: a graph for each
+    module = trained_module(network, cached, compiling)
     optimizer = build_optimizer(
         network.vit,
         penalty.parameters() if penalty else [],

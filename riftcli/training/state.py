@@ -91,7 +91,9 @@ def save(state: TrainState) -> None:
     folder, number, copies = state.folder, state.progress.step, state.writer.copies(tensors)
 
     def write() -> None:
-        checkpoint.save(folder.path / "last", number, copies, plain)
+        expected = state.expected if state.expected is not None and bool(state.expected.isfinite().all()) else None
+        kept = {"expected": None if expected is None else expected.tolist()}
+        checkpoint.save(folder.path / "last", number, copies, plain | kept)
         folder.checkpointed()
 
     state.writer.submit("checkpoint", write)
@@ -195,7 +197,7 @@ def restore(state: TrainState) -> None:
     if plain["world_size"] != dist.world_size():
         raise UsageError(
             f"--resume: the run was made with {plain['world_size']} processes and this is {dist.world_size()}; "
-            f"use --nproc-per-node {plain['world_size']}"
+            f"use --nproc-per-node {plain['world_size']}, or so many on several machines together"
         )
     setup.network.vit.load_state_dict(tensors["model"])
     if step.regularizer:
@@ -209,6 +211,8 @@ def restore(state: TrainState) -> None:
     if setup.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], setup.device)
     state.progress = Progress(**plain["progress"])
+    expected = plain.get("expected")
+    state.expected = None if expected is None else torch.tensor(expected)
     if state.steering:
         state.steering.resume(state.progress.step, state.progress.strength)
     setup.pretrained.trace_0 = plain.get("trace_0", setup.pretrained.trace_0)

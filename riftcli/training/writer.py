@@ -17,7 +17,8 @@ os.register_at_fork(before=_WRITING.acquire, after_in_parent=_WRITING.release, a
 
 
 class Writer:
-    """Does what it is given in a thread, one thing after another, in order. An error is raised by whoever comes next.
+    """Does what it is given in a thread, one thing after another, in order. An error is raised by whoever comes next, and what
+    was given after what failed is not done: a checkpoint must not name weights that are not there.
 
     What is given must hold copies, and must not draw random numbers: torch's generator belongs to the training.
     """
@@ -25,6 +26,7 @@ class Writer:
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._last: dict[str, Future[None]] = {}
+        self._newest: Future[None] | None = None
         self._seen: set[str] = set()
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
@@ -35,7 +37,7 @@ class Writer:
         self.wait(kind)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "riftcli-writer")
-        self._last[kind] = self._thread.submit(_alone, work)
+        self._newest = self._last[kind] = self._thread.submit(_alone, work, self._newest)
         if kind not in self._seen:
             # The first of a kind imports what it needs. Two threads that import at once can find a module half there (numpy 2.4
             # then asks itself for numpy.exceptions without end), so this one waits.
@@ -76,6 +78,8 @@ class Writer:
         return buffer.copy_(value, non_blocking=True)
 
 
-def _alone(work: Callable[[], None]) -> None:
+def _alone(work: Callable[[], None], before: Future[None] | None) -> None:
+    if before is not None:
+        before.result()
     with _WRITING:
         work()

@@ -17,7 +17,7 @@ from riftcli.data.leaks import refuse_leaks
 from riftcli.data.splits import load_splits, query_and_bank
 from riftcli.errors import DataError, UsageError
 from riftcli.recipe.data_sources import DataSection, SplitSpec
-from riftcli.recipe.sections import InputSection
+from riftcli.recipe.image_sections import InputSection
 
 ALL, FIFTH = SplitSpec("all"), SplitSpec("all", fraction=0.2)
 

@@ -24,7 +24,7 @@ from riftcli.data.reading import needed_short_side, sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing, as_tensor
 from riftcli.errors import DataError, StorageError
-from riftcli.recipe.sections import AugmentSection, InputSection
+from riftcli.recipe.image_sections import AugmentSection, InputSection
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
 

@@ -114,6 +114,7 @@ def test_what_is_evaluated_again_and_again_is_decoded_once(monkeypatch):
 
 def test_as_many_workers_as_a_rank_has_cores_beside_its_own(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 8)
+    monkeypatch.setattr(parallel, "_shared_memory", lambda: parallel.SMALL)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [parallel.data_workers(wanted) for wanted in ("auto", 0, 3)] == [7, 0, 3]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -122,6 +123,18 @@ def test_as_many_workers_as_a_rank_has_cores_beside_its_own(monkeypatch):
     assert parallel.data_workers("auto") == 0
     monkeypatch.setattr(parallel, "cores", lambda: 512)
     assert parallel.data_workers("auto") == 16
+    monkeypatch.setattr(parallel, "_shared_memory", lambda: 64 << 20)
+    assert parallel.data_workers("auto") == 2 and parallel.data_workers(9) == 9
+
+
+@pytest.mark.parametrize("count, processes", [(40, 0), (41, 1)])
+def test_a_few_images_in_memory_need_no_workers(count, processes, monkeypatch):
+    monkeypatch.setattr(loader, "LITTLE", 40)
+    monkeypatch.setattr(parallel, "cores_of_rank", lambda: 2)
+    split = limit(Digits().load("train"), count, seed=0)
+    data = ImageDataset(split, lambda pixels, seed: torch.tensor([os.getpid()]), seed=0)
+    (batch,) = list(train_loader(data, [[(0, i) for i in range(8)]], "auto"))
+    assert len(set(batch[0].flatten().tolist()) - {os.getpid()}) == processes
 
 
 class Wrapped(torch.utils.data.Dataset):
@@ -254,7 +267,7 @@ def test_every_augmentation_is_decided_by_the_seed_alone(settings):
 
 
 def test_augmentations_are_off_unless_said():
-    from riftcli.recipe.sections import AugmentSection
+    from riftcli.recipe.image_sections import AugmentSection
 
     assert AugmentSection().off
     for key, value in {"flip": 0.5, "vertical_flip": 0.5, "rotate": 5.0, "rand_augment": 0, "color_jitter": 0.1}.items():

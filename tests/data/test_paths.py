@@ -12,15 +12,15 @@ from PIL import Image
 
 from riftcli.data import folders
 from riftcli.data.datasets.image_folder import ImageFolder
-from riftcli.data.folders import images_below
-from riftcli.data.image_store import file_state
+from riftcli.data.folders import OutsideRoot, check_inside, images_below
+from riftcli.data.image_store import file_state, file_states
 from riftcli.data.paths import PathsBelow, take, texts
 from riftcli.errors import DataError
 
 
 def test_it_is_a_list_of_paths():
     names = ["a/1.png", "a/2.png", "b c/é.png"]
-    for root in (Path("/data"), Path("data"), Path("/")):
+    for root in (Path("/data"), Path("data"), Path("/"), Path(".")):
         paths, plain = PathsBelow(root, names), [root / name for name in names]
         assert list(paths) == plain == [paths[i] for i in range(3)] and paths == plain and plain[2] in paths
         assert list(texts(paths)) == list(map(str, plain)) == list(texts(plain))
@@ -43,6 +43,31 @@ def test_images_are_in_the_order_of_their_paths(tmp_path):
     visible = [tmp_path / name for name in names if "/." not in f"/{name}"]
     assert images == sorted(visible)
     assert ignored == {".txt": 1, ".gif": 1, "no suffix": 2}
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_no_folders(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "0.png").touch()
+    for place in (tmp_path, tmp_path / "train"):
+        (place / "loop").symlink_to(place / "loop")
+        (place / "through_a_file").symlink_to(tmp_path / "train/a/0.png/x")
+    assert ImageFolder(str(tmp_path)).load("train").ids == ["train/a/0.png", "train/b/0.png"]
+
+
+def test_files_that_a_table_names_are_looked_at_one_by_one(tmp_path, monkeypatch):
+    """Not by listing their folder, which may be large, closed to us, or on a disk that does not tell A from a."""
+    (tmp_path / "root").mkdir()
+    for i in range(3):
+        (tmp_path / f"root/{i}.png").touch()
+    (tmp_path / "outside.png").touch()
+    (tmp_path / "root/link.png").symlink_to(tmp_path / "outside.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda *a: pytest.fail("a folder was listed"))
+        check_inside([tmp_path / "root/0.png", tmp_path / "root/1.png"], str(tmp_path / "root"))
+        with pytest.raises(OutsideRoot, match="link.png: leads out of the data root"):
+            check_inside([tmp_path / "root/0.png", tmp_path / "root/link.png"], str(tmp_path / "root"))
+        check_inside([Path("/a.png")], "/")
 
 
 def test_links_are_followed_once_and_broken_ones_told(tmp_path):
@@ -76,14 +101,21 @@ def test_no_file_is_looked_at_while_a_folder_is_listed(tmp_path, monkeypatch):
     assert len(split) == 50 and not [path for path in looked if path.endswith(".png")]
 
 
-def test_the_state_of_a_file_is_that_of_what_a_link_points_to(tmp_path):
+def test_the_state_of_a_file_is_that_of_what_a_link_points_to(tmp_path, monkeypatch):
     (tmp_path / "a'b").mkdir()
     file = tmp_path / "a'b/x é.png"
     file.write_bytes(b"1")
     (tmp_path / "link.png").symlink_to(file)
     (tmp_path / "folder").symlink_to(tmp_path / "a'b")
-    states = {file_state(path) for path in (file, str(file), tmp_path / "link.png", tmp_path / "folder/x é.png")}
+    places = [file, tmp_path / "link.png", tmp_path / "folder/x é.png"]
+    states = {*map(file_state, places), *file_states(places)}
     assert len(states) == 1
+    monkeypatch.chdir(tmp_path)
+    assert file_state(Path("a'b/x é.png")) in states
+    (tmp_path / "other/a'b").mkdir(parents=True)
+    (tmp_path / "other/a'b/x é.png").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path / "other")
+    assert file_state(Path("a'b/x é.png")) not in states, "another file of that name"
     status = file.stat()
     import hashlib
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from riftcli.data.split import Split
+from riftcli.data.transforms import Preprocessing
 from riftcli.evaluation import cache_folder
 from riftcli.evaluation.feature_cache import FeatureCache, weights_digest
 from riftcli.evaluation.features import FeatureTable
+from riftcli.models.backbone import Backbone
+from riftcli.models.classifier import Classifier
 
 TABLE = FeatureTable(torch.ones(4, 2), torch.ones(4, 3))
 
@@ -27,11 +34,12 @@ def test_seeds_and_commands_share_features(rift, tiny_recipe, write_recipe, fold
     assert rift("finetune", "--recipe", recipe, "--out", "a")[0] == 0
     tables = sorted(folder.glob("*.safetensors"))
     assert len(tables) == 3, "training, validation and test images through the pretrained model"
-    _, _, err = rift("finetune", "--recipe", recipe, "--out", "b", "--set", "optim.lr=2e-3")
+    assert rift("finetune", "--recipe", recipe, "--out", "b")[0] == 0
+    assert rift("finetune", "--recipe", recipe, "--out", "d", "--set", "optim.lr=2e-3")[0] == 0
     assert sorted(folder.glob("*.safetensors")) == tables
     assert rift("finetune", "--recipe", recipe, "--out", "c", "--set", "eval.cache=null")[0] == 0
-    a, c = ((tmp_path / run / "model/model.safetensors").read_bytes() for run in "ac")
-    assert a == c, "a run with the cache and one without are the same"
+    a, b, c = ((tmp_path / run / "model/model.safetensors").read_bytes() for run in "abc")
+    assert a == b == c, "a run that fills the cache, one that reads it and one without are the same"
     assert rift("eval", "--run", "a", "--metrics", "acc,cka")[0] == 0
     assert len(list(folder.glob("*.safetensors"))) == 4, "only the finetuned model's are new"
 
@@ -96,13 +104,12 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
     assert cache_folder.user_folder() == Path("/somewhere/riftcli")
 
 
-def test_other_weights_are_noticed_wherever_they_were_changed(folder):
+def test_weights_that_trained_or_were_exchanged_are_noticed(folder):
     cache, model = FeatureCache(folder), torch.nn.Linear(3, 2)
     seen = [cache._weights(model)]
     with torch.no_grad():
         model.weight.add_(1)
     seen.append(cache._weights(model))
-    torch.optim.SGD(model.parameters(), lr=1.0).load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
     model(torch.ones(1, 3)).sum().backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     seen.append(cache._weights(model))
@@ -110,6 +117,33 @@ def test_other_weights_are_noticed_wherever_they_were_changed(folder):
     seen.append(cache._weights(model))
     assert len(set(seen)) == 4 and seen[-1] == weights_digest(model)
     assert cache._weights(torch.nn.Linear(3, 2)) not in seen
+
+
+def test_heads_of_another_number_are_another_network(folder, tiny_weights):
+    """The number of heads is in no weight and in no module's description."""
+    models = [Classifier(Backbone(f"local-dir:{tiny_weights}", args={"num_heads": heads}).build()) for heads in (1, 2)]
+    assert weights_digest(models[0]) == weights_digest(models[1])
+    split = Split("test", ["a"], np.zeros(1, dtype=np.int64), ["a"], read=lambda i: Image.new("RGB", (4, 4)))
+    cache, transform = FeatureCache(folder), Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
+    assert len({cache.path(model, "token", split, transform, {}) for model in models}) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_said_in_one_line(rift, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RIFTCLI_CACHE", str(tmp_path / "file"))
+    code, _, err = rift("cache", "ls")
+    assert code == 8 and err == f"error: {tmp_path}/file: cannot be read (Not a directory); RIFTCLI_CACHE names another folder\n"
+
+
+def test_what_a_killed_process_left_goes_too(folder):
+    cache = FeatureCache(folder, 10**9)
+    cache.write(folder / "a.safetensors", TABLE)
+    for name, age in ((".rift-1.tmp", 7200), (".rift-2.tmp", 0)):
+        (folder / name).write_text("half")
+        os.utime(folder / name, (1, time.time() - age))
+    assert [entry.path.name for entry in cache_folder.entries(folder)] == [".rift-1.tmp", "a.safetensors"]
+    cache_folder.prune(folder, 0)
+    assert [path.name for path in folder.iterdir()] == [".rift-2.tmp"], "somebody may be writing it"
 
 
 def test_bf16_is_asked_for_told_and_near(rift, tiny_recipe, write_recipe, folder, read_json, tmp_path):

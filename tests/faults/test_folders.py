@@ -174,6 +174,15 @@ def model_digest(run: Path) -> str:
     return hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
 
 
+def test_killed_before_there_was_a_run(finished, rift, tmp_path):
+    """A half written run.json and the lock are no reason to refuse the folder: the next command takes them away."""
+    Path("r").mkdir()
+    for name in (".lock", ".rift-abc.tmp"):
+        (tmp_path / "r" / name).touch()
+    assert rift("finetune", "--recipe", finished / "tiny.yaml", "--out", "r")[0] == 0
+    assert not list(Path("r").glob(".rift-*"))
+
+
 def test_killed_while_it_starts(finished, rift, tmp_path):
     command = ["finetune", "--recipe", finished / "tiny.yaml", "--out", "r"]
     killed_at("riftcli.runs.folder:files.write_text+", tmp_path, *command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from riftcli.evaluation.features import FeatureTable
 from riftcli.functional import alignment, covariance, influence, kernels, rsa
 from riftcli.protocols import Predictions
 
-MEASURES = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "rsa_euclid", "procrustes", "svcca", "effective_rank"]
+MEASURES = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "rsa_euclid", "procrustes", "effective_rank"]
 
 
 def draw(n: int, generator: torch.Generator, d: int = 6, e: int = 5) -> Predictions:
@@ -34,13 +36,48 @@ def test_it_is_the_spread_of_the_value_over_samples(name):
     assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.25)
 
 
-@pytest.mark.parametrize("name", [*MEASURES, "mutual_knn"])
+def test_neighbours_of_halves_are_found_among_those_of_all():
+    metric, seen = catalog.component("metric", "mutual_knn")(), draw(800, torch.Generator().manual_seed(1))
+    assert metric.spread_of_halves(seen, 60, 0) == pytest.approx(half_sample_spread(metric, seen, 60, 0), rel=0.4)
+    assert metric.spread_of_halves(seen, 60, 0) != metric.spread_of_halves(seen, 60, 1)
+
+
+@pytest.mark.parametrize("name", MEASURES)
 def test_it_is_that_of_random_halves(name):
     metric, generator = catalog.component("metric", name)(), torch.Generator().manual_seed(1)
     seen = draw(800, generator)
     entry, error = metric.with_error(seen)
     assert entry == metric.compute(seen)
     assert error == pytest.approx(half_sample_spread(metric, seen, 60, 0), rel=0.4)
+
+
+def clusters(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six classes of different size: pairs within and between them, where the slopes of ranks and medians count."""
+    generator = torch.Generator().manual_seed(3)
+    centres = 2 * torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    own = (6 * torch.rand(n, generator=generator) ** 3).long().clamp_max(5)
+    x = centres[own] + torch.randn(n, 8, generator=generator, dtype=torch.float64)
+    return x + 1, x[:, :6] + 0.8 * torch.randn(n, 6, generator=generator, dtype=torch.float64) + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "with_error"),
+    [
+        (partial(rsa.rsa, rank=True), partial(rsa.rsa_with_error, rank=True)),
+        (rsa.rsa, rsa.rsa_with_error),
+        (partial(rsa.rsa, distance="euclid"), partial(rsa.rsa_with_error, distance="euclid")),
+        (kernels.rbf_cka, kernels.rbf_cka_with_error),
+    ],
+    ids=["spearman", "pearson", "euclid", "rbf"],
+)
+def test_it_is_that_of_leaving_out_one_sample_after_the_other(value, with_error):
+    x, y = clusters(150)
+    keep = ~torch.eye(len(x), dtype=torch.bool)
+    values = torch.tensor([value(x[rows], y[rows]) for rows in keep], dtype=torch.float64)
+    jackknife = float(((len(x) - 1) * (values - values.mean()).square().mean()).sqrt())
+    found, error = with_error(x, y)
+    assert found == pytest.approx(value(x, y), abs=1e-12)
+    assert error == pytest.approx(jackknife, rel=0.1)
 
 
 def test_moments_give_what_the_samples_give():
@@ -71,7 +108,7 @@ def test_svcca_of_many_samples_is_that_of_their_svd(variance, monkeypatch):
 
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 9.0], [1.0, 1.0, 0.0, 5.0, 5.0, 5.0], [2.0]])
 def test_ranks_are_scipy_s(values):
-    assert rsa.ranks(torch.tensor(values, dtype=torch.float64)).tolist() == rankdata(values).tolist()
+    assert rsa.ranks(torch.tensor(values, dtype=torch.float64))[0].tolist() == rankdata(values).tolist()
 
 
 @pytest.mark.parametrize("n", [4, 5, 31])
@@ -80,6 +117,19 @@ def test_the_bandwidth_is_the_median_of_all_pairs(n):
     squares = torch.cdist(rows, rows).square()
     median = squares[~torch.eye(n, dtype=torch.bool)].median()
     torch.testing.assert_close(kernels.rbf_gram(rows, 0.8), (-squares / (2 * 0.64 * median)).exp())
+
+
+@pytest.mark.parametrize("name", similarity.measures())
+def test_of_many_samples_without_a_value_there_is_no_interval(name):
+    """Features that have collapsed."""
+    x = torch.randn(2100, 4, generator=torch.Generator().manual_seed(0))
+    tables = [FeatureTable(rows, torch.zeros(2100, 1)) for rows in (x, torch.ones(2100, 4))]
+    split = Split("test", [str(i) for i in range(2100)], np.zeros(2100, dtype=np.int64), ["a"], read=lambda i: i)
+    (row,) = similarity.compare(*tables, split, similarity.Similarity((name,), intervals=2))
+    if row["value"] is None:
+        assert row["low"] is None and row["details"]["reason"]
+    else:
+        assert name == "centre_distance"
 
 
 def test_many_samples_have_an_interval_of_their_influence(monkeypatch):

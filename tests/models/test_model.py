@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 import riftcli
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError
+from riftcli.methods.objectives.softmax import SoftmaxLoss
+from riftcli.models import head
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, frozen_copy
 from riftcli.models.head import fit_head, reset_head, zero_head
@@ -158,7 +160,7 @@ def test_fitted_head_is_logistic_regression():
     features[:, :3] += 2 * torch.nn.functional.one_hot(targets)
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
     reset_head(vit, 3, seed=0)
-    loss, ridge = fit_head(vit, features, targets, torch.nn.functional.cross_entropy)
+    loss, ridge = fit_head(vit, features, targets, SoftmaxLoss(None, 0.0))
     assert ridge in RIDGES
     centred = features.double() - features.double().mean(0)
     scaled = (centred / centred.square().mean().sqrt()).numpy()
@@ -169,13 +171,55 @@ def test_fitted_head_is_logistic_regression():
     assert loss == pytest.approx(expected, abs=1e-4)
 
 
+def fitted(features: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, float, float]:
+    """Probabilities of a fitted head, its mean loss and ridge."""
+    vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
+    reset_head(vit, classes, seed=0)
+    found = fit_head(vit, features, targets, SoftmaxLoss(None, 0.0))
+    return vit.head(features).softmax(1).detach(), *found
+
+
+def test_a_head_of_many_samples_is_that_of_all_of_them(monkeypatch):
+    """The ridge from some of them; then a few steps over all, chunk by chunk."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 4, (600,), generator=generator)
+    features = torch.randn(600, 32, generator=generator) + 1.5 * torch.nn.functional.one_hot(targets, 32) - 3
+    whole, loss, ridge = fitted(features, targets, 4)
+    monkeypatch.setattr(head, "CELLS", 4 * 100)
+    chunks, *same = fitted(features, targets, 4)
+    torch.testing.assert_close(chunks, whole, rtol=0, atol=1e-3)
+    assert same == pytest.approx([loss, ridge], abs=1e-5)
+    monkeypatch.setattr(head, "RIDGES", (ridge,))  # half of the samples would pick a stronger one
+    monkeypatch.setattr(head, "MANY", 300)
+    monkeypatch.setattr(head, "LAST_STEPS", 0)
+    some, *_ = fitted(features, targets, 4)
+    monkeypatch.setattr(head, "LAST_STEPS", 20)
+    many, *_ = fitted(features, targets, 4)
+    assert (some - whole).abs().max() > 0.05, "half of the samples say something else"
+    torch.testing.assert_close(many, whole, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("many", [10**5, 100], ids=["all", "some"])
+def test_a_head_does_not_depend_on_the_order_of_the_classes(many, monkeypatch):
+    """Where they take turns, every fifth sample is of the same class, and every second one of half of them."""
+    monkeypatch.setattr(head, "MANY", many)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(200) % 10
+    features = torch.randn(200, 32, generator=generator) + 2 * torch.nn.functional.one_hot(targets, 32)
+    by_class = targets.argsort(stable=True)
+    turns, *found = fitted(features, targets, 10)
+    sorted_, *wanted = fitted(features[by_class], targets[by_class], 10)
+    assert found == pytest.approx(wanted, abs=1e-4)
+    torch.testing.assert_close(turns[by_class], sorted_, rtol=0, atol=2e-3)
+
+
 def test_the_ridge_is_picked_on_held_out_samples():
     """Noise alone in 32 dimensions of 60 samples: only the strongest ridge does not overfit it."""
     generator = torch.Generator().manual_seed(0)
     features, targets = torch.randn(60, 32, generator=generator), torch.arange(60) // 2 % 3
     vit = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=16, args=ARGS).build()
     reset_head(vit, 3, seed=0)
-    assert fit_head(vit, features, targets, torch.nn.functional.cross_entropy)[1] == 0.1
+    assert fit_head(vit, features, targets, SoftmaxLoss(None, 0.0))[1] == 0.1
 
 
 def test_the_demo_backbone_is_small_and_half_precision():

@@ -7,7 +7,8 @@ import json
 import pytest
 from sklearn import metrics
 
-from riftcli.report.card import BEGIN, card_text, cells_of, plain, write_card
+from riftcli.report.card import BEGIN, card_text, plain, write_card
+from riftcli.runs.confusion_matrix import cells_of
 
 
 def test_a_run_leaves_a_card_with_its_data_results_and_limits(trained, read_json):

@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from riftcli.errors import EnvironmentError
 from riftcli.methods.regularizers.l2sp import L2sp
+from riftcli.training import compiling
 from riftcli.training.compiling import compiles
 from riftcli.training.optim import build_optimizer
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_a_compiled_run_ends_in_the_same_place(rift, tiny_recipe, write_recipe, tmp_path, read_json):
-    """With drop path, augmentation and a second, frozen forward; accumulated too, and resumed from the middle."""
+    """With drop path, augmentation and a second, frozen forward."""
     tiny_recipe["augment"] = {"flip": 0.5}
     tiny_recipe["regularizer"] = {"name": "rift", "compare": "features", "q": "fixed"}
     tiny_recipe["model"]["drop_path"] = 0.3
@@ -39,8 +41,13 @@ def test_a_compiled_run_ends_in_the_same_place(rift, tiny_recipe, write_recipe, 
     assert losses[0] != losses[1], "it was compiled"
 
 
-def test_auto_is_for_gpus():
+def test_auto_is_for_gpus(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
+    assert not compiles("auto", gpu) and not compiles(False, gpu)
+    with pytest.raises(EnvironmentError, match="^train.compile: torch.compile needs a C\\+\\+ compiler"):
+        compiles(True, cpu)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
     assert [compiles(s, d) for s in ("auto", True, False) for d in (cpu, gpu)] == [False, True, True, True, False, False]
 
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from riftcli.errors import UsageError
+from riftcli.recipe import OLDER
+
 METHODS = ["full_rift", "vpt_rsc"]
 
 
@@ -41,7 +44,9 @@ def test_a_run_that_an_earlier_version_began_resumes_bitwise(method, old, rift):
         code, _, err = old(rift, "finetune", "--resume", f"{method}/interrupted", "--device", "cpu")
         assert code == 0, err
         assert "resuming after step 6 of 12" in err
-        assert old(rift, "finetune", "--recipe", f"{method}.yaml", "--out", "again", "--device", "cpu")[0] == 0
+        then = [f"{key}={value}" for key, value in OLDER.items() if key != "data.follow_links"]
+        settings = [word for setting in then for word in ("--set", setting)]
+        assert old(rift, "finetune", "--recipe", f"{method}.yaml", "--out", "again", "--device", "cpu", *settings)[0] == 0
     finally:
         torch.set_num_threads(threads)
     then, now = tensors(Path(method, "final_state")), tensors(Path(method, "interrupted/last/step-00000012"))
@@ -51,21 +56,33 @@ def test_a_run_that_an_earlier_version_began_resumes_bitwise(method, old, rift):
     # another processor or torch may round in another way; where the whole run comes out as it did, resuming must too
     rows = [Path(run, "metrics.jsonl").read_text().splitlines() for run in (f"{method}/finished", "again")]
     losses = [[json.loads(row)["loss"] for row in lines if json.loads(row)["kind"] == "step"] for lines in rows]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "as earlier versions did, not as this one does by itself"
     if losses[0] == losses[1]:
         assert all(torch.equal(now[name], value) for name, value in then.items())
         kept = Path(method, "interrupted/model/model.safetensors").read_bytes()
         assert kept == Path(method, "finished/model/model.safetensors").read_bytes()
 
 
-def test_what_earlier_versions_did_without_a_word_goes_on(old_runs):
+def test_what_earlier_versions_did_without_a_word_goes_on(old_runs, tmp_path):
     from riftcli import recipe as recipes
 
     path = old_runs / "full_rift/finished/recipe.resolved.yaml"
     assert recipes.parse(path.read_text(), path.name, []).input.resize == "auto"
     assert recipes.stored(path).input.resize == "pil" and recipes.stored(path).schedule.min_warmup_steps == 0
+    assert recipes.stored(path).train.compile is False and recipes.stored(path).train.diagnose_every_steps == 1
     assert recipes.stored(path, overrides=["input.resize=tensor"]).input.resize == "tensor"
-    now = recipes.load("demo_rift")
-    assert recipes.parse(recipes.dump(now.resolved), "recipe.yaml", []).input.resize == "auto"
+    table = tmp_path / "recipe.resolved.yaml"
+    old = {**recipes.load("demo_rift").resolved, "data": {"format": "image_folder", "root": "images"}}
+    table.write_text(recipes.dump(old))
+    assert recipes.stored(table).data.source.follow_links is True
+    table.write_text(recipes.dump(recipes.load("demo_rift", ["data.format=image_folder", "data.root=x"]).resolved))
+    now = recipes.stored(table)
+    assert (now.input.resize, now.train.compile, now.data.source.follow_links) == ("auto", "auto", False)
+    text = recipes.dump({**now.resolved, "eval": {**now.resolved["eval"], "best": "gone"}})
+    table.write_text(text)
+    assert recipes.stored(table, overrides=["eval.best=acc"]).eval.best == "acc", "what this version refuses can be mended"
+    with pytest.raises(UsageError, match="^recipe recipe.resolved.yaml:[0-9]+: eval.best: "):
+        recipes.stored(table)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from riftcli.errors import StorageError
-from riftcli.training import checkpoint, loop
+from riftcli.errors import DivergedError, StorageError
+from riftcli.training import best, checkpoint, loop
 from riftcli.training.writer import Writer
 
 
@@ -26,9 +26,8 @@ def test_things_are_written_in_order_and_errors_are_raised_by_whoever_comes_next
     writer.submit("model", fail)
     writer.submit("checkpoint", lambda: done.append(5))
     with pytest.raises(StorageError, match="full"):
-        writer.submit("model", lambda: done.append(6))
-    writer.wait()
-    assert done[-1] == 5, "what failed is not done once more, and what was given later is"
+        writer.submit("checkpoint", lambda: done.append(6))
+    assert done == [0, 1, 2, 3, 4], "what was given after what failed is not done"
 
 
 def test_closed_it_has_no_thread_and_begins_anew():
@@ -105,3 +104,81 @@ def test_training_goes_on_while_a_checkpoint_is_written(rift, tiny_recipe, write
         for file in ("model", "optimizer", "penalty", "random"):
             place = f"last/step-{step:08d}/{file}.safetensors"
             assert (tmp_path / "r" / place).read_bytes() == (tmp_path / "plain" / place).read_bytes()
+
+
+def test_no_checkpoint_names_weights_that_could_not_be_written(rift, tiny_recipe, write_recipe, monkeypatch, read_json, tmp_path):
+    """The weights of the best epoch fail to be written: the run ends, and what it goes on from is of before."""
+    tiny_recipe["train"]["epochs"] = 4
+    tiny_recipe["eval"]["best"] = "acc"
+    real, calls = best.save_folder, []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise StorageError("r/model: full")
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_keeps_enough", lambda *a: True)
+    monkeypatch.setattr(best, "save_folder", full)
+    monkeypatch.setattr(loop, "score", rising(loop.score))
+    recipe = write_recipe(tiny_recipe)
+    code, _, err = rift("finetune", "--recipe", recipe, "--out", "r")
+    assert code == 8 and err.splitlines()[-1] == "error: r/model: full"
+    saved = [read_json(path / "state.json")["progress"] for path in sorted((tmp_path / "r/last").glob("step-*"))]
+    assert [progress["best_epoch"] for progress in saved] == [1]
+    assert read_json(tmp_path / "r/model/config.json")["rift"]["epoch"] == 1
+    assert rift("finetune", "--resume", "r")[0] == 0
+    assert read_json(tmp_path / "r/metrics.json")["model"]["epoch"] == 4
+
+
+def rising(score):
+    """Every validation is better than the one before."""
+    values = iter(range(1, 100))
+
+    def better(names, seen):
+        found = score(names, seen)
+        found["acc"] = {**found["acc"], "value": next(values) / 100}
+        return found
+
+    return better
+
+
+def test_a_folder_of_other_weights_is_noticed_after_an_interruption_too(rift, tiny_recipe, write_recipe, monkeypatch):
+    """The last weights that are kept are written wrong; the first were right, and were compared."""
+    tiny_recipe["train"]["epochs"] = 3
+    real, calls = best.save_folder, []
+
+    def wrong(folder, vit, *arguments):
+        calls.append(folder)
+        if len(calls) == 2:
+            with torch.no_grad():
+                vit.head.weight.mul_(1.5)
+        return real(folder, vit, *arguments)
+
+    monkeypatch.setattr(best, "save_folder", wrong)
+    monkeypatch.setattr(loop, "score", rising(loop.score))
+    monkeypatch.setattr(loop, "_out_of_patience", lambda state: state.progress.best_epoch == 2)
+    for command in (("--recipe", write_recipe(tiny_recipe), "--out", "r"), ("--resume", "r")):
+        code, _, err = rift("finetune", *command)
+        assert code == 8 and "error: r/model: the saved weights give other logits than the model in memory" in err
+
+
+def test_how_a_run_ended_is_not_hidden_by_what_could_not_be_written(rift, tiny_recipe, write_recipe, monkeypatch):
+    tiny_recipe["train"] |= {"save_every_steps": 1, "epochs": 1}
+    real = checkpoint.save
+
+    def full(folder, step, *arguments):
+        if step == 2:
+            raise StorageError("r/last: full")
+        return real(folder, step, *arguments)
+
+    def diverged(state, result, norm, index):
+        if state.progress.step == 2:
+            raise DivergedError("step 3: loss or gradient is not finite")
+        return check(state, result, norm, index)
+
+    check = loop.check_health
+    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(loop, "check_health", diverged)
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert code == 7 and err.splitlines()[-1] == "error: step 3: loss or gradient is not finite"

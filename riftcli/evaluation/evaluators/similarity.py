@@ -41,7 +41,8 @@ class Similarity:
 
     metrics: names of similarity metrics. split: train, val, test, or any split of the data source. all_layers: also CKA of
     every layer with every layer. intervals: random halves, drawn with `seed`, that the spread of every measure is estimated
-    from, where there are no more than 2,000 images (of more, what each of them adds to the value is); 0 for none.
+    from where there are no more than 2,000 images, and of more only where what each of them adds to the value is not known;
+    0 for none.
     maps: also where every sample lies on a plane, before and after (PCA and t-SNE). against: the other
     model; null is the one that each candidate was finetuned from.
     """
@@ -182,12 +183,11 @@ def _with_error(metric: Metric, seen: Predictions, options: Similarity) -> tuple
     own = getattr(metric, "with_error", None)
     if own is not None and options.intervals >= 2 and used > HALVES:
         entry, spread = own(seen)
-        if spread is not None or entry["value"] is None:
-            return entry, spread
-    entry = metric.compute(seen)
+    else:
+        entry, spread = metric.compute(seen), None
     if entry["value"] is None:
         return entry, None
-    return entry, half_sample_spread(metric, seen, options.intervals, options.seed)
+    return entry, half_sample_spread(metric, seen, options.intervals, options.seed) if spread is None else spread
 
 
 def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int) -> float | None:
@@ -199,6 +199,10 @@ def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int)
     n = len(used)
     if draws < 2 or n < 8:
         return None
+    own = getattr(metric, "spread_of_halves", None)
+    quick = own(seen, draws, seed) if own is not None and n > HALVES else None
+    if quick is not None:
+        return quick
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(draws):

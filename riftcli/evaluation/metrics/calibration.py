@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from riftcli.evaluation.metrics.many_classes import likeliest, log_sum, parts
 from riftcli.protocols import UNKNOWN, Predictions
 
 
@@ -13,7 +14,7 @@ def confidences(predictions: Predictions) -> list[tuple[Any, Any]]:
     probability, of the images of which the label is known.
     """
     if predictions.task == "multiclass":
-        confidence, guess = predictions.logits.double().softmax(1).max(1)
+        confidence, guess = likeliest(predictions.logits)
         return [(confidence, (guess == predictions.targets).double())]
     known = predictions.targets != UNKNOWN
     columns = zip(predictions.logits.double().sigmoid().T, predictions.targets.double().T, known.T, strict=True)
@@ -77,8 +78,9 @@ class Brier:
             known = predictions.targets != UNKNOWN
             wrong = (predictions.logits.double().sigmoid() - predictions.targets.double())[known].square()
             return {"value": float(wrong.mean())} if len(wrong) else {"value": None, "reason": "no label is known"}
-        truth = torch.nn.functional.one_hot(predictions.targets.long(), predictions.logits.shape[1]).double()
-        return {"value": float((predictions.logits.double().softmax(1) - truth).square().sum(1).mean())}
+        squares = torch.cat([some.softmax(1).square().sum(1) for some in parts(predictions.logits)])
+        own = predictions.logits.gather(1, predictions.targets.long()[:, None])[:, 0].double()
+        return {"value": float((squares - 2 * (own - log_sum(predictions.logits)).exp() + 1).mean())}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from riftcli.evaluation.metrics.many_classes import log_sum
 from riftcli.protocols import UNKNOWN, Predictions
 
 if TYPE_CHECKING:
@@ -21,26 +22,36 @@ def _decided(predictions: Predictions) -> torch.Tensor:
     return predictions.logits.argmax(1) if multiclass else (predictions.logits > 0).int()
 
 
-def _scores(predictions: Predictions) -> torch.Tensor:
-    """Probabilities in fp64: fp32 softmax saturates to ties that ranking metrics then break arbitrarily; (N, C)."""
-    logits = predictions.logits.double()
-    return logits.softmax(1) if predictions.task == "multiclass" else logits.sigmoid()
+def _by_class(predictions: Predictions) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every class (scores (n,), truth (n,) of 0 and 1), of the images of which it is known.
+
+    Scores are fp64: an fp32 softmax saturates to ties that ranking metrics then break arbitrarily. One class at a time, for
+    there may be tens of thousands.
+    """
+    if predictions.task == "multiclass":
+        total = log_sum(predictions.logits)
+        for c, logits in enumerate(predictions.logits.T):
+            yield (logits.double() - total).exp(), (predictions.targets == c).int()
+        return
+    for logits, truth in zip(predictions.logits.T, predictions.targets.int().T, strict=True):
+        known = truth != UNKNOWN
+        yield logits[known].double().sigmoid(), truth[known]
 
 
-def _one_hot(predictions: Predictions) -> torch.Tensor:
-    """(N, C) of 0 and 1, and UNKNOWN where there are several labels."""
+def _counts(predictions: Predictions) -> list[tuple[int, int, int, int]]:
+    """Of every class: true positives, false positives, false negatives, true negatives, of the images of which it is known."""
     import torch
 
-    if predictions.task == "multilabel":
-        return predictions.targets.int()
-    return torch.nn.functional.one_hot(predictions.targets.long(), len(predictions.classes)).int()
-
-
-def _by_class(predictions: Predictions) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Of every class (scores (n,), truth (n,) of 0 and 1), of the images of which it is known."""
-    for scores, truth in zip(_scores(predictions).T, _one_hot(predictions).T, strict=True):
-        known = truth != UNKNOWN
-        yield scores[known], truth[known]
+    decided, count = _decided(predictions), len(predictions.classes)
+    if predictions.task == "multiclass":
+        truth, n = predictions.targets.long(), len(predictions.targets)
+        hits = truth[decided == truth].bincount(minlength=count)
+        false, missed = decided.bincount(minlength=count) - hits, truth.bincount(minlength=count) - hits
+        cells = [hits, false, missed, n - hits - false - missed]
+    else:
+        yes, no, called = predictions.targets == 1, predictions.targets == 0, decided.bool()
+        cells = [(yes & called).sum(0), (no & called).sum(0), (yes & ~called).sum(0), (no & ~called).sum(0)]
+    return [tuple(row) for row in torch.stack(cells, 1).tolist()]
 
 
 def _right(predictions: Predictions) -> torch.Tensor:
@@ -86,6 +97,25 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class TopFive:
+    """Share of images whose class is among the five likeliest; of one label per image and more than five classes."""
+
+    higher_is_better: ClassVar[bool] = True
+    needs_pretrained: ClassVar[bool] = False
+    k: ClassVar[int] = 5
+
+    def compute(self, predictions: Predictions) -> dict[str, Any]:
+        """Of classes that are equally likely, those that come first count."""
+        if predictions.task == "multilabel":
+            return {"value": None, "reason": "top-5 accuracy is defined for one label per image"}
+        if len(predictions.classes) <= self.k:
+            return {"value": None, "reason": "no more than five classes"}
+        own = predictions.targets.long()[:, None]
+        found = predictions.logits.topk(self.k, 1).indices == own
+        return {"value": float(found.any(1).double().mean()), "k": self.k}
+
+
+@dataclass(frozen=True)
 class BalancedAccuracy:
     """Mean over classes of sensitivity; for multi-label data of (sensitivity + specificity) / 2."""
 
@@ -94,17 +124,10 @@ class BalancedAccuracy:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Per class, then the mean over the classes that occur."""
-        import torch
-
-        decided, truth = _decided(predictions), _one_hot(predictions)
-        if predictions.task == "multiclass":
-            decided = torch.nn.functional.one_hot(decided, len(predictions.classes))
-        decided = decided.bool()
         values: list[float | None] = []
-        for c in range(truth.shape[1]):
-            positive, negative = truth[:, c] == 1, truth[:, c] == 0
-            sensitivity = float(decided[positive, c].double().mean()) if positive.any() else None
-            specificity = float((~decided[negative, c]).double().mean()) if negative.any() else None
+        for tp, fp, fn, tn in _counts(predictions):
+            sensitivity = tp / (tp + fn) if tp + fn else None
+            specificity = tn / (tn + fp) if tn + fp else None
             if predictions.task == "multiclass":
                 values.append(sensitivity)
             else:
@@ -122,16 +145,7 @@ class MacroF1:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """F1 = 2 TP / (2 TP + FP + FN) per class."""
-        import torch
-
-        decided, truth = _decided(predictions), _one_hot(predictions)
-        if predictions.task == "multiclass":
-            decided = torch.nn.functional.one_hot(decided, len(predictions.classes))
-        values: list[float | None] = []
-        for guess, own in zip(decided.T, truth.T, strict=True):
-            called, there = (rows[own != UNKNOWN] == 1 for rows in (guess, own))
-            hits, misses = int((called & there).sum()), int((called ^ there).sum())
-            values.append(2 * hits / (2 * hits + misses) if hits + misses else None)
+        values = [2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None for tp, fp, fn, _ in _counts(predictions)]
         return _mean_of_defined(values, predictions.classes, "no class occurs or is predicted in this split")
 
 
@@ -210,17 +224,13 @@ class Kappa:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Agreement beyond chance; null for multi-label data or when only one class occurs."""
-        from torchmetrics.functional.classification import multiclass_cohen_kappa
-
         if predictions.task == "multilabel":
             return {"value": None, "reason": "kappa is defined for one label per image"}
         if len(predictions.classes) < 2:
             return {"value": None, "reason": "a single class in targets and predictions"}
-        value = float(
-            multiclass_cohen_kappa(
-                _decided(predictions), predictions.targets.long(), len(predictions.classes), weights="quadratic"
-            )
-        )
-        if value != value:
+        given, truth = _decided(predictions).double(), predictions.targets.double()
+        apart = (given - truth).square().mean()
+        by_chance = given.square().mean() + truth.square().mean() - 2 * given.mean() * truth.mean()
+        if by_chance == 0:
             return {"value": None, "reason": "a single class in targets and predictions"}
-        return {"value": value, "weights": "quadratic"}
+        return {"value": float(1 - apart / by_chance), "weights": "quadratic"}
