@@ -575,7 +575,8 @@ def test_eval_errors(rift, tiny_recipe, write_recipe, tmp_path):
     tiny_recipe["train"]["epochs"] = 1
     assert rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")[0] == 0
     assert rift("eval", "--run", "r", "--metrics", "acc,ckaa")[2] == (
-        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, bacc, f1, worst_group, auroc, map, kappa, "
+        "error: --metrics ckaa: unknown metric (did you mean 'cka'?); one of: acc, top5, bacc, f1, worst_group, auroc, map, "
+        "kappa, "
         "ece, ece_adaptive, brier, nll, knn, cka, cka_debiased, cka_rbf, rsa, rsa_centred, rsa_spearman, rsa_euclid, "
         "procrustes, cca, svcca, mutual_knn, centre_distance, overlap, effective_rank\n"
     )

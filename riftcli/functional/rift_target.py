@@ -7,6 +7,7 @@ from torch import nn
 
 from riftcli.functional import rift_loss
 from riftcli.functional.covariance import effective_rank
+from riftcli.functional.products import congruence
 from riftcli.functional.rotations import Rotation, SoftRotation
 
 ONE = 0.5413248546129181  # softplus of it is 1
@@ -48,16 +49,14 @@ class Target:
         assert self.sigma_0 is not None
         if not isinstance(self.rotation, SoftRotation):
             return self.norm_0
-        product = self.sigma_0 @ self.rotation.weight @ self.rotation.weight.T
-        return (product * product.T).sum()
+        return congruence(self.rotation.weight, self.sigma_0).square().sum()
 
     def matrix(self) -> torch.Tensor:
         """M = Q^T Sigma_0 Q; (D, D)."""
         assert self.sigma_0 is not None
         if self.rotation is None:
             return self.sigma_0
-        q = self.rotation.matrix()
-        return q.T @ self.sigma_0 @ q
+        return congruence(self.rotation.matrix(), self.sigma_0)
 
     def turned(self, mean_0: torch.Tensor) -> torch.Tensor:
         """alpha Q^T mean_0; (D,) -> (D,)."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from riftcli.functional.precision import at_least_fp32
+from riftcli.functional.products import gram
 
 
 class Rotation(nn.Module):
@@ -59,6 +60,9 @@ class CayleyRotation(Rotation):
         self.weight = nn.Parameter(torch.zeros(dim, dim))
 
     def _sides(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """I + K and I - K; K is skew-symmetric, so that neither is ever singular, and no solver is asked whether it was: on a GPU
+        that answer is waited for.
+        """
         skew = self.weight - self.weight.T
         eye = torch.eye(skew.shape[0], dtype=skew.dtype, device=skew.device)
         return eye + skew, eye - skew
@@ -67,13 +71,13 @@ class CayleyRotation(Rotation):
         """Q; (D, D)."""
         with torch.autocast(self.weight.device.type, enabled=False):
             plus, minus = self._sides()
-            return torch.linalg.solve(plus, minus)
+            return torch.linalg.solve_ex(plus, minus).result
 
     def rotate(self, rows: torch.Tensor) -> torch.Tensor:
         """rows @ Q^T without forming Q: a solve with n right-hand sides instead of D; (n, D) -> (n, D)."""
         with torch.autocast(self.weight.device.type, enabled=False):
             plus, minus = self._sides()
-            return torch.linalg.solve(plus, minus @ rows.T).T
+            return torch.linalg.solve_ex(plus, minus @ rows.T).result.T
 
 
 class ButterflyRotation(Rotation):
@@ -130,7 +134,7 @@ class SoftRotation(Rotation):
 def orthogonality_distance(weight: torch.Tensor) -> torch.Tensor:
     """x = ||W W^T - I||_F; (D, D) -> (). Its gradient at an orthogonal W is 0."""
     eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    return torch.linalg.matrix_norm(weight @ weight.T - eye)
+    return torch.linalg.matrix_norm(gram(weight) - eye)
 
 
 def soft_orthogonality(weight: torch.Tensor, threshold: float, sharpness: float) -> torch.Tensor:
@@ -149,7 +153,7 @@ def cayley(skew: torch.Tensor) -> torch.Tensor:
     with torch.autocast(skew.device.type, enabled=False):
         wide = at_least_fp32(skew)
         eye = torch.eye(wide.shape[-1], device=wide.device, dtype=wide.dtype)
-        return torch.linalg.solve(eye + wide, eye - wide, left=False)
+        return torch.linalg.solve_ex(eye + wide, eye - wide, left=False).result
 
 
 def butterfly(width: int, size: int, level: int) -> torch.Tensor:

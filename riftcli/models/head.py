@@ -35,7 +35,8 @@ def zero_head(vit: Any) -> None:
     nn.init.zeros_(head.bias)
 
 
-RIDGES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)  # each fit starts where the one before ended
+RIDGES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
+SMALL = 2**25  # samples times dimensions times classes, up to which every fit is in fp64, from zero, and to the end
 MANY = 100_000  # samples from which the ridge is chosen on so many of them
 STEPS, LAST_STEPS = 200, 20  # of L-BFGS; the latter over all samples, where they are many
 CELLS = 2**24  # logits at a time
@@ -87,25 +88,24 @@ class _Probe:
 def fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn) -> tuple[float, float]:
     """Fit the head on frozen features, the start that spares the representation; return (mean loss, ridge).
 
-    features (N, D) fp32, targets (N,) or (N, C). L-BFGS in fp32 on the head's device, on centred features of unit mean square;
-    the scaling is folded back into the weights. The ridge 0.5 * r * ||W||^2 matters when N is not much larger than D: r is
-    picked on every fifth sample of a class, held out, then the head is fitted to all. Of more than 100,000 samples so many,
-    evenly spaced, pick the ridge and are fitted to first, and a few steps over all of them follow.
+    features (N, D) fp32, targets (N,) or (N, C). L-BFGS on centred features of unit mean square; the scaling is folded back into
+    the weights. The ridge 0.5 * r * ||W||^2 matters when N is not much larger than D: r is picked on every fifth sample, held
+    out, then the head is fitted to all. Large problems: in fp32 on the head's device, each ridge from where the last one ended;
+    of more than 100,000 samples so many pick the ridge and are fitted to first, and a few steps over all of them follow.
     """
     head = vit.get_classifier()
-    device = head.weight.device
+    exact = features.numel() * head.out_features <= SMALL
+    device, dtype = (torch.device("cpu"), torch.float64) if exact else (head.weight.device, torch.float32)
     mean = features.mean(0, dtype=torch.float64)
-    scale = float(torch.stack([(part.double() - mean).square().mean(1).sum() for part in features.split(8192)]).sum())
-    scale = max(1e-12, (scale / len(features)) ** 0.5)
-    rows = torch.cat([((part.double() - mean) / scale).float() for part in features.split(8192)])
+    squares = torch.stack([(part.double() - mean).square().mean(1).sum() for part in features.split(8192)])
+    scale = max(1e-12, float(squares.sum() / len(features)) ** 0.5)
+    rows = torch.cat([((part.double() - mean) / scale).to(dtype) for part in features.split(8192)])
     every = _Probe(rows.to(device), targets.to(device), objective)
-    order = targets.argsort(stable=True) if targets.dim() == 1 else torch.arange(len(targets))
-    order = order[thinned(len(order), MANY)]
-    some = every if len(order) == len(rows) else every.of(order.to(device))
-    place = order if some is every else torch.arange(len(order))
-    weight, bias = torch.zeros(head.weight.shape, device=device), torch.zeros(head.out_features, device=device)
-    ridge, weight, bias = _choose(some, place[2::5].to(device), weight, bias)
-    weight, bias = some.fit(weight, bias, ridge)
+    by_class = targets.argsort(stable=True) if targets.dim() == 1 else torch.arange(len(targets))
+    some = every if len(rows) <= MANY else every.of(by_class[thinned(len(rows), MANY)].to(device))
+    zero = torch.zeros(head.weight.shape, device=device, dtype=dtype), torch.zeros(len(head.bias), device=device, dtype=dtype)
+    ridge, *found = _choose(some, zero, exact)
+    weight, bias = some.fit(*(zero if exact else (found[0], found[1])), ridge)
     if some is not every:
         weight, bias = every.fit(weight, bias, ridge, LAST_STEPS)
     with torch.no_grad():
@@ -115,17 +115,25 @@ def fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective:
     return float(every.loss(weight, bias)), ridge
 
 
-def _choose(
-    probe: _Probe, held: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """The ridge with the least loss of the samples that are held out (positions), and weights and bias to go on from."""
-    inside = torch.ones(len(probe.rows), dtype=torch.bool, device=held.device)
-    inside[held] = False
+def _choose(probe: _Probe, zero: tuple[torch.Tensor, torch.Tensor], exact: bool) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The ridge with the least loss of the samples that are held out, and the weights and bias that it gave."""
     if len(probe.rows) < 50:
-        return RIDGES[2], weight, bias
-    fitted, judged, trials = probe.of(inside), probe.of(held), []
+        return RIDGES[len(RIDGES) // 2], *zero
+    held = _held_out(probe.targets)
+    fitted, judged, trials, (weight, bias) = probe.of(~held), probe.of(held), [], zero
     for ridge in RIDGES:
-        weight, bias = fitted.fit(weight, bias, ridge, tolerance=1e-4)
+        start = zero if exact else (weight, bias)
+        weight, bias = fitted.fit(*start, ridge, tolerance=1e-6 if exact else 1e-4)
         trials.append((float(judged.loss(weight, bias)), ridge, weight, bias))
     _, ridge, weight, bias = min(trials, key=lambda trial: trial[:2])
     return ridge, weight, bias
+
+
+def _held_out(targets: torch.Tensor) -> torch.Tensor:
+    """Every fifth sample, (N,) bool; of classes that take turns every fifth of a class, or all of one would be held out."""
+    fifth = torch.arange(len(targets), device=targets.device) % 5 == 0
+    if targets.dim() > 1 or len(targets[~fifth].unique()) == len(targets.unique()):
+        return fifth
+    held = torch.zeros_like(fifth)
+    held[targets.argsort(stable=True)[::5]] = True
+    return held

@@ -32,13 +32,19 @@ class Figure:
 
 
 def figure(
-    title: str, rows: Sequence[Row], draw: Callable[[Any], None], panels: int = 1, note: str = "", height: float = 3.6
+    title: str,
+    rows: Sequence[Row],
+    draw: Callable[[Any], None],
+    panels: int = 1,
+    note: str = "",
+    height: float = 3.6,
+    fixed: bool = False,
 ) -> Figure:
-    """Draw `panels` axes side by side; draw gets the list of axes."""
+    """Draw `panels` axes side by side; draw gets the list of axes. fixed: with the margins of a plain curve."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):  # the same page twice is the same file
-        canvas, axes = subplots(1, panels, figsize=(max(4.4, 3.7 * panels), height), squeeze=False)
+        canvas, axes = subplots(1, panels, figsize=(max(4.4, 3.7 * panels), height), squeeze=False, fixed=fixed)
         draw(list(axes[0]))
         out = io.BytesIO()
         canvas.savefig(out, format="svg", metadata={"Date": None})
@@ -186,7 +192,7 @@ def _curve(name: str, kind: str, logs: dict[str, list[list[Row]]], palette: dict
             axes[0].legend(fontsize=6)
 
     title = {"step": "{}", "eval": "validation {}", "strength": "strength rule: {}"}[kind].format(name)
-    return figure(title, rows, draw, height=3.2)
+    return figure(title, rows, draw, height=3.2, fixed=True)
 
 
 def reliability(curves_by_run: dict[str, list[Row]], palette: dict[str, str]) -> Figure:

@@ -7,12 +7,15 @@ from typing import Any
 
 from riftcli import catalog
 from riftcli.data.classes import class_counts
+from riftcli.data.parallel import data_workers
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
 from riftcli.evaluation.scores import write_tables
 from riftcli.models.image_text import text_tower
 from riftcli.models.open_clip_folder import save_image_tower
 from riftcli.models.weights import saved_weights, write_tensors
+from riftcli.recipe import Recipe
+from riftcli.runs.provenance import installed
 from riftcli.runs.result_table import format_number
 from riftcli.training.best import load_kept
 from riftcli.training.progress import Progress
@@ -60,6 +63,10 @@ def final_report(state: TrainState) -> dict[str, Any]:
     report["retention"] = measure_retention(setup)
     report |= measure_transfer(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
+    report["timing"]["data_seconds"] = progress.data_seconds
+    faster = faster_images(report["timing"], recipe, setup.data.splits.train.paths is not None)
+    if faster:
+        report["timing"]["note"] = faster
     if state.folder and recipe.adapter.saved != "unmerged" and text_tower(vit) is not None:
         save_image_tower(state.folder.path / "image_tower", vit, setup.network.preprocessing, write_tensors)
     if state.folder:
@@ -117,8 +124,33 @@ def summary(report: dict[str, Any]) -> str:
     if "worse_than_start" in report:
         lines.append(f"  WORSE THAN BEFORE TRAINING: {report['worse_than_start']}")
     timing = report["timing"]
-    lines.append(f"  cost: {timing['train_seconds']:.1f} s of training, {timing['images_per_second'] or 0:.0f} images/s")
+    waited = timing["data_seconds"] / timing["train_seconds"] if timing["train_seconds"] else 0.0
+    lines.append(
+        f"  cost: {timing['train_seconds']:.1f} s of training ({waited:.0%} of it waiting for images), "
+        f"{timing['images_per_second'] or 0:.0f} images/s"
+    )
+    if "note" in timing:
+        lines.append(f"  {timing['note']}")
     return "\n".join(lines)
+
+
+MUCH = 0.2  # share of the training time in which images are waited for, from which something is to be said
+LONG = 60.0  # seconds of such waiting
+
+
+def faster_images(timing: dict[str, Any], recipe: Recipe, from_files: bool) -> str | None:
+    """What would let a run wait less for its images; None for one that waits little, or where everything was done."""
+    waited = timing["data_seconds"]
+    if waited < LONG or waited < MUCH * timing["train_seconds"]:
+        return None
+    found, workers, most = [], recipe.train.workers, data_workers("auto")
+    if workers != "auto" and workers < most:
+        found.append(f"train.workers auto ({most} here) in place of {workers}")
+    if from_files and recipe.input.cache is None:
+        found.append("input.cache FOLDER, which keeps decoded images")
+    if from_files and recipe.input.resize != "pil" and not installed("torchcodec"):
+        found.append('the extra "decode" (JPEGs in half the time)')
+    return f"images were waited for {waited:.0f} s; faster: {'; '.join(found)}" if found else None
 
 
 def _steered(outcome: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
             health = health + parameter.grad.sum()
     sick = ~torch.isfinite(health)
     stop = signals.received() is not None or state.out_of_time()
-    orders = torch.tensor([float(stop), float(state.save_is_due())], device=sick.device)
+    orders = torch.stack([sick.new_full((), float(order), dtype=torch.float32) for order in (stop, state.save_is_due())])
     features = result.features
     variance = features.var(0).sum() if len(features) > 1 else features.new_zeros(())
     own = torch.stack([sick.float(), result.task_loss.float(), variance.float()])

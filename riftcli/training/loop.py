@@ -108,11 +108,12 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
     trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
     setup.network.classifier.train()
     clock, seen = Stopwatch(), 0
-    for batch in batches:
+    for streams in _awaited(batches, beside, progress):
+        batch = streams["task"]
         factor = setup.rate(progress.step)
         set_lr(optimizer, factor)
         optimizer.zero_grad(set_to_none=True)
-        result = step({"task": batch, **next(beside)}, progress.step)
+        result = step(streams, progress.step)
         grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
         report = check_health(state, result, grad_norm, batch[2])
         progress.step += 1
@@ -135,6 +136,18 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
         due = report.save or (every and progress.step % every == 0)
         if due and progress.step % setup.batches.steps_per_epoch:
             save(state)
+
+
+def _awaited(batches: Iterator[Batch], beside: Iterator[dict[str, Batch]], progress: Progress) -> Iterator[dict[str, Batch]]:
+    """The batches of every stream; notes how long they were waited for, as the step before has been."""
+    while True:
+        clock = Stopwatch()
+        batch = next(batches, None)
+        streams = None if batch is None else {"task": batch, **next(beside)}
+        progress.data_seconds += clock.seconds
+        if streams is None:
+            return
+        yield streams
 
 
 def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> None:

@@ -18,6 +18,7 @@ class Progress:
     last_cka: float | None = None  # on the validation split, for the progress bar
     worse_evals: int = 0  # evaluations since the best one
     train_seconds: float = 0.0
+    data_seconds: float = 0.0  # of these: in which images were waited for
     warned: bool = False
     unvalidated: bool = False  # stopped after the last step of an epoch, before it was evaluated
     collapsed: int = 0  # logged steps in a row without a representation

@@ -28,7 +28,7 @@ def test_two_ranks_get_one_map(run, tmp_path):
         torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-6)
 
 
-def test_two_ranks_answer_as_one(run, tmp_path, few):
+def test_two_ranks_answer_as_one(run, tmp_path, few, rift):
     """The real torchrun: bank and queries, layers, gradients and losses are shared out and put together again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = tmp_path / "alone.yaml"  # one split on both sides: leave-one-out
@@ -48,14 +48,14 @@ def test_two_ranks_answer_as_one(run, tmp_path, few):
         "retrieval": ["--backfill"],
     }
     for command, options in [*wanted.items(), ("knn", ["--probe", "--no-pretrained", "--few-shot", "3", "--data", str(few)])]:
-        found = []
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
-        for start in (["-m", "riftcli"], torchrun):  # without the `--`, torchrun takes --run for an option of its own
-            line = [sys.executable, *start, command, "--run", str(run), "--json", *options]
-            done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-            found.append(read(done.stdout))
-        one, two = found
+        line = [command, "--run", str(run), "--json", *options]
+        code, out, err = rift(*line)
+        assert code == 0, err
+        # without the `--`, torchrun takes --run for an option of its own
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "riftcli", "--"]
+        done = subprocess.run([*torchrun, *line], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        one, two = read(out), read(done.stdout)
         assert (one["env"]["world_size"], two["env"]["world_size"]) == (1, 2)
         for name in ("rows", "layers", "backfill"):
             for left, right in zip(one.get(name, []), two.get(name, []), strict=True):

@@ -148,8 +148,10 @@ def test_heads():
     assert not vit.head.weight.any()
 
 
-def test_fitted_head_is_logistic_regression():
+@pytest.mark.parametrize("small", [0, 2**25], ids=["fp32", "fp64"])
+def test_fitted_head_is_logistic_regression(small, monkeypatch):
     """L-BFGS with ridge r is scikit-learn's LogisticRegression(C = 1 / (r N)) on features of unit mean square."""
+    monkeypatch.setattr(head, "SMALL", small)
     from sklearn.linear_model import LogisticRegression
 
     from riftcli.models.head import RIDGES
@@ -179,8 +181,10 @@ def fitted(features: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple
     return vit.head(features).softmax(1).detach(), *found
 
 
-def test_a_head_of_many_samples_is_that_of_all_of_them(monkeypatch):
+@pytest.mark.parametrize("small", [0, 2**25], ids=["fp32", "fp64"])
+def test_a_head_of_many_samples_is_that_of_all_of_them(small, monkeypatch):
     """The ridge from some of them; then a few steps over all, chunk by chunk."""
+    monkeypatch.setattr(head, "SMALL", small)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(0, 4, (600,), generator=generator)
     features = torch.randn(600, 32, generator=generator) + 1.5 * torch.nn.functional.one_hot(targets, 32) - 3
@@ -201,7 +205,7 @@ def test_a_head_of_many_samples_is_that_of_all_of_them(monkeypatch):
 
 @pytest.mark.parametrize("many", [10**5, 100], ids=["all", "some"])
 def test_a_head_does_not_depend_on_the_order_of_the_classes(many, monkeypatch):
-    """Where they take turns, every fifth sample is of the same class, and every second one of half of them."""
+    """Where they take turns, every fifth sample is of one of two classes, and every second one of half of them."""
     monkeypatch.setattr(head, "MANY", many)
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(200) % 10

@@ -117,7 +117,7 @@ zzz: 1
             "recipe r.yaml:8: optim.lr: expected a number, got 'fast' (text)",
             "recipe r.yaml:9: train.epochs: expected a number > 0, got 0",
             "recipe r.yaml:10: eval.metrics.1: unknown metric 'ckaa' (did you mean 'cka'?)",
-            "  allowed here: acc, bacc, f1, worst_group, auroc, map, kappa, ece, ece_adaptive, brier, nll, knn, cka, "
+            "  allowed here: acc, top5, bacc, f1, worst_group, auroc, map, kappa, ece, ece_adaptive, brier, nll, knn, cka, "
             "cka_debiased, cka_rbf, "
             "rsa, rsa_centred, rsa_spearman, rsa_euclid, procrustes, cca, svcca, mutual_knn, "
             "centre_distance, overlap, effective_rank",

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from family import FAMILY, bound
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from riftcli.errors import DataError
 from riftcli.methods.objectives.bce import BinaryCrossEntropy
@@ -218,3 +219,64 @@ def test_a_gradient_reaches_every_weight():
     model = build(drop_path=0.0)
     _, grads = gradients(copy.deepcopy(model), "rift", 12)
     assert all(grad.abs().sum() > 0 for key, grad in grads.items() if "qkv.bias" not in key)
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation that a GPU would have to be waited for: its result decides what the host does next."""
+
+    OF_THE_HOST = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_linalg_check_errors", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.partition(".")[0]
+        masked = name.startswith("index") and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool
+            for group in args
+            if isinstance(group, list | tuple)
+            for i in group
+        )
+        if name in self.OF_THE_HOST or masked:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_s_waits_are_noticed():
+    rows = torch.eye(3)
+    with Waits() as waits:
+        float(rows.sum()), rows[rows > 0], torch.linalg.solve(rows, rows), rows[torch.tensor([0, 1])], rows.sum()
+    assert waits.seen == ["_local_scalar_dense", "index", "_linalg_check_errors"]
+
+
+@pytest.fixture
+def waits(monkeypatch) -> Waits:
+    """Of every step that is taken."""
+    mode, real = Waits(), Step.__call__
+
+    def watched(step, *streams):
+        with mode:
+            return real(step, *streams)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    return mode
+
+
+@pytest.mark.parametrize("micro", [12, 4])
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "procrustes" and "procrustes on" not in name])
+def test_a_step_waits_for_the_device_nowhere(name, micro, waits):
+    """Loss and gradients of every member: what is waited for comes after it, once (check_health). Singular values, which
+    procrustes needs, are waited for by torch itself, where no dispatch shows it.
+    """
+    family_step(build(drop_path=0.1), name, micro)
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize("name", ["rift", "rsc", "none"])
+def test_a_step_of_the_paper_s_methods_neither(name, waits):
+    model = build(drop_path=0.1)
+    gradients(model, name, 12, [1.0, 2.0, 0.5, 3.0])
+    with waits:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert waits.seen == []

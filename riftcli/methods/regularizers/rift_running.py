@@ -53,11 +53,10 @@ class RunningRiftPenalty:
 
         with torch.autocast(features.device.type, enabled=False):
             rows = features.float()
-            wanted = self._wanted()
-            distance = (self.covariance - wanted).square().sum()
-            error = (self.covariance - wanted).detach()
+            error = self.covariance - self._wanted()
+            distance = error.square().sum()
             offset = rows - self.mean
-            linear = 2 * ((offset @ error) * offset).sum() / len(rows)
+            linear = 2 * ((offset @ error.detach()) * offset).sum() / len(rows)
             relative = self.config.normalize == "relative"
             loss = (distance + linear - linear.detach()) / (self.target.norm_0 if relative else 1.0)
             if self.config.mean:

@@ -16,8 +16,14 @@ Noto Sans Devanagari, Noto Sans Thai, Noto Sans Hebrew, FreeSans
 """  # with letters that matplotlib's own font lacks; the first that is installed and has them is taken
 
 
-def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True) -> tuple[Any, Any]:
-    """(figure, axes) as of pyplot.subplots, with a constrained layout; `figure.savefig` needs no backend.
+MARGINS = {"left": 0.16, "right": 0.97, "bottom": 0.16, "top": 0.96}  # for numbers and one label beside a single picture
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True, fixed: bool = False
+) -> tuple[Any, Any]:
+    """(figure, axes) as of pyplot.subplots; `figure.savefig` needs no backend. Everything is given its place (matplotlib's
+    constrained layout, which takes as long as drawing), or with `fixed` the margins of a plain curve.
 
     Class, run and file names in it are shown as they are: `$` is no formula, and letters that no font here has are written in
     Latin ones.
@@ -25,24 +31,38 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], s
     from matplotlib.figure import Figure
 
     class Legible(Figure):
+        laid_out = False
+
+        def get_layout_engine(self) -> Any:
+            return None if self.laid_out else super().get_layout_engine()
+
         def savefig(self, fname: Any, **kwargs: Any) -> None:
             make_legible(self)
+            layout = self.get_layout_engine()
+            if layout is not None:
+                layout.execute(self)
+                self.laid_out = True  # matplotlib would lay it out again, twice, and draw it twice for that
             if not isinstance(fname, Path):
                 super().savefig(fname, **kwargs)
                 return
             with replacing(fname) as temporary:
                 super().savefig(temporary, format=fname.suffix[1:], **kwargs)
 
-    figure = Legible(figsize=figsize, layout="constrained")
+    figure = Legible(figsize=figsize, layout=None if fixed else "constrained")
+    if fixed:
+        figure.subplots_adjust(**MARGINS)
     return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def make_legible(figure: Any) -> None:
     """Give every text a font that has its letters; where there is none, transliterate it."""
     from matplotlib.text import Text
+    from matplotlib.ticker import ScalarFormatter
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):  # an axis writes its own labels again whenever it is drawn
+            if isinstance(axis.get_major_formatter(), ScalarFormatter):
+                continue  # numbers
             names = [label.get_text() for label in axis.get_ticklabels()]
             readable = [_readable(name) for name in names]
             if readable != names:
