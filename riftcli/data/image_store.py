@@ -206,8 +206,10 @@ def file_state(path: Path) -> bytes:
     return next(file_states([path]))
 
 
-def file_states(paths: Iterable[Path]) -> Iterator[bytes]:
-    """The same of many files; where a folder really is, is looked up once."""
+def file_states(paths: Iterable[Path], missing: bytes | None = None) -> Iterator[bytes]:
+    """The same of many files; where a folder really is, is looked up once. missing: what a file that is not there has, in place
+    of the DataError.
+    """
     folders: dict[str, str] = {}
     kind = type(Path()).__name__  # as stores were written before: the name of what is, and where
     for path in texts(paths):
@@ -221,6 +223,9 @@ def file_states(paths: Iterable[Path]) -> Iterator[bytes]:
                     folders[folder] = os.path.realpath(folder)
                 real = os.path.join(folders[folder], name)
         except OSError as error:
+            if missing is not None:
+                yield missing
+                continue
             raise DataError(f"{path}: image not found ({error.strerror})") from None
         facts = f"({kind}({real!r}), {status.st_size}, {status.st_mtime_ns}, {status.st_ctime_ns}, {status.st_ino})"
         yield hashlib.blake2b(facts.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest().encode()

@@ -53,7 +53,7 @@ def bad_images(split: Split, settings: InputSection, console: Console) -> dict[i
     known = stored_files(settings.cache) if settings.cache else set()
     mine = list(range(dist.rank(), len(split), dist.world_size()))
     if known:
-        states = file_states(take(split.paths, mine))
+        states = file_states(take(split.paths, mine), missing=b"")  # one that is not there is judged with the others
         mine = [i for i, state in zip(mine, states, strict=True) if state not in known]
     with console.progress(f"reading {split.name}", len(mine)) as bar:
         workers = max(1, cores_of_rank())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ def _prediction_lines(split: Split, seen: Predictions) -> Iterator[list[Any]]:
         yield ["id", "target", "predicted", "p_target", *likeliest]
     else:
         yield ["id", "target", "predicted", *[f"p_{c}" for c in names]]
-    for own, targets, logits in zip(_chunks(split.ids), seen.targets.split(CHUNK), seen.logits.split(CHUNK), strict=True):
+    for start in range(0, len(split.ids), CHUNK):
+        own, targets = split.ids[start : start + CHUNK], seen.targets[start : start + CHUNK]
+        logits = seen.logits[start : start + CHUNK]
         if seen.task == "multilabel":
             for name, truth, row in zip(own, targets.tolist(), logits.sigmoid().tolist(), strict=True):
                 yield [name, *("" if t == UNKNOWN else t for t in truth), *(f"{p:.6g}" for p in row)]
@@ -93,10 +95,11 @@ def _prediction_lines(split: Split, seen: Predictions) -> Iterator[list[Any]]:
         truths = [names[int(truth)] for truth in targets]
         known = zip(own, truths, (names[guess] for guess in guesses), strict=True)
         if many:
-            best = probabilities.topk(LIKELIEST)
+            places = logits.argsort(dim=1, descending=True, stable=True)[:, :LIKELIEST]  # of equal ones the first, as predicted
+            best = probabilities.gather(1, places).tolist()
             of_target = probabilities.gather(1, targets.long()[:, None])[:, 0].tolist()
-            for line, p, values, places in zip(known, of_target, best.values.tolist(), best.indices.tolist(), strict=True):
-                pairs = (cell for c, v in zip(places, values, strict=True) for cell in (names[c], f"{v:.6g}"))
+            for line, p, values, likely in zip(known, of_target, best, places.tolist(), strict=True):
+                pairs = (cell for c, v in zip(likely, values, strict=True) for cell in (names[c], f"{v:.6g}"))
                 yield [*line, f"{p:.6g}", *pairs]
         else:
             for line, row in zip(known, probabilities.tolist(), strict=True):
@@ -104,10 +107,6 @@ def _prediction_lines(split: Split, seen: Predictions) -> Iterator[list[Any]]:
 
 
 CHUNK = 1024  # images at a time
-
-
-def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
 
 
 def _confusion_lines(matrix: dict[str, Any]) -> Iterator[list[Any]]:

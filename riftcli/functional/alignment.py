@@ -73,6 +73,42 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     return torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(0, 1)
 
 
+BLOCKS = 32  # of samples, that halves are put together from
+
+
+def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, seed: int) -> float | None:
+    """Standard error of the mean of those correlations, from its values on random halves of the samples (for halves, the
+    delete-d jackknife needs no factor; Shao and Wu 1989); (N, D), (N, E). A half is 16 of 32 random blocks, whose moments are
+    summed: the samples are multiplied once, and not in every half. None for few samples.
+
+    How each sample moves the value would not do: the number of directions jumps.
+    """
+    count = len(x)
+    if count <= 2 * MANY or count <= 8 * max(x.shape[1], y.shape[1]) or is_constant(x) or is_constant(y):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randperm(count, generator=generator).tensor_split(BLOCKS)
+    x, y = (rows.detach() - rows.detach().mean(0) for rows in (x, y))
+    of_blocks = [_block(x[rows], y[rows]) for rows in blocks]
+    values = []
+    for _ in range(draws):
+        chosen = torch.randperm(BLOCKS, generator=generator)[: BLOCKS // 2].tolist()
+        sizes, sums, products = zip(*(of_blocks[i] for i in chosen), strict=True)
+        n, (a, b), (xx, xy, yy) = sum(sizes), _added(sums), _added(products)
+        half = xx - torch.outer(a, a) / n, xy - torch.outer(a, b) / n, yy - torch.outer(b, b) / n
+        values.append(_correlations_of_moments(*half, variance).mean())
+    return float(torch.stack(values).std())
+
+
+def _block(x: torch.Tensor, y: torch.Tensor) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
+    """Number, sums and products of some samples, in fp64."""
+    return len(x), [x.double().sum(0), y.double().sum(0)], [(x.T @ x).double(), (x.T @ y).double(), (y.T @ y).double()]
+
+
+def _added(parts: tuple[list[torch.Tensor], ...]) -> list[torch.Tensor]:
+    return [torch.stack(same).sum(0) for same in zip(*parts, strict=True)]
+
+
 def _correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
     """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
     left, right = (_whitened(m, variance) for m in (xx, yy))

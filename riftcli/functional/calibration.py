@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+ROWS = 1024  # samples whose logits are in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torc
     are known (0 or 1); ().
     """
     if targets.dim() == 1:
-        return torch.nn.functional.cross_entropy(logits.double(), targets.long())
+        parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+        return torch.cat([F.cross_entropy(some.double(), own.long(), reduction="none") for some, own in parts]).mean()
     known = targets <= 1
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits.double()[known], targets.double()[known])
+    return F.binary_cross_entropy_with_logits(logits.double()[known], targets.double()[known])

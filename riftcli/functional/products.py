@@ -45,4 +45,4 @@ class _Gram(Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (w,) = ctx.saved_tensors
-        return (grad + grad.T) @ w
+        return (grad + grad.T).to(w.dtype) @ w  # under autocast the product was of less precision

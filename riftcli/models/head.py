@@ -72,7 +72,12 @@ class _Probe:
         """Weights (C, D) and bias (C,) that minimise loss + 0.5 * ridge * ||W||^2, from these on; tolerance: of the gradient."""
         weight, bias = (start.clone().requires_grad_(True) for start in (weight, bias))
         solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=steps, max_eval=steps * 3 // 2, tolerance_grad=tolerance, line_search_fn="strong_wolfe"
+            [weight, bias],
+            max_iter=steps,
+            max_eval=steps * 3 // 2,
+            tolerance_grad=tolerance,
+            history_size=100 if weight.dtype == torch.float64 else 10,  # steps, each of two copies of the weights
+            line_search_fn="strong_wolfe",
         )
 
         def closure() -> torch.Tensor:
@@ -120,13 +125,14 @@ def _choose(probe: _Probe, zero: tuple[torch.Tensor, torch.Tensor], exact: bool)
     if len(probe.rows) < 50:
         return RIDGES[len(RIDGES) // 2], *zero
     held = _held_out(probe.targets)
-    fitted, judged, trials, (weight, bias) = probe.of(~held), probe.of(held), [], zero
+    fitted, judged, best, (weight, bias) = probe.of(~held), probe.of(held), None, zero
     for ridge in RIDGES:
         start = zero if exact else (weight, bias)
         weight, bias = fitted.fit(*start, ridge, tolerance=1e-6 if exact else 1e-4)
-        trials.append((float(judged.loss(weight, bias)), ridge, weight, bias))
-    _, ridge, weight, bias = min(trials, key=lambda trial: trial[:2])
-    return ridge, weight, bias
+        trial = float(judged.loss(weight, bias)), ridge, weight, bias
+        best = trial if best is None or trial[:2] < best[:2] else best
+    assert best is not None
+    return best[1:]
 
 
 def _held_out(targets: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,8 @@ h3 { font-size: .95rem; margin: 0 }
 {% for name in group.splits %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for label in group.classes[:most] %}<tr><td>{{ label }}</td>{% for s in group.splits.values() %}
 <td class="n">{{ s.class_counts.get(label, "-") }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% if group.classes | length > most %}<p>{{ group.classes | length - most }} more classes: audit.json has all.</p>{% endif %}
+{% if group.classes | length > most %}
+<p>{{ group.classes | length - most }} more classes: rift data check --json lists all.</p>{% endif %}
 {% endfor %}
 {% if pairs %}<h2>Pairs that look alike</h2>{% for pair in pairs %}<div class="row">{% for image in pair %}
 <figure><img alt="{{ image.id }}" src="data:image/jpeg;base64,{{ image.data }}"><figcaption>{{ image.id }} ({{ image.split }})

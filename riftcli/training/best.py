@@ -55,7 +55,9 @@ def check_kept(state: TrainState) -> None:
     if state.folder is None:
         return
     network, folder = state.setup.network, state.folder.path / "model"
-    if state.expected is None:  # kept before an interruption: what is in memory now has been read from there
+    of_checkpoint = read_config(folder)["rift"]["epoch"] == state.progress.best_epoch
+    # kept before an interruption, or after the last checkpoint before it: what is in memory now has been read from there
+    if state.expected is None or not of_checkpoint:
         check_saved(folder, network.vit, network.preprocessing.input_size)
     else:
         check_outputs(folder, state.expected, network.preprocessing.input_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from importlib.util import find_spec
 from typing import Any
@@ -26,9 +27,15 @@ def compiles(setting: bool | str, device: torch.device) -> bool:
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile will find what it needs; runtime images of containers often have no compiler."""
     if device.type != "cuda":
-        return any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++")))
+        return _has_compiler("CXX", "g++", "clang++")
     major, _ = torch.cuda.get_device_capability(device)
-    return major >= 7 and find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang")))
+    return major >= 7 and find_spec("triton") is not None and _has_compiler("CC", "gcc", "clang")
+
+
+def _has_compiler(variable: str, *names: str) -> bool:
+    """The variable may name one with a launcher before it or options behind it (`ccache g++`)."""
+    own = shlex.split(os.environ.get(variable) or "")[:1]
+    return any(map(shutil.which, own or names))
 
 
 def compiled(module: Any) -> Any:

@@ -29,9 +29,10 @@ def run_loop(state: TrainState) -> None:
     """Epoch after epoch until the last step, until patience ends, or until a signal comes: then the state is saved."""
     with signals.deferred():
         try:
-            _run(state)
-        except signals.StopRequested:
-            raise _stopped(state) from None
+            try:
+                _run(state)
+            except signals.StopRequested:
+                raise _stopped(state) from None
         except BaseException:
             with suppress(StorageError):  # how the run ended comes first
                 state.writer.close()
@@ -56,7 +57,6 @@ def _run(state: TrainState) -> None:
         clock = Stopwatch()
         with console.progress(f"epoch {epoch + 1}/{epochs}", setup.batches.steps_per_epoch, start=first) as bar:
             _epoch(state, bar, epoch, itertools.islice(batches, setup.batches.steps_per_epoch - first), beside)
-        progress.train_seconds += clock.seconds
         _end_epoch(state, clock.seconds)
 
 
@@ -107,7 +107,7 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
     assert optimizer is not None
     trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
     setup.network.classifier.train()
-    clock, seen = Stopwatch(), 0
+    clock, seen, noted = Stopwatch(), 0, progress.train_seconds
     for streams in _awaited(batches, beside, progress):
         batch = streams["task"]
         factor = setup.rate(progress.step)
@@ -129,13 +129,15 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
         if (
             report.stop and progress.step % setup.batches.steps_per_epoch
         ):  # at the end of an epoch, run_loop selects and saves first
-            progress.train_seconds += clock.seconds
+            progress.train_seconds = noted + clock.seconds
             save(state)
             raise _terminated(state)
         every = recipe.train.save_every_steps
         due = report.save or (every and progress.step % every == 0)
         if due and progress.step % setup.batches.steps_per_epoch:
+            progress.train_seconds = noted + clock.seconds
             save(state)
+    progress.train_seconds = noted + clock.seconds
 
 
 def _awaited(batches: Iterator[Batch], beside: Iterator[dict[str, Batch]], progress: Progress) -> Iterator[dict[str, Batch]]:

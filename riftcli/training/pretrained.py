@@ -90,7 +90,7 @@ class Pretrained:
         if _look_up(recipe, stream):
             images_of = self.of_batches(recipe, stream, 0, preprocessing, device, bf16)
             table = encode_texts(tower, texts).to(device)
-            return lambda index, images, tokens: Pairs(images_of(index[:, 0], images), table[index[:, 1].to(device)], scale)
+            return lambda index, images, tokens: Pairs(images_of(index[:, 0], images), table[_sent(index[:, 1], device)], scale)
         teacher = Classifier(frozen_copy(self._vit))
 
         def forward(index: torch.Tensor, images: torch.Tensor, tokens: torch.Tensor) -> Pairs:
@@ -112,7 +112,7 @@ class Pretrained:
         model: nn.Module = Depths(self._vit, depths) if depths else self._model
         if _look_up(recipe, stream) and augment.off:
             table = self.features(stream) if not depths else self._encode(model, split, f"{stream} with the pretrained model")
-            return lambda index, images: table[index].to(device)
+            return lambda index, images: _sent(table[index], device)
         if _look_up(recipe, stream) and augment.views:
             settings, resize = augment.of_one_image, recipe.input.training_resize
             transform = TrainTransform(replace(preprocessing, resize=resize), **settings)
@@ -120,7 +120,7 @@ class Pretrained:
             views = [View(transform, recipe.train.seed, number, settings) for number in range(augment.views)]
             names = [f"view {view.number + 1} of {augment.views}, with the pretrained model" for view in views]
             table = torch.cat([self._encode(model, split, name, view) for name, view in zip(names, views, strict=True)])
-            return lambda index, images: table[index].to(device)
+            return lambda index, images: _sent(table[index], device)
         copied = frozen_copy(self._vit)
         teacher: Any = Depths(copied, depths) if depths else Classifier(copied)
         if compiles(recipe.train.compile, device):
@@ -146,3 +146,8 @@ def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16
     assert output.texts is not None and output.scale is not None
     rows = (output.features, output.texts, output.scale)
     return Pairs(*map(at_least_fp32, rows))
+
+
+def _sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To a device without waiting for it: from memory that it reads by itself."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows

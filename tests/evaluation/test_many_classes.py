@@ -79,6 +79,19 @@ def test_metrics_are_scikit_learn_s(seen, monkeypatch):
     assert catalog.component("metric", "top5")().compute(several)["value"] is None
 
 
+def test_of_equal_classes_the_first_count():
+    """As with the predicted class; a network that collapsed gives every class the same."""
+    names = [f"c{i}" for i in range(COUNT)]
+    flat = Predictions(torch.zeros(4, COUNT), torch.tensor([0, 4, 5, 599]), torch.zeros(4, 1), names, "multiclass")
+    assert scores.score(["top5"], flat)["top5"]["value"] == 0.5
+    split = Split("test", [*"abcd"], flat.targets.numpy(), names, read=lambda i: None)
+    header, *lines = scores._prediction_lines(split, flat)
+    assert all(dict(zip(header, line, strict=True))["class_1"] == "c0" for line in lines)
+    assert all(line[4::2] == names[:5] and line[2] == "c0" for line in lines)
+    nothing = Predictions(flat.logits[:0], flat.targets[:0], flat.features[:0], names, "multiclass")
+    assert len(list(scores._prediction_lines(split.take([]), nothing))) == 1
+
+
 def test_a_run_of_many_classes_has_a_report_a_page_and_a_card(rift, tiny_recipe, write_recipe, monkeypatch):
     """As if ten were many."""
     monkeypatch.setattr(scores, "MANY", 5)

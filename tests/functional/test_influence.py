@@ -42,6 +42,20 @@ def test_neighbours_of_halves_are_found_among_those_of_all():
     assert metric.spread_of_halves(seen, 60, 0) != metric.spread_of_halves(seen, 60, 1)
 
 
+def test_halves_of_blocks_are_halves():
+    metric, seen = catalog.component("metric", "svcca")(), draw(4200, torch.Generator().manual_seed(1))
+    found = metric.spread_of_halves(seen, 100, 0)
+    metric_alone = replace_spread(metric)
+    assert found == pytest.approx(half_sample_spread(metric_alone, seen, 100, 0), rel=0.3)
+    assert found != metric.spread_of_halves(seen, 100, 1)
+    assert metric.spread_of_halves(draw(3000, torch.Generator().manual_seed(1)), 100, 0) is None
+
+
+def replace_spread(metric):
+    """The metric without a way of its own."""
+    return type("Plain", (), {"compute": staticmethod(metric.compute)})()
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_it_is_that_of_random_halves(name):
     metric, generator = catalog.component("metric", name)(), torch.Generator().manual_seed(1)

@@ -125,6 +125,12 @@ class Svcca:
         value = None if found is None else float(found.mean())
         return {**entry(value, len(before), _why_not(before, after)), "variance": self.variance}
 
+    def spread_of_halves(self, predictions: Predictions, draws: int, seed: int) -> float | None:
+        """Standard error from random halves, whose moments are put together; None for few samples."""
+        from riftcli.functional import alignment
+
+        return alignment.svcca_error(*pair(predictions), self.variance, draws, seed)
+
 
 @dataclass(frozen=True)
 class EffectiveRank:

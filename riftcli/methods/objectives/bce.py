@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from riftcli.functional.precision import at_least_fp32
-from riftcli.methods.objectives.class_weights import ClassWeights, check_weights, effective_number, listed
+from riftcli.methods.objectives.class_weights import ClassWeights, OnDevices, check_weights, effective_number, listed
 from riftcli.protocols import UNKNOWN, Task
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ class BinaryCrossEntropy:
 class _BinaryCrossEntropy:
     def __init__(self, weight: torch.Tensor | None, reduction: str) -> None:
         self.class_weights, self.reduction = weight, reduction
+        self._weight = OnDevices(weight)
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch
         import torch.nn.functional as F
 
         logits = at_least_fp32(logits)
-        weight = None if self.class_weights is None else self.class_weights.to(logits)
+        weight = None if self.class_weights is None else self._weight.on(logits.device).to(logits.dtype)
         known = targets != UNKNOWN
         truth = torch.where(known, targets, 0).float()
         each = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none", pos_weight=weight)  # (n, C)

@@ -10,6 +10,21 @@ if TYPE_CHECKING:
 ClassWeights = Literal["none", "balanced", "effective"] | list[float]
 
 
+class OnDevices:
+    """A constant tensor or None, copied to a device once: a copy in every step would be waited for."""
+
+    def __init__(self, value: torch.Tensor | None) -> None:
+        self.value = value
+        self._copies: dict[torch.device, torch.Tensor] = {}
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The copy that is there."""
+        assert self.value is not None
+        if device not in self._copies:
+            self._copies[device] = self.value.to(device)
+        return self._copies[device]
+
+
 def check_weights(weights: ClassWeights, beta: float) -> None:
     """Raise ValueError for a list that is not all positive, or a beta outside (0, 1)."""
     if not 0 < beta < 1:

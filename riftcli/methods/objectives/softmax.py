@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from riftcli.functional.precision import at_least_fp32
-from riftcli.methods.objectives.class_weights import ClassWeights, resolve
+from riftcli.methods.objectives.class_weights import ClassWeights, OnDevices, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,7 @@ class SoftmaxLoss:
 
     def __init__(self, weight: torch.Tensor | None, smoothing: float) -> None:
         self.class_weights, self.smoothing = weight, smoothing
+        self._weight = OnDevices(weight)
 
     @classmethod
     def counted(
@@ -29,8 +30,9 @@ class SoftmaxLoss:
         """Weighted loss of each sample; (n, C), (n,) -> (n,)."""
         import torch.nn.functional as F
 
-        weight = None if self.class_weights is None else self.class_weights.to(at_least_fp32(logits))
-        return F.cross_entropy(at_least_fp32(logits), targets, weight, reduction="none", label_smoothing=self.smoothing)
+        wide = at_least_fp32(logits)
+        weight = None if self.class_weights is None else self._weight.on(wide.device).to(wide.dtype)
+        return F.cross_entropy(wide, targets, weight, reduction="none", label_smoothing=self.smoothing)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         """Weight of each sample in the mean; (n,)."""
@@ -38,4 +40,4 @@ class SoftmaxLoss:
 
         if self.class_weights is None:
             return torch.ones(targets.shape[0], device=targets.device)
-        return self.class_weights.to(targets.device)[targets]
+        return self._weight.on(targets.device)[targets]
