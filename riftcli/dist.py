@@ -87,7 +87,7 @@ def _watch() -> None:
                 f"no progress for {heartbeat.limit:.0f} s: rank {silent} on {one.host} does not get on (last word: {one.what}); "
                 "what was saved is whole: go on with --resume; launch.timeout waits longer"
             )
-            launch.record_worker_error(error, str(error))
+            launch.record_worker_error(error, str(error), ended=silent)
             if silent != rank() and launch.is_worker(one.pid, silent):  # one that was stopped does not end when it is asked to
                 with contextlib.suppress(OSError):
                     os.kill(one.pid, signal.SIGKILL)

@@ -102,7 +102,7 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
         try:
             elastic_launch(config, sys.executable)("-m", "riftcli", *arguments)
         except ChildFailedError as error:
-            raise _root_cause(error, log_folder) from None
+            raise _root_cause(error, log_folder, Path(scratch)) from None
         except SignalException as error:
             run = log_folder.parent
             begun = (run / "run.json").is_file()
@@ -115,24 +115,42 @@ def launch(arguments: list[str], nproc: int, log_folder: Path, nnodes: str = "1"
                 os.environ.pop(name, None)
 
 
-def _root_cause(error: Any, log_folder: Path) -> RiftError:
+def _root_cause(error: Any, log_folder: Path, notes: Path) -> RiftError:
+    """What to say of a group that failed. notes: the folder of what its workers wrote (record_worker_error)."""
+
     # Peers of the rank that failed end too, with a lost connection (1) or the agent's SIGTERM: they are not the cause.
     def order(item: Any) -> tuple[bool, int]:
         return item[1].exitcode in (1, int(ExitCode.TERMINATED), -signal.SIGTERM), item[1].timestamp
 
     rank, failure = min(error.failures.items(), key=order)
-    message = failure.message
+    message, code = failure.message, failure.exitcode
     if isinstance(message, dict):
         message = message.get("message", str(message))
-    if failure.exitcode < 0:
+    ended = _ended_by_another(rank, notes) if code < 0 else None
+    if ended is not None:
+        rank, message, code = ended
+    elif code < 0:
         log = log_folder / f"rank{rank}.log" if rank else log_folder.parent / "train.log"
-        message = f"killed by signal {-failure.exitcode} (log: {log})"
+        message = f"killed by signal {-code} (log: {log})"
     result = RiftError(f"rank {rank}: {message}")
-    codes = {int(code): code for code in ExitCode}
-    result.exit_code = codes.get(failure.exitcode, ExitCode.UNEXPECTED)
+    codes = {int(known): known for known in ExitCode}
+    result.exit_code = codes.get(code, ExitCode.UNEXPECTED)
     return result
 
 
+def _ended_by_another(rank: int, notes: Path) -> tuple[int, str, int] | None:
+    """(rank, message, exit code) of the worker that ended this one, because it did not get on: that is the cause, also where the
+    launcher saw the end of this one first.
+    """
+    for file in notes.rglob("error.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(file.read_text(encoding="utf-8"))["message"]
+            if note["extraInfo"]["ended"] == rank:
+                return note["extraInfo"]["rank"], note["message"], note["extraInfo"]["exit_code"]
+    return None
+
+
+_ended: int | None = None  # the rank that this process has ended
 _rank_log: Path | None = None  # this process's own log, once there is a run folder
 
 
@@ -142,8 +160,14 @@ def log_errors_to(path: Path) -> None:
     _rank_log = path
 
 
-def record_worker_error(error: BaseException, message: str) -> None:
-    """Inside a worker: the traceback goes to the rank's log, the message to where the elastic launcher looks for it."""
+def record_worker_error(error: BaseException, message: str, ended: int | None = None) -> None:
+    """Inside a worker: the traceback goes to the rank's log, the message to where the elastic launcher looks for it. ended: the
+    rank that this one is about to end for it: what then breaks here, in another thread, is no news.
+    """
+    global _ended
+    if _ended is not None:
+        return
+    _ended = ended
     rank = os.environ.get("RANK", "0")
     # before a run folder exists there is no better place than the temporary one
     log = _rank_log or Path(tempfile.gettempdir()) / f"rift-{os.getpid()}-rank{rank}.log"
@@ -155,7 +179,9 @@ def record_worker_error(error: BaseException, message: str) -> None:
         file.write(shown(f"{message}\n{trace}\n"))
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
-        note = {"message": f"{message} (log: {log})", "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))}}
+        facts: dict[str, Any] = {"py_callstack": trace, "timestamp": str(int(time.time()))}
+        facts |= {"rank": int(rank), "exit_code": int(getattr(error, "exit_code", ExitCode.UNEXPECTED)), "ended": ended}
+        note = {"message": f"{message} (log: {log})", "extraInfo": facts}
         with contextlib.suppress(OSError):
             Path(error_file).parent.mkdir(parents=True, exist_ok=True)
             Path(error_file).write_text(json.dumps({"message": note}), encoding="utf-8")

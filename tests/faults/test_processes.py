@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from riftcli import heartbeat
+from riftcli import heartbeat, launch
+from riftcli.errors import EnvironmentError
 
 
 def environment() -> dict[str, str]:
@@ -158,6 +160,27 @@ def test_a_stopped_rank_is_named(two, tmp_path):
     assert gone(workers[1])
     assert status(tmp_path / "r")["status"] == "failed"
     assert list((tmp_path / "r/last").glob("step-*/manifest.json"))
+
+
+def test_a_rank_that_another_one_ended_is_not_the_cause(tmp_path, monkeypatch):
+    """The launcher may look between the end of the rank that was stopped and that of the one that ended it."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0/0/error.json"))
+    monkeypatch.setattr(launch, "_rank_log", tmp_path / "train.log")
+    monkeypatch.setattr(launch, "_ended", None)
+    killed = SimpleNamespace(failures={1: SimpleNamespace(exitcode=-9, message="", timestamp=1)})
+    logs = tmp_path / "r/logs"
+    found = launch._root_cause(killed, logs, tmp_path)
+    assert (str(found), found.exit_code) == (f"rank 1: killed by signal 9 (log: {logs}/rank1.log)", 1)
+    launch.record_worker_error(EnvironmentError("lost connection"), "lost connection")
+    assert "killed by signal 9" in str(launch._root_cause(killed, logs, tmp_path)), "what its peers died of is no cause"
+    launch.record_worker_error(EnvironmentError("x"), "no progress for 10 s: rank 1 does not get on", ended=1)
+    launch.record_worker_error(EnvironmentError("lost connection"), "lost connection")  # because of that, in another thread
+    found = launch._root_cause(killed, logs, tmp_path)
+    assert str(found) == f"rank 0: no progress for 10 s: rank 1 does not get on (log: {tmp_path}/train.log)"
+    assert found.exit_code == 5
+    killed.failures = {2: killed.failures[1]}
+    assert "rank 2: killed by signal 9" in str(launch._root_cause(killed, logs, tmp_path)), "another one"
 
 
 def test_who_is_waited_for():
