@@ -190,9 +190,7 @@ def _step_row(
             row["strength"] = state.steering.control.strength
         named = setup.step.diagnostics(result) if setup.diagnosed(step) else {}
         row |= {name: value if math.isfinite(value) else None for name, value in named.items()}
-    if getattr(
-        setup.step.penalty, "needs_pretrained", False
-    ):  # relative to the pretrained features of the batch: as at the last look
+    if getattr(setup.step.penalty, "needs_pretrained", False):  # relative to those of the batch, as at the last look
         if row.get("trace_ratio"):
             progress.variance_0 = report.variance / row["trace_ratio"]
         variance_0 = progress.variance_0

@@ -31,6 +31,15 @@ class CkaRbf:
         return {**entry(value, len(before)), "bandwidth": self.bandwidth}, error
 
 
+def _rsa(predictions: Predictions, **how: Any) -> tuple[dict[str, Any], float | None]:
+    """An entry of `functional.rsa`, and its standard error."""
+    from riftcli.functional import rsa
+
+    before, after = pair(predictions, MANY)
+    value, error = rsa.rsa_with_error(before, after, **how)
+    return entry(value, len(before)), error
+
+
 @dataclass(frozen=True)
 class Rsa:
     """Pearson correlation of cosine dissimilarities (DiVE App. D); features are not centred."""
@@ -46,11 +55,7 @@ class Rsa:
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the pairs."""
-        from riftcli.functional import rsa
-
-        before, after = pair(predictions, self.at_most)
-        value, error = rsa.rsa_with_error(before, after)
-        return entry(value, len(before)), error
+        return _rsa(predictions)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,7 @@ class RsaSpearman:
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the pairs."""
-        from riftcli.functional import rsa
-
-        before, after = pair(predictions, self.at_most)
-        value, error = rsa.rsa_with_error(before, after, rank=True)
-        return entry(value, len(before)), error
+        return _rsa(predictions, rank=True)
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,7 @@ class RsaEuclid:
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the pairs."""
-        from riftcli.functional import rsa
-
-        before, after = pair(predictions, self.at_most)
-        value, error = rsa.rsa_with_error(before, after, distance="euclid")
-        return entry(value, len(before)), error
+        return _rsa(predictions, distance="euclid")
 
 
 @dataclass(frozen=True)
