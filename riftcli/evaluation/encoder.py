@@ -20,6 +20,7 @@ from riftcli.evaluation.candidates import LoadedModel
 from riftcli.evaluation.feature_cache import FeatureCache
 from riftcli.evaluation.features import FeatureTable, View
 from riftcli.models.image_text import TextTower, encode_texts
+from riftcli.models.sharding import is_sharded
 from riftcli.recipe import Recipe
 from riftcli.recipe.image_sections import InputSection
 
@@ -69,7 +70,7 @@ class Encoder:
                     model, split, preprocessing, self.device, size, workers, bar.advance, view, self.kept, bf16
                 )
 
-        if not self._keeps:
+        if not self._keeps or is_sharded(model):  # of which no rank has the weights that a key names
             return compute()
         path = None
         if self.cache is not None:

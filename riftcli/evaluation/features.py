@@ -13,6 +13,7 @@ from riftcli import dist, signals
 from riftcli.data.loader import Batch, KeptBatches, Workers, eval_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing
+from riftcli.models.sharding import is_sharded
 from riftcli.protocols import Output
 
 
@@ -51,14 +52,14 @@ def encode(
     """
     model.eval()
     positions, features, logits = [], [], []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images, _, index in batches:
-            if signals.received() is not None:
-                break
+    sharded = is_sharded(model)  # what is gathered under inference_mode could not enter a graph later
+    rounds = _together(batches, preprocessing.input_size) if sharded else _until_stopped(batches)
+    with torch.no_grad() if sharded else torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for images, _, index in rounds:
             output: Output = model(preprocessing.normalise(images.to(device, non_blocking=True)))
             positions.append(index)
-            features.append(output.features.float().cpu())
-            logits.append(output.logits.float().cpu())
+            features.append(output.features[: len(index)].float().cpu())
+            logits.append(output.logits[: len(index)].float().cpu())
             tick(len(index))
     widths = (features[0].shape[1], logits[0].shape[1]) if positions else None
     shares = dist.gather_objects((widths, signals.received() is not None))
@@ -76,6 +77,27 @@ def encode(
     back[order] = torch.arange(count)
     # indexing copies: tensors made under inference_mode cannot enter a graph later
     return FeatureTable(table[back], scores[back])
+
+
+def _until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if signals.received() is not None:
+            return
+        yield batch
+
+
+def _together(batches: Iterator[Batch], shape: tuple[int, ...]) -> Iterator[Batch]:
+    """The same number of batches on every rank, as a network that is shared out needs: a rank that has none left gets an image
+    without a position, whose row is dropped. All end together where one is told to stop.
+    """
+    nothing = torch.empty(0, dtype=torch.long)
+    while True:
+        batch = next(batches, None)
+        stop = signals.received() is not None
+        more, stops = dist.sum_over_ranks(torch.tensor([float(batch is not None), float(stop)])).tolist()
+        if stops or not more:
+            return
+        yield batch or (torch.zeros(1, *shape, dtype=torch.uint8), nothing, nothing)
 
 
 def encode_split(

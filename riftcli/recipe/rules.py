@@ -60,6 +60,14 @@ def _training(parts: dict[str, Any]) -> Iterator[Broken]:
             ("train", "micro_batch_size"),
             f"{train.micro_batch_size} does not divide train.batch_size {train.batch_size}",
         )
+    if train and train.shard_frozen:
+        key = ("train", "shard_frozen")
+        if parts["adapter"] and not getattr(parts["adapter"], "leaves_base", False):
+            yield key, "only adapter.name lora (without dora) leaves the backbone's weights alone, so that they can be shared out"
+        if train.start_from:
+            yield key, "cannot be used with train.start_from; begin with its backbone alone: model.name local-dir:FOLDER"
+        if train.compile is True:
+            yield ("train", "compile"), "cannot be used with train.shard_frozen; leave it at auto"
     if reading and reading.cache_short_side and not reading.cache:
         yield ("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in"
 

@@ -47,6 +47,11 @@ class TrainSection(Section):
     batch_size: int = Field(128, gt=1, description="global: over all ranks and accumulated micro-batches")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
     grad_checkpointing: bool = Field(False, description="recompute the blocks in backward: less memory, a third more time")
+    shard_frozen: bool = Field(
+        False,
+        description="with adapter lora and several ranks: each holds a part of every frozen block (FSDP2), for backbones that do "
+        "not fit one GPU; the result is the same",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
     head_init: Literal["linear_probe", "zeros", "normal", "zero_shot"] = Field(
         "linear_probe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from riftcli import dist
@@ -10,6 +9,7 @@ from riftcli.files import write_text
 from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
+from riftcli.models.sharding import is_sharded, load_whole, take_out_updates
 from riftcli.models.surgery import merge
 from riftcli.models.weights import check_outputs, check_saved, model_folder, outputs, read_config, save_folder, saved_state
 from riftcli.training.state import TrainState
@@ -21,13 +21,15 @@ def keep_model(state: TrainState, epoch: int) -> None:
     The first time it is waited for, and what was written is read back and compared: what is wrong then is wrong at the end of
     the run too, where that is done once more.
     """
+    network, recipe = state.setup.network, state.setup.recipe
     if state.folder is None:
+        if is_sharded(network.vit):
+            network.on_cpu(recipe.adapter)  # rank 0 asks for our part
         return
-    network, recipe, place = state.setup.network, state.setup.recipe, state.folder.path
     if network.head is not None:
         network.head.refresh()
     state.writer.wait("model")
-    vit, first = copy.deepcopy(network.vit).cpu(), state.expected is None
+    place, vit, first = state.folder.path, network.on_cpu(recipe.adapter), state.expected is None
     kind, spec = recipe.adapter.saved, recipe.resolved["adapter"]
 
     def write() -> None:
@@ -49,8 +51,10 @@ def keep_model(state: TrainState, epoch: int) -> None:
         check_kept(state)
 
 
-def check_kept(state: TrainState) -> None:
-    """Raise StorageError where the folder of weights gives other outputs than the network that was kept."""
+def check_kept(state: TrainState, vit: Any = None) -> None:
+    """Raise StorageError where the folder of weights gives other outputs than the network that was kept. vit: in place of the
+    network in memory, where that is in parts.
+    """
     state.writer.wait("model")
     if state.folder is None:
         return
@@ -58,7 +62,7 @@ def check_kept(state: TrainState) -> None:
     of_checkpoint = read_config(folder)["rift"]["epoch"] == state.progress.best_epoch
     # kept before an interruption, or after the last checkpoint before it: what is in memory now has been read from there
     if state.expected is None or not of_checkpoint:
-        check_saved(folder, network.vit, network.preprocessing.input_size)
+        check_saved(folder, vit or network.vit, network.preprocessing.input_size)
     else:
         check_outputs(folder, state.expected, network.preprocessing.input_size)
 
@@ -70,6 +74,8 @@ def load_kept(state: TrainState) -> int | None:
     """
     state.writer.wait()
     vit, epoch = state.setup.network.vit, None
+    if is_sharded(vit):
+        return _load_kept_parts(state)
     if state.setup.recipe.adapter.saved == "merged":
         merge(vit)
     if state.folder:
@@ -77,4 +83,15 @@ def load_kept(state: TrainState) -> int | None:
         epoch = read_config(state.folder.path / "model")["rift"]["epoch"]
         check_kept(state)
     dist.broadcast_tensors(list(vit.state_dict().values()))
+    return epoch
+
+
+def _load_kept_parts(state: TrainState) -> int | None:
+    """`load_kept` of a network that is shared out."""
+    network, epoch, saved = state.setup.network, None, None
+    if state.folder:
+        saved, epoch = saved_state(state.folder.path / "model"), read_config(state.folder.path / "model")["rift"]["epoch"]
+    take_out_updates(network.vit)
+    load_whole(network.vit, saved)
+    check_kept(state, network.on_cpu(None))
     return epoch

@@ -10,6 +10,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.classes import class_counts
 from riftcli.data.reading import print_ignored
+from riftcli.models.sharding import held_bytes, is_sharded
 from riftcli.recipe import Recipe
 from riftcli.training.data import RunData
 
@@ -56,6 +57,11 @@ def print_model(recipe: Recipe, vit: Any, console: Console) -> None:
         f"model: {recipe.model.name}, {sum(p.numel() for p in vit.parameters()):,} parameters, {trainable:,} trainable; "
         f"{recipe.component_name('adapter')} + {recipe.component_name('regularizer')}"
     )
+    if is_sharded(vit):
+        held, whole = held_bytes(vit)
+        console.line(
+            f"frozen blocks: shared out over {dist.world_size()} ranks, {held / 1e6:.1f} of {whole / 1e6:.1f} MB on each"
+        )
 
 
 def print_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
 from riftcli.models.loading import check_values
+from riftcli.models.sharding import is_sharded, outline, own_state, sharded_names, share_out, whole_copy
 from riftcli.models.weights import model_folder, read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
@@ -30,18 +32,36 @@ from riftcli.training.texts import task_texts
 class Network:
     """vit: the timm model, changed in place by head and adapter; classifier: the same with one forward for both outputs.
 
-    head: where the classifier is made of texts for as long as the run goes.
+    head: where the classifier is made of texts for as long as the run goes. outline: of a backbone that is shared out, its layers
+    as they were built, without weights.
     """
 
     vit: Any
     classifier: Classifier
     preprocessing: Preprocessing
     head: ZeroShotHead | None = None
+    outline: Any | None = None
+
+    def on_cpu(self, adapter: Any | None) -> Any:
+        """A copy of the network on the CPU. Of one that is shared out it is collective, and None but on rank 0.
+
+        adapter: whose layers the network has at present.
+        """
+        if self.outline is None:
+            return copy.deepcopy(self.vit).cpu()
+        like = copy.deepcopy(self.outline)
+        reset_head(like, self.vit.num_classes, seed=0)
+        if adapter is not None:
+            with torch.random.fork_rng(devices=[]):
+                adapter.prepare(like)
+        return whole_copy(self.vit, like)
 
 
 def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Network:
     """The backbone, still without a head; raise UsageError for batch normalisation where a step sees several batches."""
-    vit: Any = Backbone(**recipe.model.model_dump()).build().to(device)
+    vit: Any = Backbone(**recipe.model.model_dump()).build()
+    if not shares_out(recipe):
+        vit.to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct, recipe.input.evaluation_resize)
     several = dist.world_size() > 1 or accumulation > 1
@@ -53,6 +73,20 @@ def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Ne
     trains = recipe.adapter.trains_backbone
     depths = getattr(recipe.regularizer, "layers", 0) if trains else 0
     return Network(vit, Classifier(vit, frozen_backbone=not trains, depths=depths), preprocessing)
+
+
+def shares_out(recipe: Recipe) -> bool:
+    """Whether ranks hold parts of the backbone: one alone holds all of it."""
+    return recipe.train.shard_frozen and dist.world_size() > 1
+
+
+def shared_out(recipe: Recipe, network: Network, device: torch.device) -> Network:
+    """The same network, its frozen backbone shared out over ranks where the recipe wants that. Collective."""
+    if not shares_out(recipe):
+        return network
+    known = outline(network.vit)
+    share_out(network.vit, device)
+    return replace(network, outline=known)
 
 
 def start_head(
@@ -141,7 +175,7 @@ def apply_adapter(recipe: Recipe, network: Network, reads_texts: bool = False, p
     recipe.adapter.prepare(vit)
     _freeze_towers(recipe, vit, reads_texts, penalty)
     vit.to(device)
-    dist.broadcast_tensors(list(vit.state_dict().values()))  # inserted factors start at random, and from the same bits
+    dist.broadcast_tensors(list(own_state(vit).values()))  # inserted factors start at random, and from the same bits
     if recipe.train.grad_checkpointing:
         vit.set_grad_checkpointing(True)
         if reads_texts:
@@ -170,6 +204,9 @@ def trained_module(network: Network, cached: bool, compiling: bool = False) -> n
         known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # which older versions have
         options: dict[str, Any] = {name: False}
+        if is_sharded(network.vit):
+            wrapper: Any = nn.parallel.DistributedDataParallel
+            wrapper._set_params_and_buffers_to_ignore_for_model(module, sharded_names(module))
         module = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
     return module
 

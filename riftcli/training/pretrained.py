@@ -16,6 +16,7 @@ from riftcli.functional.precision import at_least_fp32
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, Depths, frozen_copy
 from riftcli.models.image_text import TextTower, text_tower
+from riftcli.models.sharding import as_pretrained, is_sharded
 from riftcli.protocols import Pairs
 from riftcli.recipe import Recipe
 from riftcli.training.compiling import compiled, compiles
@@ -121,6 +122,8 @@ class Pretrained:
             names = [f"view {view.number + 1} of {augment.views}, with the pretrained model" for view in views]
             table = torch.cat([self._encode(model, split, name, view) for name, view in zip(names, views, strict=True)])
             return lambda index, images: _sent(table[index], device)
+        if is_sharded(self._vit):
+            return self._of_itself(model, preprocessing, device, bf16)
         copied = frozen_copy(self._vit)
         teacher: Any = Depths(copied, depths) if depths else Classifier(copied)
         if compiles(recipe.train.compile, device):
@@ -129,6 +132,17 @@ class Pretrained:
         def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return teacher(preprocessing.normalise(images)).features.float()
+
+        return forward
+
+    def _of_itself(
+        self, model: nn.Module, preprocessing: Preprocessing, device: torch.device, bf16: bool
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """What a frozen copy would give, of a network that is shared out: it is run without its updates."""
+
+        def forward(index: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16), as_pretrained(self._vit):
+                return model(preprocessing.normalise(images)).features.float()
 
         return forward
 

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from riftcli.models.sharding import own_state
 from riftcli.training.checkpoint import Tables, named_tensors
 from riftcli.training.progress import Progress
 from riftcli.training.setup import Setup
@@ -32,7 +33,7 @@ def check_saved_state(setup: Setup, tensors: Tables, plain: dict[str, Any]) -> N
     trace = plain.get("trace_0")
     if trace is not None and not _is(trace, (int, float)):
         raise ValueError(f"trace_0 is {trace!r}")
-    expected: dict[str, dict[str, torch.Tensor]] = {"model": setup.network.vit.state_dict()}
+    expected: dict[str, dict[str, torch.Tensor]] = {"model": own_state(setup.network.vit)}
     expected["penalty"] = step.regularizer.state_dict() if step.regularizer else {}
     if setup.projection:
         expected["projection"] = setup.projection.state_dict()

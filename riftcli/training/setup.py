@@ -22,6 +22,7 @@ from riftcli.evaluation.feature_cache import weights_digest
 from riftcli.evaluation.features import View
 from riftcli.evaluation.scores import predictions
 from riftcli.models.backbone import check_patches
+from riftcli.models.sharding import is_sharded
 from riftcli.protocols import ObjectiveFn, Predictions
 from riftcli.recipe import Recipe
 from riftcli.runs.provenance import environment
@@ -30,7 +31,7 @@ from riftcli.training.compiling import compiles
 from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
 from riftcli.training.mixing import MixedObjective
-from riftcli.training.network import Network, apply_adapter, build_network, start_head, trained_module, use_bf16
+from riftcli.training.network import Network, apply_adapter, build_network, shared_out, start_head, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer, lr_factor, warmup_steps
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.projection import SelectiveProjection
@@ -146,6 +147,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     origin = weights_digest(network.vit) if dist.is_main() else None
     if not accept:
         check_patches(recipe.model.name, recipe.model.image_size, network.vit)
+    network = shared_out(recipe, network, device)
     data = read_pixels(data, recipe, network.preprocessing, console)
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
@@ -262,7 +264,8 @@ def _step(
         on_weights.attach(network.vit)
         if recipe.optim.weight_decay:
             console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
-    compiling = compiles(recipe.train.compile, device) and not texts  # which are of many lengths: a graph for each
+    # texts are of many lengths: a graph for each; blocks that are shared out are gathered between graphs
+    compiling = compiles(recipe.train.compile, device) and not texts and not is_sharded(network.vit)
     module = trained_module(network, cached, compiling)
     optimizer = build_optimizer(
         network.vit,

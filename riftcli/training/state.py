@@ -13,6 +13,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.errors import DataError, DivergedError, ModelError, RiftError, StorageError, UsageError
 from riftcli.models.published import check_published
+from riftcli.models.sharding import is_sharded, own_state
 from riftcli.models.weights import saved_weights
 from riftcli.runs import folder as runs
 from riftcli.runs import provenance
@@ -73,7 +74,7 @@ def save(state: TrainState) -> None:
     state.writer.wait("checkpoint")
     optimizer, packed = checkpoint.pack_optimizer(step.optimizer)
     tensors: checkpoint.Tables = {
-        "model": setup.network.vit.state_dict(),
+        "model": own_state(setup.network.vit),
         "optimizer": optimizer,
         "penalty": step.regularizer.state_dict() if step.regularizer else {},
         **({"projection": setup.projection.state_dict()} if setup.projection else {}),
@@ -199,7 +200,7 @@ def restore(state: TrainState) -> None:
             f"--resume: the run was made with {plain['world_size']} processes and this is {dist.world_size()}; "
             f"use --nproc-per-node {plain['world_size']}, or so many on several machines together"
         )
-    setup.network.vit.load_state_dict(tensors["model"])
+    setup.network.vit.load_state_dict(tensors["model"], strict=not is_sharded(setup.network.vit))
     if step.regularizer:
         step.regularizer.load_state_dict(tensors["penalty"])
     if setup.projection:

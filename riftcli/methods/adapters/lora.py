@@ -47,6 +47,11 @@ class Lora:
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def leaves_base(self) -> bool:
+        """Whether no weight of the backbone is read but by its own layers: then they can be shared out over ranks."""
+        return not self.dora
+
     def prepare(self, vit: torch.nn.Module) -> None:
         """Freeze the backbone and wrap the target layers."""
         from riftcli.models import surgery

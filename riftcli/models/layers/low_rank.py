@@ -25,6 +25,7 @@ class LoraLinear(nn.Module):
         for part in self.lora_A.data.split(rank):
             nn.init.kaiming_uniform_(part, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
+        self.updates = True  # whether they are added
         self.lora_m: nn.ParameterList | None = None
         if dora:
             norms = [base.weight[start:stop].norm(dim=1) for start, stop in rows]
@@ -32,6 +33,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
+        if not self.updates:
+            return self.base(x)
         low = F.linear(self.dropout(x), self.lora_A).split(self.rank, dim=-1)
         if self.lora_m is None:
             y = self.base(x)
