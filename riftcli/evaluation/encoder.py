@@ -62,12 +62,12 @@ class Encoder:
 
         view: an augmentation of the training images instead of the evaluation transform.
         """
-        size, workers, bf16 = self.batch_size, self.workers, self.precision == "bf16"
+        size, workers, precision = self.batch_size, self.workers, self.precision
 
         def compute() -> FeatureTable:
             with self.console.progress(f"encoding {what}", len(split)) as bar:
                 return features.encode_split(
-                    model, split, preprocessing, self.device, size, workers, bar.advance, view, self.kept, bf16
+                    model, split, preprocessing, self.device, size, workers, bar.advance, view, self.kept, precision
                 )
 
         if not self._keeps or is_sharded(model):  # of which no rank has the weights that a key names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +43,19 @@ def encode(
     preprocessing: Preprocessing,
     device: torch.device,
     tick: Callable[[int], None] = lambda n: None,
-    bf16: bool = False,
+    precision: str = "fp32",
 ) -> FeatureTable:
     """Run this rank's batches, then put the rows of all ranks in split order; the same table on every rank.
 
-    `count` is the number of samples of the split: the result has exactly that many rows. fp32 (bf16: autocast), eval mode, no
-    augmentation.
+    `count` is the number of samples of the split: the result has exactly that many rows. Eval mode, no augmentation; precision:
+    fp32 | tf32 | bf16.
     Raises signals.StopRequested on all ranks where any was told to stop and its signals are deferred.
     """
     model.eval()
     positions, features, logits = [], [], []
     sharded = is_sharded(model)  # what is gathered under inference_mode could not enter a graph later
     rounds = _together(batches, preprocessing.input_size) if sharded else _until_stopped(batches)
-    with torch.no_grad() if sharded else torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad() if sharded else torch.inference_mode(), computing(precision, device):
         for images, _, index in rounds:
             output: Output = model(preprocessing.normalise(images.to(device, non_blocking=True)))
             positions.append(index)
@@ -77,6 +78,19 @@ def encode(
     back[order] = torch.arange(count)
     # indexing copies: tensors made under inference_mode cannot enter a graph later
     return FeatureTable(table[back], scores[back])
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """bf16: autocast. tf32: GPUs round the factors of products to 10 bits and add them up in fp32; elsewhere it is fp32."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if precision == "tf32" else before
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        products.fp32_precision = before
 
 
 def _until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -110,7 +124,7 @@ def encode_split(
     tick: Any = lambda n: None,
     view: View | None = None,
     kept: KeptBatches | None = None,
-    bf16: bool = False,
+    precision: str = "fp32",
 ) -> FeatureTable:
     """A split through a model, sharded over ranks; the same table on each. view: augmented as training does; kept: where the
     batches stay for the next time.
@@ -121,4 +135,4 @@ def encode_split(
         return eval_loader(split, transform, batch_size, workers, dist.rank(), dist.world_size(), seed, number)
 
     batches = load() if kept is None or view is not None else kept.of(split, load)
-    return encode(model, batches, len(split), preprocessing, device, tick, bf16)
+    return encode(model, batches, len(split), preprocessing, device, tick, precision)

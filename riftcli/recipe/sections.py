@@ -85,10 +85,10 @@ class EvalSection(Section):
     best: str = Field("acc", description="metric on the validation split that picks the kept weights")
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
     batch_size: int = Field(128, gt=0, description="per rank")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
-        description="of evaluations, for images through whole networks; texts, layers and sharpness stay fp32. bf16 is faster "
-        "where a device has it",
+        description="of evaluations, for images through whole networks; texts, layers and sharpness stay fp32. tf32 (GPUs) and "
+        "bf16 are faster where a device has them",
     )
     knn_k: int = Field(20, gt=0, description="neighbours of the kNN on the retention sets")
     trajectory: bool = Field(False, description="at every evaluation also ECE, and kNN and CKA on the retention sets")

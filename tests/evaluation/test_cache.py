@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -144,6 +145,26 @@ def test_what_a_killed_process_left_goes_too(folder):
     assert [entry.path.name for entry in cache_folder.entries(folder)] == [".rift-1.tmp", "a.safetensors"]
     cache_folder.prune(folder, 0)
     assert [path.name for path in folder.iterdir()] == [".rift-2.tmp"], "somebody may be writing it"
+
+
+def test_tf32_is_for_gpus_alone_and_leaves_no_trace(rift, one_epoch_run, tmp_path):
+    """On a CPU the numbers are those of fp32; what torch computes with afterwards is what it computed with before."""
+    import torch
+
+    from riftcli.evaluation.features import computing
+
+    products, reports = torch.backends.cuda.matmul, {}
+    before = products.fp32_precision
+    with computing("tf32", torch.device("cpu")):
+        assert products.fp32_precision == "tf32"
+    assert products.fp32_precision == before
+    shutil.copytree(one_epoch_run, "r")
+    for precision in ("tf32", "fp32"):
+        code, out, err = rift("eval", "--run", "r", "--set", f"eval.precision={precision}", "--json")
+        assert code == 0, err
+        reports[precision] = json.loads(out)
+        assert reports[precision]["env"]["precision"] == precision
+    assert reports["tf32"]["metrics"] == reports["fp32"]["metrics"]
 
 
 def test_bf16_is_asked_for_told_and_near(rift, tiny_recipe, write_recipe, folder, read_json, tmp_path):
