@@ -96,8 +96,17 @@ def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, s
         sizes, sums, products = zip(*(of_blocks[i] for i in chosen), strict=True)
         n, (a, b), (xx, xy, yy) = sum(sizes), _added(sums), _added(products)
         half = xx - torch.outer(a, a) / n, xy - torch.outer(a, b) / n, yy - torch.outer(b, b) / n
-        values.append(_correlations_of_moments(*half, variance).mean())
+        xx, xy, yy = (moment.float() for moment in half)  # a spread needs no more digits
+        values.append(_mean_correlation(xx, xy, yy, variance))
     return float(torch.stack(values).std())
+
+
+def _mean_correlation(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+    """Mean of the canonical correlations, which are the roots of the eigenvalues of C^T C: found in half the time of C's own."""
+    left, right = (_whitened(m, variance) for m in (xx, yy))
+    c = left.T @ xy @ right
+    small = c.T @ c if c.shape[1] <= c.shape[0] else c @ c.T
+    return torch.linalg.eigvalsh(small).clamp(0, 1).sqrt().mean()
 
 
 def _block(x: torch.Tensor, y: torch.Tensor) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:

@@ -6,6 +6,7 @@ DiVE (App. D) takes 1 - cosine and Pearson.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -82,48 +83,83 @@ def _without_mean(table: torch.Tensor) -> torch.Tensor:
     return table.sub_(table.sum() / (len(table) * (len(table) - 1))).fill_diagonal_(0)
 
 
-Ranked = tuple[torch.Tensor, torch.Tensor]  # ranks of the pairs from 1 (P,), and the places that put them in order (P,)
+BINS = 2**18  # that a million pairs and more are sorted into, instead of one behind the other
+COARSE = 1e-3  # share of the pairs in one bin from which they are sorted after all
 
 
-def _spearman(one: torch.Tensor, other: torch.Tensor) -> tuple[float, tuple[Ranked, Ranked]]:
-    """The correlation of the ranks of what is above the diagonals, and those."""
+@dataclass(frozen=True)
+class Order:
+    """Pairs in the order of a value: their ranks from 1, the mean of their places for equal ones; (P,) fp64.
+
+    places: the order itself, or the bin of every pair.
+    """
+
+    ranks: torch.Tensor
+    places: torch.Tensor
+    binned: bool = False
+
+    def later(self, values: torch.Tensor) -> torch.Tensor:
+        """Of every pair, the sum of the values of those that come later, over the number of pairs; (P,) -> (P,)."""
+        if self.binned:
+            sums = torch.bincount(self.places, values, BINS)
+            return ((sums.sum() - sums.cumsum(0) + sums / 2) / len(values))[self.places]
+        ordered, found = values[self.places], torch.empty_like(values)
+        found[self.places] = (ordered.sum() - ordered.cumsum(0)) / len(values)
+        return found
+
+
+def _spearman(one: torch.Tensor, other: torch.Tensor) -> tuple[float, tuple[Order, Order]]:
+    """The correlation of the ranks of what is above the diagonals, and their order."""
     upper = torch.triu_indices(len(one), len(one), offset=1)
-    found = ranks(one[upper[0], upper[1]]), ranks(other[upper[0], upper[1]])
-    a, b = (own - own.mean() for own, _ in found)
+    found = in_order(one[upper[0], upper[1]]), in_order(other[upper[0], upper[1]])
+    a, b = (order.ranks - order.ranks.mean() for order in found)
     return _value(float(a @ b / (torch.linalg.norm(a) * torch.linalg.norm(b)))), found
 
 
-def _moved_by(one: Ranked, other: Ranked, n: int) -> torch.Tensor:
+def _moved_by(one: Order, other: Order, n: int) -> torch.Tensor:
     """What each of n samples moves the correlation of ranks by, (n,): by its own pairs, and because the ranks of all pairs above
     those move with them.
     """
-    count = len(one[0])
-    u, v = (own / count - 0.5 for own, _ in (one, other))
-    pairs = 12 / count * (u * v + _above(one[1], v) + _above(other[1], u))
+    count = len(one.ranks)
+    u, v = (order.ranks / count - 0.5 for order in (one, other))
+    pairs = 12 / count * (u * v + one.later(v) + other.later(u))
     upper = torch.triu_indices(n, n, offset=1)
     psi = pairs.new_zeros(n).index_add_(0, upper[0], pairs).index_add_(0, upper[1], pairs)
     return psi - psi.mean()
 
 
-def _above(order: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Sum of the values of the pairs that come later in the order, over their number; (P,), (P,) -> (P,)."""
-    ordered, found = values[order], torch.empty_like(values)
-    found[order] = (ordered.sum() - ordered.cumsum(0)) / len(values)
-    return found
+def in_order(values: torch.Tensor) -> Order:
+    """The order of values (P,).
 
-
-def ranks(values: torch.Tensor) -> Ranked:
-    """Rank of each value from 1, the mean of their places for equal ones, and the order; (P,) -> (P,) fp64, (P,)."""
+    More pairs than 262,144 are counted by so many equal steps of the value, and those of one step share their mean rank: a
+    rank is off by less than a thousandth of all, a correlation by less than 1e-6, in a fraction of the time. Not where the values
+    lie so unevenly that a step has more than a thousandth of them.
+    """
+    if len(values) > BINS:
+        by_steps = _by_steps(values)
+        if by_steps is not None:
+            return by_steps
     plain = values.numpy()
     order = np.argsort(plain)
     ordered = plain[order]
     if (ordered[1:] == ordered[:-1]).any():
         from scipy.stats import rankdata
 
-        return torch.from_numpy(rankdata(plain)), torch.from_numpy(order)
+        return Order(torch.from_numpy(rankdata(plain)), torch.from_numpy(order))
     found = np.empty(len(plain))  # without ties this is the same, and takes a third of the time
     found[order] = np.arange(1, len(plain) + 1)
-    return torch.from_numpy(found), torch.from_numpy(order)
+    return Order(torch.from_numpy(found), torch.from_numpy(order))
+
+
+def _by_steps(values: torch.Tensor) -> Order | None:
+    low, high = values.min(), values.max()
+    if not low < high:
+        return None
+    places = (values - low).mul_((BINS - 1) / (high - low)).long()
+    counts = torch.bincount(places, minlength=BINS)
+    if not float(counts.max()) <= COARSE * len(values):
+        return None
+    return Order((counts.cumsum(0) - counts + (counts + 1) / 2).double()[places], places, binned=True)
 
 
 def is_flat(values: torch.Tensor, features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> bool:

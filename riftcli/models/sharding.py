@@ -25,7 +25,7 @@ def outline(vit: nn.Module) -> nn.Module:
     return copy.deepcopy(vit, weights)
 
 
-def share_out(vit: Any, device: torch.device) -> None:
+def shard_backbone(vit: Any, device: torch.device) -> None:
     """Freeze a backbone and shard the weights of its blocks over all ranks, in place; the rest is moved to the device whole.
 
     From then on every forward is collective. What is put into the blocks later (adapters) is not sharded. Sharding follows the
@@ -40,11 +40,11 @@ def share_out(vit: Any, device: torch.device) -> None:
         raise UsageError(f"{where}: {model_name(vit)} has two towers; only a backbone of images can be shared out")
     found = blocks(vit, "lora")
     freeze_backbone(vit)
-    inside = {p for block in found for p in block.parameters()}
+    outside = set(vit.parameters()) - {p for block in found for p in block.parameters()}
     mesh = torch.distributed.init_device_mesh(device.type, (dist.world_size(),))
-    for block in found:  # one after the other: no device holds the whole network
+    for block in found:  # one after the other, and nobody else refers to its weights: no device holds the whole network
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    fully_shard(vit, mesh=mesh, reshard_after_forward=True, ignored_params={p for p in vit.parameters() if p not in inside})
+    fully_shard(vit, mesh=mesh, reshard_after_forward=True, ignored_params=outside)
     for name in ENTRANCES:
         if hasattr(vit, name):
             register_fsdp_forward_method(vit, name)

@@ -64,6 +64,8 @@ def _training(parts: dict[str, Any]) -> Iterator[Broken]:
         key = ("train", "shard_frozen")
         if parts["adapter"] and not getattr(parts["adapter"], "leaves_base", False):
             yield key, "only adapter.name lora (without dora) leaves the backbone's weights alone, so that they can be shared out"
+        if parts["model"] and not parts["model"].pretrained:
+            yield key, "is for pretrained weights, and model.pretrained is false"
         if train.start_from:
             yield key, "cannot be used with train.start_from; begin with its backbone alone: model.name local-dir:FOLDER"
         if train.compile is True:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from riftcli import dist
+from riftcli import dist, heartbeat
 from riftcli.files import write_text
 from riftcli.models.image_text import text_tower
 from riftcli.models.model_card import model_card
 from riftcli.models.peft_format import save_adapter
 from riftcli.models.sharding import is_sharded, load_whole, take_out_updates
 from riftcli.models.surgery import merge
-from riftcli.models.weights import check_outputs, check_saved, model_folder, outputs, read_config, save_folder, saved_state
+from riftcli.models.weights import check_outputs, model_folder, outputs, read_config, save_folder, saved_state
 from riftcli.training.state import TrainState
 
 
@@ -34,6 +34,7 @@ def keep_model(state: TrainState, epoch: int) -> None:
 
     def write() -> None:
         state.expected = outputs(vit, network.preprocessing.input_size)
+        heartbeat.beat("writing the weights")
         if kind != "plain":
             start = recipe.train.start_from  # what the factors are added to
             base = recipe.model.name if start is None else f"local-dir:{model_folder(start)}"
@@ -48,23 +49,26 @@ def keep_model(state: TrainState, epoch: int) -> None:
 
     state.writer.submit("model", write)
     if first:
-        check_kept(state)
+        state.writer.wait("model")
+        assert state.expected is not None
+        check_outputs(place / "model", state.expected, network.preprocessing.input_size)
+        heartbeat.beat("read the weights back")
 
 
-def check_kept(state: TrainState, vit: Any = None) -> None:
-    """Raise StorageError where the folder of weights gives other outputs than the network that was kept. vit: in place of the
-    network in memory, where that is in parts.
+def _check_kept(state: TrainState) -> None:
+    """Raise StorageError where the folder of weights gives other outputs than the network that was kept. Collective where the
+    backbone is shared out.
     """
-    state.writer.wait("model")
-    if state.folder is None:
-        return
-    network, folder = state.setup.network, state.folder.path / "model"
-    of_checkpoint = read_config(folder)["rift"]["epoch"] == state.progress.best_epoch
-    # kept before an interruption, or after the last checkpoint before it: what is in memory now has been read from there
-    if state.expected is None or not of_checkpoint:
-        check_saved(folder, vit or network.vit, network.preprocessing.input_size)
-    else:
-        check_outputs(folder, state.expected, network.preprocessing.input_size)
+    network, size = state.setup.network, state.setup.network.preprocessing.input_size
+    expected = None
+    if state.folder and read_config(state.folder.path / "model")["rift"]["epoch"] == state.progress.best_epoch:
+        expected = state.expected
+    # None: kept before an interruption, or after the last checkpoint before it: what is in memory now has been read from there
+    if dist.broadcast_object(expected is None) and (state.folder or is_sharded(network.vit)):
+        vit = network.on_cpu(None)
+        expected = None if vit is None else outputs(vit, size)
+    if state.folder and expected is not None:
+        check_outputs(state.folder.path / "model", expected, size)
 
 
 def load_kept(state: TrainState) -> int | None:
@@ -73,25 +77,15 @@ def load_kept(state: TrainState) -> int | None:
     Training is over: nothing that was frozen or inserted is needed any more.
     """
     state.writer.wait()
-    vit, epoch = state.setup.network.vit, None
+    vit, folder = state.setup.network.vit, state.folder.path / "model" if state.folder else None
     if is_sharded(vit):
-        return _load_kept_parts(state)
-    if state.setup.recipe.adapter.saved == "merged":
-        merge(vit)
-    if state.folder:
-        vit.load_state_dict(saved_state(state.folder.path / "model"))
-        epoch = read_config(state.folder.path / "model")["rift"]["epoch"]
-        check_kept(state)
-    dist.broadcast_tensors(list(vit.state_dict().values()))
-    return epoch
-
-
-def _load_kept_parts(state: TrainState) -> int | None:
-    """`load_kept` of a network that is shared out."""
-    network, epoch, saved = state.setup.network, None, None
-    if state.folder:
-        saved, epoch = saved_state(state.folder.path / "model"), read_config(state.folder.path / "model")["rift"]["epoch"]
-    take_out_updates(network.vit)
-    load_whole(network.vit, saved)
-    check_kept(state, network.on_cpu(None))
-    return epoch
+        take_out_updates(vit)
+        load_whole(vit, saved_state(folder) if folder else None)
+    else:
+        if state.setup.recipe.adapter.saved == "merged":
+            merge(vit)
+        if folder:
+            vit.load_state_dict(saved_state(folder))
+        dist.broadcast_tensors(list(vit.state_dict().values()))
+    _check_kept(state)
+    return read_config(folder)["rift"]["epoch"] if folder else None

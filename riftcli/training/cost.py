@@ -38,11 +38,11 @@ class StepCost:
     disk_bytes: float
 
 
-def disk_bytes(weights: float, trained: float, averaged: bool = False) -> float:
+def disk_bytes(weights: float, trained: float, averaged: bool = False, sharded: bool = False) -> float:
     """last/ holds two checkpoints of weights, two moments and the weights' running average, and a third while it is written;
-    model/ the weights.
+    model/ the weights. What is frozen and shared out is in no checkpoint.
     """
-    return weights + 3 * (weights + (2 + averaged) * trained)
+    return weights + 3 * ((trained if sharded else weights) + (2 + averaged) * trained)
 
 
 PROCESS = 400e6  # bytes of Python, torch and its buffers, before there is a model
@@ -115,7 +115,8 @@ def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) ->
     seconds = _fastest(step, optimizer, streams, repeats)
     weights = sum(p.numel() * p.element_size() for p in network.vit.parameters())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-    return StepCost(seconds / size, weights, disk_bytes(weights, trained, recipe.train.ema is not None))
+    disk = disk_bytes(weights, trained, recipe.train.ema is not None, recipe.train.shard_frozen)
+    return StepCost(seconds / size, weights, disk)
 
 
 def _teacher(penalty: Any, network: Network) -> Classifier:

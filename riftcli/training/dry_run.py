@@ -35,6 +35,6 @@ def dry_run(recipe: Recipe, device: str) -> None:
     memory = peak_memory_bytes(setup.device)
     if setup.device.type == "cuda":
         memory += 2 * trained  # the optimizer's moments are not there yet
-    disk = disk_bytes(weights, trained, setup.average is not None)
+    disk = disk_bytes(weights, trained, setup.average is not None, recipe.train.shard_frozen)
     print(f"memory: about {memory / 1e9:.2f} GB on {setup.device}; disk: about {disk / 1e6:.0f} MB")
     print(f"steps: {setup.total_steps} ({setup.batches.steps_per_epoch} an epoch); nothing was written")

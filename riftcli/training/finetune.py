@@ -98,7 +98,7 @@ def _finetune(
     with watched(recipe.train.track, folder, recipe.resolved, state.progress.step, console):
         run_loop(state)
 
-    if folder and saved_weights(folder.path / "model") is None:
+    if dist.broadcast_object(folder is not None and saved_weights(folder.path / "model") is None):
         with setup.averaged():
             keep_model(state, state.progress.step // setup.batches.steps_per_epoch)  # no evaluation was usable: the last weights
     report = final_report(state)

@@ -19,7 +19,7 @@ from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
 from riftcli.models.image_text import ZeroShotHead, text_tower, train_towers
 from riftcli.models.loading import check_values
-from riftcli.models.sharding import is_sharded, outline, own_state, sharded_names, share_out, whole_copy
+from riftcli.models.sharding import is_sharded, outline, own_state, shard_backbone, sharded_names, whole_copy
 from riftcli.models.weights import model_folder, read_config, saved_state, saved_weights
 from riftcli.protocols import ObjectiveFn
 from riftcli.recipe import Recipe
@@ -60,7 +60,7 @@ class Network:
 def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Network:
     """The backbone, still without a head; raise UsageError for batch normalisation where a step sees several batches."""
     vit: Any = Backbone(**recipe.model.model_dump()).build()
-    if not shares_out(recipe):
+    if not is_sharding_wanted(recipe):
         vit.to(device)
     dist.broadcast_tensors(list(vit.state_dict().values()))  # from scratch, ranks must start from the same bits
     preprocessing = Preprocessing.of_model(vit, recipe.model.image_size, recipe.model.crop_pct, recipe.input.evaluation_resize)
@@ -75,17 +75,17 @@ def build_network(recipe: Recipe, device: torch.device, accumulation: int) -> Ne
     return Network(vit, Classifier(vit, frozen_backbone=not trains, depths=depths), preprocessing)
 
 
-def shares_out(recipe: Recipe) -> bool:
+def is_sharding_wanted(recipe: Recipe) -> bool:
     """Whether ranks hold parts of the backbone: one alone holds all of it."""
     return recipe.train.shard_frozen and dist.world_size() > 1
 
 
-def shared_out(recipe: Recipe, network: Network, device: torch.device) -> Network:
+def shard_network(recipe: Recipe, network: Network, device: torch.device) -> Network:
     """The same network, its frozen backbone shared out over ranks where the recipe wants that. Collective."""
-    if not shares_out(recipe):
+    if not is_sharding_wanted(recipe):
         return network
     known = outline(network.vit)
-    share_out(network.vit, device)
+    shard_backbone(network.vit, device)
     return replace(network, outline=known)
 
 

@@ -31,7 +31,7 @@ from riftcli.training.compiling import compiles
 from riftcli.training.data import RunData, list_data, read_pixels
 from riftcli.training.describe import print_batch, print_data, print_imbalance, print_model
 from riftcli.training.mixing import MixedObjective
-from riftcli.training.network import Network, apply_adapter, build_network, shared_out, start_head, trained_module, use_bf16
+from riftcli.training.network import Network, apply_adapter, build_network, shard_network, start_head, trained_module, use_bf16
 from riftcli.training.optim import build_optimizer, lr_factor, warmup_steps
 from riftcli.training.pretrained import Pretrained
 from riftcli.training.projection import SelectiveProjection
@@ -147,7 +147,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     origin = weights_digest(network.vit) if dist.is_main() else None
     if not accept:
         check_patches(recipe.model.name, recipe.model.image_size, network.vit)
-    network = shared_out(recipe, network, device)
+    network = shard_network(recipe, network, device)
     data = read_pixels(data, recipe, network.preprocessing, console)
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 

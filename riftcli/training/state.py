@@ -148,9 +148,12 @@ def _check_inputs(state: TrainState) -> None:
 def _load(state: TrainState, folder: runs.RunFolder) -> Any:
     """(tensors, state) of the newest whole checkpoint."""
     _check_inputs(state)
-    tensors, plain = checkpoint.load_newest(
-        folder.path / "last", state.console.warn, lambda t, s: check_saved_state(state.setup, t, s)
-    )
+
+    def check(tensors: checkpoint.Tables, plain: dict[str, Any]) -> None:
+        _check_processes(plain.get("world_size"))  # which some of the tensors depend on
+        check_saved_state(state.setup, tensors, plain)
+
+    tensors, plain = checkpoint.load_newest(folder.path / "last", state.console.warn, check)
     best = plain["progress"].get("best_epoch")
     if best is not None:
         try:
@@ -162,6 +165,14 @@ def _load(state: TrainState, folder: runs.RunFolder) -> Any:
                 f"--resume {folder.path}: the weights of its best epoch ({best}) are not in model/ as they were written: {error}"
             ) from error
     return tensors, plain
+
+
+def _check_processes(count: Any) -> None:
+    if isinstance(count, int) and count != dist.world_size():
+        raise UsageError(
+            f"--resume: the run was made with {count} processes and this is {dist.world_size()}; "
+            f"use --nproc-per-node {count}, or so many on several machines together"
+        )
 
 
 def _on_main(state: TrainState, work: Callable[[runs.RunFolder], Any]) -> Any:
@@ -195,11 +206,6 @@ def restore(state: TrainState) -> None:
     setup, step = state.setup, state.setup.step
     assert step.optimizer is not None
     tensors, plain = _on_main(state, lambda folder: _load(state, folder))
-    if plain["world_size"] != dist.world_size():
-        raise UsageError(
-            f"--resume: the run was made with {plain['world_size']} processes and this is {dist.world_size()}; "
-            f"use --nproc-per-node {plain['world_size']}, or so many on several machines together"
-        )
     setup.network.vit.load_state_dict(tensors["model"], strict=not is_sharded(setup.network.vit))
     if step.regularizer:
         step.regularizer.load_state_dict(tensors["penalty"])

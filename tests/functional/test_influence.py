@@ -122,7 +122,26 @@ def test_svcca_of_many_samples_is_that_of_their_svd(variance, monkeypatch):
 
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 9.0], [1.0, 1.0, 0.0, 5.0, 5.0, 5.0], [2.0]])
 def test_ranks_are_scipy_s(values):
-    assert rsa.ranks(torch.tensor(values, dtype=torch.float64))[0].tolist() == rankdata(values).tolist()
+    assert rsa.in_order(torch.tensor(values, dtype=torch.float64)).ranks.tolist() == rankdata(values).tolist()
+
+
+@pytest.mark.parametrize("outlier", [0.0, 40.0])
+def test_the_ranks_of_many_pairs_come_from_steps_of_the_value(outlier):
+    """300,000 pairs, ties among them; the correlation and its slope as from their sorted order. With one far from all others the
+    steps are too coarse, and they are sorted.
+    """
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(300_000, generator=generator, dtype=torch.float64)
+    u[:500], u[0] = u[500:1000].clone(), outlier * 1e6 or u[0]
+    v = 0.8 * u.clamp(-9, 9) + torch.randn(len(u), generator=generator, dtype=torch.float64)
+    quick, exact = rsa.in_order(u), torch.from_numpy(rankdata(u.numpy()))
+    assert quick.binned == (outlier == 0)
+    assert float((quick.ranks - exact).abs().max()) <= (rsa.COARSE * len(u) / 2 if quick.binned else 0)
+    other = torch.from_numpy(rankdata(v.numpy()))
+    assert np.corrcoef(quick.ranks, other)[0, 1] == pytest.approx(np.corrcoef(exact, other)[0, 1], abs=1e-6)
+    order = u.argsort()
+    later = rsa.Order(exact, order).later(v)
+    torch.testing.assert_close(quick.later(v), later, rtol=0, atol=1e-4 * float(v.abs().mean()))
 
 
 @pytest.mark.parametrize("n", [4, 5, 31])

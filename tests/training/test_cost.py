@@ -34,3 +34,5 @@ def test_a_step_of_every_kind_is_measured(tiny_recipe, write_recipe, changes):
 
 def test_disk_is_counted_as_a_run_writes_it():
     assert disk_bytes(100, 10) == 100 + 3 * (100 + 20)
+    assert disk_bytes(100, 10, averaged=True) == 100 + 3 * (100 + 30)
+    assert disk_bytes(100, 10, sharded=True) == 100 + 3 * (10 + 20)

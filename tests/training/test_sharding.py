@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+WORKER = Path(__file__).parent / "sharding_worker.py"
 VARYING = ("images_per_second",)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_recipe_of) -> Path:
-    """Three folders of one recipe on two ranks: `whole`, `shared` out, and `cut` after its first epoch and resumed.
+    """Folders of one recipe on two ranks: `whole`, `shared` out, and `cut` after its first epoch and resumed; and `never`, whose
+    weights never keep as much as they should.
 
     Features of new crops at every step need the pretrained network there; numbers of images do not divide by two.
     """
-    import yaml
-
     folder, recipe = tmp_path_factory.mktemp("sharding"), tiny_recipe_of()
     recipe |= {"adapter": {"name": "lora", "dropout": 0.1, "targets": ["q", "v", "fc1"]}, "augment": {"crop_min_area": 0.6}}
     recipe["regularizer"] = {"name": "rift", "compare": "features", "q": "fixed"}
@@ -30,22 +31,12 @@ def runs(tmp_path_factory, tiny_recipe_of) -> Path:
     clothes = {"from": "test", "limit": 31}
     recipe["retention"] = [{"format": "demo_fashion", "test": clothes, "train": dict(clothes)}]
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
-    for name, more in (("whole", []), ("shared", ["--set", "train.shard_frozen=true"])):
-        done = finetune(folder, "--recipe", "r.yaml", "--out", name, *more)
-        assert done.returncode == 0, done.stderr
-        assert ("frozen blocks: shared out over 2 ranks, 0.1 of 0.1 MB on each" in done.stderr) == (name == "shared")
-    shutil.copytree(folder / "shared", folder / "cut")
-    shutil.rmtree(folder / "cut/last/step-00000006")
-    status = json.loads((folder / "cut/run.json").read_text())
-    (folder / "cut/run.json").write_text(json.dumps({**status, "status": "running"}))
-    done = finetune(folder, "--resume", "cut")
-    assert done.returncode == 0 and "resuming after step 3 of 6" in done.stderr, done.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(WORKER)], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
     return folder
-
-
-def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "riftcli", "finetune", *arguments, "--nproc-per-node", "2", "--device", "cpu"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def rows(run: Path) -> list[dict]:
@@ -55,6 +46,8 @@ def rows(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["shared", "cut"])
 def test_a_run_that_is_shared_out_is_the_run_to_the_bit(runs, name):
+    line = "frozen blocks: shared out over 2 ranks, 0.1 of 0.1 MB on each"
+    assert [line in (runs / n / "train.log").read_text() for n in ("whole", name)] == [False, True]
     assert len(rows(runs / "whole")) == 9
     assert rows(runs / name) == rows(runs / "whole")
     for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
@@ -75,24 +68,70 @@ def test_a_checkpoint_leaves_out_what_never_changes(runs):
     assert all(torch.equal(whole[key], shared[key]) for key in shared)
 
 
+ONLY_LORA = "train.shard_frozen: only adapter.name lora (without dora) leaves the backbone's weights alone, so that they can be "
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
-        ({"adapter": {"name": "full"}}, "train.shard_frozen: only adapter.name lora (without dora) leaves the backbone's"),
-        ({"adapter": {"name": "lora", "dora": True}}, "train.shard_frozen: only adapter.name lora (without dora) leaves the"),
-        ({"train": {"start_from": "runs/x"}}, "train.shard_frozen: cannot be used with train.start_from"),
-        ({"train": {"compile": True}}, "train.compile: cannot be used with train.shard_frozen"),
+        ({"adapter": {"name": "full"}}, f"{ONLY_LORA}shared out"),
+        ({"adapter": {"name": "lora", "dora": True}}, f"{ONLY_LORA}shared out"),
+        (
+            {"model": {"name": "vit_tiny_patch16_224", "pretrained": False}, "regularizer": {"name": "none"}},
+            "train.shard_frozen: is for pretrained weights, and model.pretrained is false",
+        ),
+        (
+            {"train": {"start_from": "runs/x"}},
+            "train.shard_frozen: cannot be used with train.start_from; begin with its backbone alone: "
+            "model.name local-dir:FOLDER",
+        ),
+        ({"train": {"compile": True}}, "train.compile: cannot be used with train.shard_frozen; leave it at auto"),
     ],
 )
-def test_what_cannot_be_shared_out_is_said_before_anything_starts(rift, tiny_recipe, write_recipe, changes, words):
-    recipe = {**tiny_recipe, "adapter": changes.get("adapter", {"name": "lora"})}
-    recipe["train"] |= {"shard_frozen": True, **changes.get("train", {})}
+def test_what_cannot_be_shared_out_is_said_before_anything_starts(rift, tiny_recipe, write_recipe, changes, message):
+    recipe = {**tiny_recipe, "adapter": {"name": "lora"}, **changes}
+    recipe["train"] = {**tiny_recipe["train"], "shard_frozen": True, **changes.get("train", {})}
     code, _, err = rift("recipes", "validate", write_recipe(recipe))
-    assert code == 2 and words in err
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.endswith(f": {message}"), line
 
 
 def test_one_process_holds_all_of_it(rift, tiny_recipe, write_recipe):
+    """And what comes after a run does not ask for several."""
     tiny_recipe |= {"adapter": {"name": "lora"}}
     tiny_recipe["train"] |= {"epochs": 1, "shard_frozen": True}
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r", "--device", "cpu")
     assert code == 0 and "shared out" not in err
+    code, _, err = rift("wise", "r", "--alphas", "0.5")
+    assert code == 0, err
+
+
+def test_a_run_whose_weights_never_keep_enough_ends_with_the_last(runs, read_json):
+    """No evaluation is usable: after the loop, all ranks gather what rank 0 writes."""
+    assert read_json(runs / "never/metrics.json")["model"]["epoch"] == 2
+    assert not any("(best)" in line for line in (runs / "never/train.log").read_text().splitlines())
+
+
+def test_another_number_of_processes_is_refused_and_nothing_is_set_aside(runs):
+    shutil.copytree(runs / "shared", runs / "fewer")
+    status = json.loads((runs / "fewer/run.json").read_text())
+    (runs / "fewer/run.json").write_text(json.dumps({**status, "status": "running"}))
+    command = [sys.executable, "-m", "riftcli", "finetune", "--resume", "fewer", "--device", "cpu"]
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=120)
+    message = "error: --resume: the run was made with 2 processes and this is 1; use --nproc-per-node 2, or so many on several "
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert sorted(path.name for path in (runs / "fewer/last").iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_two_towers_are_refused(tmp_path):
+    import torch.nn as nn
+
+    from riftcli.errors import UsageError
+    from riftcli.models.sharding import shard_backbone
+
+    vit = nn.Module()
+    vit.text_tower, vit.pretrained_cfg = nn.Linear(2, 2), {"architecture": "two"}
+    with pytest.raises(UsageError) as error:
+        shard_backbone(vit, torch.device("cpu"))
+    assert str(error.value) == "train.shard_frozen: two has two towers; only a backbone of images can be shared out"
