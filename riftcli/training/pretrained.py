@@ -164,4 +164,4 @@ def embedded(model: Classifier, images: torch.Tensor, tokens: torch.Tensor, bf16
 
 def _sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To a device without waiting for it: from memory that it reads by itself."""
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+    return (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)
