@@ -120,6 +120,11 @@ def test_torchvision_reads_its_own_layout_and_names_what_is_missing(tmp_path):
         f"torchvision MNIST in {tmp_path}: Dataset not found. You can use download=True to download it; check data.root, "
         "or --set data.download=true on a machine with a network"
     )
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte.gz").write_bytes(b"packed")
+    assert refused(Torchvision("MNIST", root=str(tmp_path)).load, "test") == (
+        f"{tmp_path}/MNIST/raw: its files are still packed; unpack them there: gunzip --keep *.gz"
+    )
     with pytest.raises(ValueError, match="name: unknown data set \\(did you mean 'CIFAR100'\\?\\)"):
         Torchvision("CIFAR-100")
 
