@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from riftcli.functional.largest import largest
 from riftcli.functional.neighbours import all_equally_near
 
 TABLE = 2**28  # similarities that are held at once: 1 GiB, which a bank of a million samples would pass at the usual chunk
@@ -44,9 +45,9 @@ def nearest(
         if members is not None:
             own = members[start : start + chunk, None]
             table.scatter_(1, own, -torch.inf)
-        top = table.topk(k, dim=1)
-        similarity.append(top.values)
-        index.append(top.indices)
+        values, columns = largest(table, k)
+        similarity.append(values)
+        index.append(columns)
     return Neighbours(torch.cat(similarity), torch.cat(index))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from riftcli.functional.largest import largest
 from riftcli.functional.rounding import is_constant
 from riftcli.functional.rsa import is_flat, rdm
 from riftcli.functional.thinning import thinned
@@ -17,7 +18,7 @@ def neighbours(features: torch.Tensor, k: int, chunk: int = 1024) -> torch.Tenso
         similarity = rows[start : start + chunk] @ rows.T  # (c, N)
         own = torch.arange(similarity.shape[0])
         similarity[own, own + start] = -torch.inf
-        found.append(similarity.topk(k, dim=1).indices)
+        found.append(largest(similarity, k)[1])
     return torch.cat(found)
 
 
