@@ -83,13 +83,15 @@ def effective_rank_debiased(rows: torch.Tensor) -> float | None:
     n = len(rows)
     if n < 4:
         return None
-    gram = centre(rows) @ centre(rows).T
-    squares = gram.diagonal().clone()
-    half = ((squares[:, None] + squares[None]) / 2 - gram).clamp_min_(0).fill_diagonal_(0)
-    disjoint = half.sum() ** 2 - 4 * half.sum(1).square().sum() + 2 * half.square().sum()
-    gram.fill_diagonal_(0)
-    sums = gram.sum(1)
-    squares = gram.square().sum() + sums.sum() ** 2 / ((n - 1) * (n - 2)) - 2 / (n - 2) * sums.square().sum()
+    x = centre(rows)
+    small = x @ x.T if n < x.shape[1] else x.T @ x  # both have the same norm
+    own, products = x.square().sum(1), small.square().sum()  # |a_i|^2 (n,), and the sum of <a_i, a_j>^2 over all i, j
+    # d_ij / 2 = (|a_i|^2 + |a_j|^2) / 2 - <a_i, a_j>, and the products of centred rows with one of them sum to nothing
+    halves = (n * own + own.sum()) / 2
+    squares_of_halves = (n * own.square().sum() + own.sum() ** 2) / 2 + products
+    disjoint = halves.sum() ** 2 - 4 * halves.square().sum() + 2 * squares_of_halves
+    apart = products - own.square().sum()  # i and j differ; what is left of the sum over j is -|a_i|^2
+    squares = apart + own.sum() ** 2 / ((n - 1) * (n - 2)) - 2 / (n - 2) * own.square().sum()
     bottom = float(squares) / (n * (n - 3))
     top = float(disjoint) / (n * (n - 1) * (n - 2) * (n - 3))
     return top / bottom if bottom > 0 else None
