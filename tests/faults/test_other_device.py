@@ -38,10 +38,10 @@ def test_what_a_gpu_would_not_do_is_an_error(device):
     assert there.cpu().mean() == there.mean().item() and there[:, 0].zero_().sum() == 0
 
 
-SOME = {"from": "test", "limit": 31}
+SOME = {"from": "test", "limit": 20}
 RUNS = {
     "full, Q learned": {
-        "train": {"micro_batch_size": 8, "ema": 0.9, "sampler": "balanced", "grad_checkpointing": True},
+        "train": {"micro_batch_size": 8, "ema": 0.9, "sampler": "balanced", "grad_checkpointing": True, "head_init": "zeros"},
         "objective": {"name": "cross_entropy", "class_weights": "balanced"},
         "augment": {"mixup": 0.2, "cutmix": 1.0},
         "regularizer": {"name": "rift", "estimator": "paired", "strength": {"ratio": 0.5}},
@@ -50,6 +50,7 @@ RUNS = {
         "adapter": {"name": "lora", "dora": True},
         "augment": {"flip": 0.5, "views": 1},
         "regularizer": {"name": "rsc", "strength": {"keep": 0.9}},
+        "train": {"head_init": "zeros"},  # fitting it is thousands of small operations, which are slow there
     },
     "two streams": {
         "regularizer": {"name": "ldifs", "layers": 2, "on": "reference"},
@@ -70,7 +71,7 @@ def runs(device, tmp_path_factory, tiny_recipe_of):
         recipe |= {key: value for key, value in changes.items() if key != "train"}
         recipe["train"] |= {"epochs": 1, **changes.get("train", {})}
         recipe["eval"] |= {"trajectory": True}
-        recipe["data"] |= {"allow_overlap": True}
+        recipe["data"] |= {"train": {"from": "train", "limit": 80}, "test": {"from": "test", "limit": 30}, "allow_overlap": True}
         recipe["retention"] = [{"format": "demo_fashion", "test": dict(SOME), "train": dict(SOME)}]
         (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
         finetune(recipes.load(str(folder / "r.yaml"), []), folder / name, device=device.type)
