@@ -89,33 +89,33 @@ def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, s
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randperm(count, generator=generator).tensor_split(BLOCKS)
     x, y = (rows.detach() - rows.detach().mean(0) for rows in (x, y))
-    of_blocks = [_block(x[rows], y[rows]) for rows in blocks]
-    values = []
-    for _ in range(draws):
-        chosen = torch.randperm(BLOCKS, generator=generator)[: BLOCKS // 2].tolist()
-        sizes, sums, products = zip(*(of_blocks[i] for i in chosen), strict=True)
-        n, (a, b), (xx, xy, yy) = sum(sizes), _added(sums), _added(products)
-        half = xx - torch.outer(a, a) / n, xy - torch.outer(a, b) / n, yy - torch.outer(b, b) / n
-        xx, xy, yy = (moment.float() for moment in half)  # a spread needs no more digits
-        values.append(_mean_correlation(xx, xy, yy, variance))
+    sizes = torch.tensor([len(rows) for rows in blocks], dtype=torch.float64)
+    of_blocks = torch.stack([_block(x[rows], y[rows]) for rows in blocks])  # (32, K)
+    chosen = torch.zeros(draws, BLOCKS, dtype=torch.float64)
+    for row in chosen:
+        row[torch.randperm(BLOCKS, generator=generator)[: BLOCKS // 2]] = 1
+    values, d, e = [], x.shape[1], y.shape[1]
+    for some in chosen.split(8):  # halves at a time: those of 30 are half a gigabyte
+        for n, half in zip(some @ sizes, some @ of_blocks, strict=True):
+            a, b, xx, xy, yy = half.split([d, e, d * d, d * e, e * e])
+            halves = (xx.view(d, d) - a.outer(a) / n, xy.view(d, e) - a.outer(b) / n, yy.view(e, e) - b.outer(b) / n)
+            values.append(_mean_correlation([moment.float() for moment in halves], variance))  # a spread needs no more digits
     return float(torch.stack(values).std())
 
 
-def _mean_correlation(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+def _block(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Sums and products of some samples, in fp64 and in a row: those of x, of y, x^T x, x^T y, y^T y."""
+    products = x.T @ x, x.T @ y, y.T @ y
+    return torch.cat([x.double().sum(0), y.double().sum(0), *(product.double().flatten() for product in products)])
+
+
+def _mean_correlation(of_half: list[torch.Tensor], variance: float) -> torch.Tensor:
     """Mean of the canonical correlations, which are the roots of the eigenvalues of C^T C: found in half the time of C's own."""
+    xx, xy, yy = of_half
     left, right = (_whitened(m, variance) for m in (xx, yy))
     c = left.T @ xy @ right
     small = c.T @ c if c.shape[1] <= c.shape[0] else c @ c.T
     return torch.linalg.eigvalsh(small).clamp(0, 1).sqrt().mean()
-
-
-def _block(x: torch.Tensor, y: torch.Tensor) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-    """Number, sums and products of some samples, in fp64."""
-    return len(x), [x.double().sum(0), y.double().sum(0)], [(x.T @ x).double(), (x.T @ y).double(), (y.T @ y).double()]
-
-
-def _added(parts: tuple[list[torch.Tensor], ...]) -> list[torch.Tensor]:
-    return [torch.stack(same).sum(0) for same in zip(*parts, strict=True)]
 
 
 def _correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
