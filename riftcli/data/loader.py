@@ -6,12 +6,14 @@ import itertools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -284,11 +286,20 @@ def _start(loader: DataLoader) -> Iterator[Batch]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _say_unless_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A thread of multiprocessing hands tensors over, and prints a traceback when the rank that just asked for one has ended,
+    which says itself why. Nothing else of a worker comes here.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _leave_the_group(worker: int) -> None:
     """A launcher or scheduler signals the whole process group: the rank saves and ends, and needs its workers until then.
 
     Ignoring the signal instead would make a worker immune to its own parent, which then waits for it forever at exit.
     """
+    sys.excepthook = _say_unless_gone
     os.setpgrp()
     signals.use_defaults()
     while arrived := signal.sigpending() & GROUP_SIGNALS:  # sent to the group between the fork and here: not meant for us

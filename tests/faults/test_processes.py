@@ -249,6 +249,17 @@ def test_a_data_worker_is_lost(how, rift, tiny_recipe, write_recipe, monkeypatch
     assert line.endswith("fewer train.workers need less memory, train.workers=0 has none")
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken"), EOFError()])
+def test_a_worker_says_nothing_of_a_rank_that_has_ended_meanwhile(capsys, error):
+    """The other worker may be handing something over just then; what is wrong with it is said as ever."""
+    from riftcli.data.loader import _say_unless_gone
+
+    _say_unless_gone(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    _say_unless_gone(ValueError, ValueError("of its own"), None)
+    assert "ValueError: of its own" in capsys.readouterr().err
+
+
 # ---- too many
 
 
