@@ -111,17 +111,20 @@ def _block(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _mean_correlation(of_half: list[torch.Tensor], variance: float) -> torch.Tensor:
     """Mean of the canonical correlations, which are the roots of the eigenvalues of C^T C: found in half the time of C's own."""
-    xx, xy, yy = of_half
-    left, right = (_whitened(m, variance) for m in (xx, yy))
-    c = left.T @ xy @ right
+    c = _between_leading(*of_half, variance)
     small = c.T @ c if c.shape[1] <= c.shape[0] else c @ c.T
     return torch.linalg.eigvalsh(small).clamp(0, 1).sqrt().mean()
 
 
 def _correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
     """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
+    return torch.linalg.svdvals(_between_leading(xx, xy, yy, variance)).clamp(0, 1)
+
+
+def _between_leading(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+    """C (k, l), whose singular values are those correlations."""
     left, right = (_whitened(m, variance) for m in (xx, yy))
-    return torch.linalg.svdvals(left.T @ xy @ right).clamp(0, 1)
+    return left.T @ xy @ right
 
 
 def _whitened(m: torch.Tensor, variance: float) -> torch.Tensor:

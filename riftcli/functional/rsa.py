@@ -83,15 +83,15 @@ def _without_mean(table: torch.Tensor) -> torch.Tensor:
     return table.sub_(table.sum() / (len(table) * (len(table) - 1))).fill_diagonal_(0)
 
 
-BINS = 2**18  # that a million pairs and more are sorted into, instead of one behind the other
-COARSE = 1e-3  # share of the pairs in one bin from which they are sorted after all
+BINS = 2**18  # equal steps of the value; more pairs than that are counted by them, instead of sorted
+COARSE = 1e-3  # share of the pairs in one step from which they are sorted after all
 
 
 @dataclass(frozen=True)
 class Order:
     """Pairs in the order of a value: their ranks from 1, the mean of their places for equal ones; (P,) fp64.
 
-    places: the order itself, or the bin of every pair.
+    places: the order itself, or (binned) the step that every pair is in.
     """
 
     ranks: torch.Tensor

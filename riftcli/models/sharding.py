@@ -35,9 +35,8 @@ def shard_backbone(vit: Any, device: torch.device) -> None:
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    where = "train.shard_frozen"
     if text_tower(vit) is not None:
-        raise UsageError(f"{where}: {model_name(vit)} has two towers; only a backbone of images can be shared out")
+        raise UsageError(f"train.shard_frozen: {model_name(vit)} has two towers; only a backbone of images can be shared out")
     found = blocks(vit, "lora")
     freeze_backbone(vit)
     outside = set(vit.parameters()) - {p for block in found for p in block.parameters()}

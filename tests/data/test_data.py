@@ -125,6 +125,8 @@ def test_torchvision_reads_its_own_layout_and_names_what_is_missing(tmp_path):
     assert refused(Torchvision("MNIST", root=str(tmp_path)).load, "test") == (
         f"{tmp_path}/MNIST/raw: its files are still packed; unpack them there: gunzip --keep *.gz"
     )
+    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(b"unpacked beside it: something else is wrong")
+    assert "still packed" not in refused(Torchvision("MNIST", root=str(tmp_path)).load, "test")
     with pytest.raises(ValueError, match="name: unknown data set \\(did you mean 'CIFAR100'\\?\\)"):
         Torchvision("CIFAR-100")
 

@@ -293,4 +293,6 @@ def test_the_estimate_of_memory(tiny_recipe, write_recipe):
     recipe = recipes.load(str(write_recipe(tiny_recipe)))
     weights = sum(p.numel() for p in Backbone(**recipe.model.model_dump()).build().parameters())
     assert process_memory(recipe) == PROCESS + 5 * 4 * weights
+    shared = recipes.load(str(write_recipe({**tiny_recipe, "adapter": {"name": "lora"}})), ["train.shard_frozen=true"])
+    assert process_memory(shared) == PROCESS + 4 * weights
     assert free_memory() is None or free_memory() > 10**7

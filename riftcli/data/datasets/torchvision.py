@@ -79,7 +79,7 @@ class Torchvision:
             source = getattr(datasets, self.name)(self.root, **which, **self.args)
         except (RuntimeError, FileNotFoundError, ValueError, TypeError, OSError) as error:
             packed = Path(self.root).expanduser() / self.name / "raw"
-            if any(packed.glob("*-ubyte.gz")):
+            if any(not path.with_suffix("").exists() for path in packed.glob("*-ubyte.gz")):
                 raise DataError(f"{packed}: its files are still packed; unpack them there: gunzip --keep *.gz") from error
             fetch = ", or --set data.download=true on a machine with a network"
             if self.name in ("StanfordCars", "ImageNet"):
