@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from riftcli.functional.covariance import centre
-from riftcli.functional.influence import moments
+from riftcli.functional.influence import Moments, moments
 from riftcli.functional.rounding import is_constant, noise_level
 
 MANY = 2_000  # samples from which SVCCA is computed from D x D moments: small directions, for which they are too coarse, are cut
@@ -59,7 +59,7 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     if is_constant(x) or is_constant(y):
         return None
     if variance is not None and len(x) > MANY and len(x) > 4 * max(x.shape[1], y.shape[1]):
-        return _correlations_of_moments(*moments(x, y), variance)
+        return _correlations_of_moments(moments(x, y), variance)
     bases = []
     for rows in (x, y):
         left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
@@ -98,8 +98,8 @@ def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, s
     for some in chosen.split(8):  # halves at a time: those of 30 are half a gigabyte
         for n, half in zip(some @ sizes, some @ of_blocks, strict=True):
             a, b, xx, xy, yy = half.split([d, e, d * d, d * e, e * e])
-            halves = (xx.view(d, d) - a.outer(a) / n, xy.view(d, e) - a.outer(b) / n, yy.view(e, e) - b.outer(b) / n)
-            values.append(_mean_correlation([moment.float() for moment in halves], variance))  # a spread needs no more digits
+            own = (xx.view(d, d) - a.outer(a) / n, xy.view(d, e) - a.outer(b) / n, yy.view(e, e) - b.outer(b) / n)
+            values.append(_mean_correlation((own[0].float(), own[1].float(), own[2].float()), variance))
     return float(torch.stack(values).std())
 
 
@@ -109,20 +109,23 @@ def _block(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.cat([x.double().sum(0), y.double().sum(0), *(product.double().flatten() for product in products)])
 
 
-def _mean_correlation(of_half: list[torch.Tensor], variance: float) -> torch.Tensor:
-    """Mean of the canonical correlations, which are the roots of the eigenvalues of C^T C: found in half the time of C's own."""
-    c = _between_leading(*of_half, variance)
+def _mean_correlation(of_half: Moments, variance: float) -> torch.Tensor:
+    """Mean of the canonical correlations, which are the roots of the eigenvalues of C^T C: found in half the time of C's own. In
+    fp32: a spread needs no more digits.
+    """
+    c = _between_leading(of_half, variance)
     small = c.T @ c if c.shape[1] <= c.shape[0] else c @ c.T
     return torch.linalg.eigvalsh(small).clamp(0, 1).sqrt().mean()
 
 
-def _correlations_of_moments(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+def _correlations_of_moments(of_all: Moments, variance: float) -> torch.Tensor:
     """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
-    return torch.linalg.svdvals(_between_leading(xx, xy, yy, variance)).clamp(0, 1)
+    return torch.linalg.svdvals(_between_leading(of_all, variance)).clamp(0, 1)
 
 
-def _between_leading(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, variance: float) -> torch.Tensor:
+def _between_leading(of_rows: Moments, variance: float) -> torch.Tensor:
     """C (k, l), whose singular values are those correlations."""
+    xx, xy, yy = of_rows
     left, right = (_whitened(m, variance) for m in (xx, yy))
     return left.T @ xy @ right
 

@@ -50,8 +50,8 @@ PROCESS = 400e6  # bytes of Python, torch and its buffers, before there is a mod
 
 def process_memory(recipe: Recipe) -> float:
     """Bytes that one process of a run needs at least: weights, their gradients, two moments and the pretrained copy; activations
-    and images come on top. Of a frozen backbone that is shared out it is the weights, as they are read. Counted on a model without
-    storage.
+    and images come on top. Of a frozen backbone that is shared out it is the weights, as they are read. Counted on a model
+    without storage.
     """
     plain = recipe.model.model_copy(update={"pretrained": False, "weights": None})
     if plain.name.startswith(OPEN_CLIP):  # which builds its models nowhere but in memory
