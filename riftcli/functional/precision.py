@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,3 +15,18 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of fp32 in fp32, whatever autocast or TF32 would make of them."""
+    import torch
+
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        products.fp32_precision = before

@@ -8,7 +8,7 @@ from torch import nn
 from riftcli.functional import rift_loss
 from riftcli.functional.covariance import effective_rank
 from riftcli.functional.products import congruence
-from riftcli.functional.rotations import Rotation, SoftRotation
+from riftcli.functional.rotations import CarriedRotation, Rotation, SoftRotation
 
 ONE = 0.5413248546129181  # softplus of it is 1
 
@@ -83,6 +83,8 @@ class Target:
         state = {name: value for name, value in named.items() if value is not None}
         if self.rotation is not None:
             state["rotation"] = self.rotation.weight.detach()
+        if isinstance(self.rotation, CarriedRotation):  # a part of the state: what comes of it depends on where it came from
+            state["inverse"] = self.rotation.inverse
         if self.scale is not None:
             state["alpha"] = self.scale.detach()
         return state
@@ -97,6 +99,8 @@ class Target:
         with torch.no_grad():
             if self.rotation is not None:
                 self.rotation.weight.copy_(state["rotation"])
+            if isinstance(self.rotation, CarriedRotation):
+                self.rotation.inverse.copy_(state["inverse"])
             if self.scale is not None:
                 self.scale.copy_(state["alpha"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from riftcli.functional import carried_inverse
 from riftcli.functional.precision import at_least_fp32
 from riftcli.functional.products import gram
 
@@ -78,6 +79,37 @@ class CayleyRotation(Rotation):
         with torch.autocast(self.weight.device.type, enabled=False):
             plus, minus = self._sides()
             return torch.linalg.solve_ex(plus, minus @ rows.T).result.T
+
+
+class CarriedRotation(CayleyRotation):
+    """The same Q without a solve at every step: the inverse of I + K is carried along (functional/carried_inverse.py).
+
+    Whoever moves the weight calls `follow` then. `error` () says how well that went, and `solve` makes up for it.
+    """
+
+    inverse: torch.Tensor  # (D, D)
+    error: torch.Tensor  # ()
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("inverse", torch.eye(dim))
+        self.register_buffer("error", torch.zeros(()))
+
+    def follow(self) -> None:
+        """After the weight has moved."""
+        self.inverse, self.error = carried_inverse.follow(self.weight, self.inverse)
+
+    def solve(self) -> None:
+        """The inverse for the present weight, from nothing."""
+        self.inverse, self.error = carried_inverse.inverse_of(self.weight), torch.zeros_like(self.error)
+
+    def matrix(self) -> torch.Tensor:
+        """Q; (D, D)."""
+        return self.rotate(torch.eye(self.dim, dtype=self.weight.dtype, device=self.weight.device)).T
+
+    def rotate(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows @ Q^T; (n, D) -> (n, D)."""
+        return carried_inverse.rotated(rows.to(self.weight.dtype), self.weight, self.inverse)
 
 
 class ButterflyRotation(Rotation):

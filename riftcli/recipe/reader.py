@@ -95,6 +95,7 @@ OLDER = {
     "data.follow_links": "true",
     "input.resize": "pil",
     "train.compile": "false",
+    "regularizer.solver": "solve",
     "train.diagnose_every_steps": "1",
 }
 

@@ -68,8 +68,12 @@ def _training(parts: dict[str, Any]) -> Iterator[Broken]:
             yield key, "is for pretrained weights, and model.pretrained is false"
         if train.start_from:
             yield key, "cannot be used with train.start_from; begin with its backbone alone: model.name local-dir:FOLDER"
-        if train.compile is True:
+        if train.compile in (True, "graphs"):
             yield ("train", "compile"), "cannot be used with train.shard_frozen; leave it at auto"
+    if train and train.compile == "graphs":
+        several = "train.micro_batch_size" if train.micro_batch_size else "regularizer.on reference"
+        if train.micro_batch_size or getattr(parts["regularizer"], "on", "task") == "reference":
+            yield ("train", "compile"), f"graphs are for steps of one pass, and {several} makes several; use true"
     if reading and reading.cache_short_side and not reading.cache:
         yield ("input", "cache_short_side"), "has no effect without input.cache, the folder to keep images in"
 

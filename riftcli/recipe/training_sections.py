@@ -62,10 +62,11 @@ class TrainSection(Section):
         description="a finished run whose weights, head included, this one begins with; what is kept is measured against the "
         "pretrained model all the same",
     )
-    compile: bool | Literal["auto"] = Field(
+    compile: bool | Literal["auto", "graphs"] = Field(
         "auto",
         description="compile the network that trains, and the pretrained one beside it (torch.compile), where no texts are read: "
-        "a minute at the start, for faster steps; auto: on GPUs, where there is a C compiler",
+        "a minute at the start, for faster steps; auto: on GPUs, where there is a C compiler; graphs: also replay the kernels of "
+        "the network that trains as CUDA graphs, for small batches a rank",
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of order, augmentation, dropout and new weights; not of the splits")
     sampler: Literal["shuffle", "balanced"] = Field(

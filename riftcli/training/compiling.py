@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from riftcli.errors import EnvironmentError
+from riftcli.protocols import Output
 
 
 def compiles(setting: bool | str, device: torch.device) -> bool:
@@ -38,11 +40,30 @@ def _has_compiler(variable: str, *names: str) -> bool:
     return any(map(shutil.which, own or names))
 
 
-def compiled(module: Any) -> Any:
+def compiled(module: Any, graphs: bool = False) -> Any:
     """The module, compiled whole for the shapes that come. Random numbers are those that it draws uncompiled, so that drop path
     hits the same samples, a resumed run too.
+
+    graphs: its kernels are recorded once, forward and backward, and replayed by one call each (CUDA graphs), which pays where
+    the host takes longer to start them than the device to compute them: in small batches. Elsewhere than on GPUs, the same
+    without.
     """
     import torch._inductor.config
 
     torch._inductor.config.fallback_random = True
-    return torch.compile(module, dynamic=False)
+    if not graphs:
+        return torch.compile(module, dynamic=False)
+    return Replayed(torch.compile(module, dynamic=False, options={"triton.cudagraphs": True}))
+
+
+class Replayed(nn.Module):
+    """What replays its kernels writes over its outputs of the last time, so that callers get copies."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> Output:
+        """As the module's."""
+        torch.compiler.cudagraph_mark_step_begin()
+        return Output._make(None if part is None else part.clone() for part in self.module(*inputs))

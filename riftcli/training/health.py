@@ -10,6 +10,7 @@ import torch
 from riftcli import dist, signals
 from riftcli.errors import DivergedError
 from riftcli.files import write_json
+from riftcli.functional.carried_inverse import unsafe
 from riftcli.recipe import Recipe
 from riftcli.training.state import TrainState
 from riftcli.training.step import StepResult
@@ -23,6 +24,7 @@ PATIENCE = 3  # logged steps
 class StepReport:
     """What a step came to, and what is to be done after it; the same on every rank."""
 
+    repeat: bool  # Q has moved further than its inverse could be carried: nothing is to be used of this step
     stop: bool  # a signal came, or the time is up
     save: bool  # launch.save_every_minutes have passed
     task_loss: float  # mean over the global batch
@@ -36,7 +38,7 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
 
     One small exchange, and one wait for the device, per step serves this and what it returns.
     """
-    health = result.task_loss + result.penalty_loss + grad_norm
+    health, carried = result.task_loss + result.penalty_loss + grad_norm, state.setup.step.carried
     for parameter in state.setup.step.penalty_parameters():
         if parameter.grad is not None:
             health = health + parameter.grad.sum()
@@ -45,13 +47,14 @@ def check_health(state: TrainState, result: StepResult, grad_norm: torch.Tensor,
     orders = torch.stack([sick.new_full((), float(order), dtype=torch.float32) for order in (stop, state.save_is_due())])
     features = result.features
     variance = features.var(0).sum() if len(features) > 1 else features.new_zeros(())
-    own = torch.stack([sick.float(), result.task_loss.float(), variance.float()])
+    doubtful = torch.zeros_like(sick) if carried is None else unsafe(carried.error)
+    own = torch.stack([sick.float(), doubtful.float(), result.task_loss.float(), variance.float()])
     summed = dist.sum_over_ranks(torch.cat([own, orders]))
     same = torch.stack([result.penalty_loss.float(), grad_norm.float()])
-    any_sick, task, varied, any_stop, any_save, penalty, norm = torch.cat([summed, same]).tolist()
-    if not any_sick:
+    any_sick, repeat, task, varied, any_stop, any_save, penalty, norm = torch.cat([summed, same]).tolist()
+    if repeat or not any_sick:
         count = dist.world_size()
-        return StepReport(bool(any_stop), bool(any_save), task / count, penalty, norm, varied / count)
+        return StepReport(bool(repeat), bool(any_stop), bool(any_save), task / count, penalty, norm, varied / count)
     losses = {"task": float(result.task_loss), "penalty": float(result.penalty_loss), "grad_norm": float(grad_norm)}
     train = state.setup.data.splits.train
     ids = [train.ids[i % len(train)] for i in index.tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,12 +16,13 @@ from riftcli.console import Bar, Stopwatch
 from riftcli.data.loader import Batch
 from riftcli.errors import StorageError, Terminated
 from riftcli.evaluation.scores import score
+from riftcli.training.ahead import Ahead, Streams
 from riftcli.training.best import keep_model
 from riftcli.training.health import StepReport, check_collapse, check_health
 from riftcli.training.optim import set_lr
 from riftcli.training.progress import Progress
 from riftcli.training.retention import trajectory_row
-from riftcli.training.state import TrainState, save
+from riftcli.training.state import TrainState, random_state, save, set_random_state
 from riftcli.training.step import StepResult
 
 
@@ -103,20 +104,18 @@ def _terminated(state: TrainState) -> Terminated:
 
 def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], beside: Iterator[dict[str, Batch]]) -> None:
     setup, progress, recipe = state.setup, state.progress, state.setup.recipe
-    step, optimizer = setup.step, setup.step.optimizer
+    optimizer = setup.step.optimizer
     assert optimizer is not None
     trainable = [p for p in setup.network.vit.parameters() if p.requires_grad]
     setup.network.classifier.train()
-    clock, seen, noted = Stopwatch(), 0, progress.train_seconds
-    for streams in _awaited(batches, beside, progress):
-        batch = streams["task"]
+    clock, seen, noted, waited = Stopwatch(), 0, progress.train_seconds, progress.data_seconds
+    ahead = Ahead(_streams(batches, beside), setup.device)
+    for streams in ahead:
         factor = setup.rate(progress.step)
         set_lr(optimizer, factor)
-        optimizer.zero_grad(set_to_none=True)
-        result = step(streams, progress.step)
-        grad_norm = nn.utils.clip_grad_norm_(trainable, recipe.optim.clip_grad or math.inf)
-        report = check_health(state, result, grad_norm, batch[2])
+        result, report = _gradients(state, streams, trainable, ahead)
         progress.step += 1
+        progress.data_seconds = waited + ahead.waited
         heartbeat.beat(f"step {progress.step}")
         seen += recipe.train.batch_size
         if progress.step % recipe.train.log_every_steps == 0:  # before the optimizer moves Q: one Q per row
@@ -140,16 +139,33 @@ def _epoch(state: TrainState, bar: Bar, epoch: int, batches: Iterator[Batch], be
     progress.train_seconds = noted + clock.seconds
 
 
-def _awaited(batches: Iterator[Batch], beside: Iterator[dict[str, Batch]], progress: Progress) -> Iterator[dict[str, Batch]]:
-    """The batches of every stream; notes how long they were waited for, as the step before has been."""
+def _gradients(
+    state: TrainState, streams: Streams, trainable: Sequence[nn.Parameter], ahead: Ahead
+) -> tuple[StepResult, StepReport]:
+    """Of one step, looked at before anything moves; once more, with a solve, where the inverse behind Q was not close enough.
+    Before it is waited for, the next batch is read.
+    """
+    step, clip, device = state.setup.step, state.setup.recipe.optim.clip_grad, state.setup.device
+    assert step.optimizer is not None
+    drawn = None if step.carried is None else random_state(device)
     while True:
-        clock = Stopwatch()
-        batch = next(batches, None)
-        streams = None if batch is None else {"task": batch, **next(beside)}
-        progress.data_seconds += clock.seconds
-        if streams is None:
-            return
-        yield streams
+        step.optimizer.zero_grad(set_to_none=True)
+        result = step(streams, state.progress.step)
+        grad_norm = nn.utils.clip_grad_norm_(trainable, clip or math.inf)
+        ahead.fetch()
+        report = check_health(state, result, grad_norm, streams["task"][2])
+        if not report.repeat:
+            step.observe(result)
+            return result, report
+        assert step.carried is not None and drawn is not None
+        step.carried.solve()
+        set_random_state(drawn, device)  # a run that is resumed here has a fresh inverse, and no second try
+
+
+def _streams(batches: Iterator[Batch], beside: Iterator[dict[str, Batch]]) -> Iterator[dict[str, Batch]]:
+    """The batches of every stream."""
+    for batch in batches:
+        yield {"task": batch, **next(beside)}
 
 
 def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> None:
@@ -159,6 +175,8 @@ def _move(state: TrainState, result: StepResult, factor: float, epoch: int) -> N
     if setup.projection:
         setup.projection.before_step()
     setup.step.optimizer.step()
+    if setup.step.carried is not None:
+        setup.step.carried.follow()
     if setup.projection:
         setup.projection.after_step()
     if setup.step.penalty is not None and hasattr(setup.step.penalty, "after_step"):

@@ -195,15 +195,20 @@ def _freeze_towers(recipe: Recipe, vit: Any, reads_texts: bool, penalty: Any) ->
         vit.get_classifier().requires_grad_(False)
 
 
-def trained_module(network: Network, cached: bool, compiling: bool = False) -> nn.Module:
-    """What a step calls: the classifier, or the head alone on precomputed features; wrapped where there are several ranks."""
+def trained_module(
+    network: Network, cached: bool, compiling: bool = False, graphs: bool = False, one_pass: bool = False
+) -> nn.Module:
+    """What a step calls: the classifier, or the head alone on precomputed features; wrapped where there are several ranks.
+
+    one_pass: a step goes through it once, so that ranks exchange the same gradients in the same order every time.
+    """
     module: nn.Module = HeadOnly(network.vit.get_classifier()) if cached else network.classifier
     if compiling and not cached:
-        module = compiled(module)
+        module = compiled(module, graphs)
     if dist.world_size() > 1:
         known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # which older versions have
-        options: dict[str, Any] = {name: False}
+        options: dict[str, Any] = {name: False, "static_graph": one_pass and not is_sharded(network.vit)}
         if is_sharded(network.vit):
             wrapper: Any = nn.parallel.DistributedDataParallel
             wrapper._set_params_and_buffers_to_ignore_for_model(module, sharded_names(module))

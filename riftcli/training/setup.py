@@ -264,15 +264,17 @@ def _step(
         on_weights.attach(network.vit)
         if recipe.optim.weight_decay:
             console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
+    whole = micro * dist.world_size() == recipe.train.batch_size
     # texts are of many lengths: a graph for each; blocks that are shared out are gathered between graphs
     compiling = compiles(recipe.train.compile, device) and not texts and not is_sharded(network.vit)
-    module = trained_module(network, cached, compiling)
+    graphs, one_pass = recipe.train.compile == "graphs", whole and regularization.stream == "task" and not texts
+    module = trained_module(network, cached, compiling, graphs, one_pass)
     optimizer = build_optimizer(
         network.vit,
         penalty.parameters() if penalty else [],
         extra_lr_scale=penalty.lr_scale if penalty else 1.0,
         no_weight_decay=recipe.adapter.no_weight_decay,
-        fused=device.type == "cuda",
+        fused=device.type in ("cuda", "cpu"),
         **recipe.optim.model_dump(exclude={"clip_grad", "selective_projection"}),
     )
     return Step(

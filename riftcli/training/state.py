@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from riftcli import dist
 from riftcli.console import Console
 from riftcli.errors import DataError, DivergedError, ModelError, RiftError, StorageError, UsageError
+from riftcli.functional.carried_inverse import unsafe
 from riftcli.models.published import check_published
 from riftcli.models.sharding import is_sharded, own_state
 from riftcli.models.weights import saved_weights
@@ -57,6 +58,19 @@ class TrainState:
         return str(self.folder.path) if self.folder else "the run folder"
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of this rank's generators, by the kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Inverse of random_state."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
 def save(state: TrainState) -> None:
     """Save the whole state of the loop as it is now; collective, because every rank has its own random state. It is written while
     training goes on: whoever needs it on the disk waits for `state.writer`.
@@ -65,10 +79,7 @@ def save(state: TrainState) -> None:
     assert step.optimizer is not None
     _check_rotation(state)
     state.saved = time.monotonic()
-    own = {"cpu": torch.get_rng_state()}
-    if setup.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(setup.device)
-    states = dist.gather_objects(own)
+    states = dist.gather_objects(random_state(setup.device))
     if state.folder is None:
         return
     state.writer.wait("checkpoint")
@@ -107,6 +118,9 @@ def _check_rotation(state: TrainState) -> None:
     rotation = getattr(state.setup.step.penalty, "rotation", None)
     if rotation is None or rotation.constraint() is not None:  # none, or one that may stray as far as its constraint lets it
         return
+    carried = state.setup.step.carried
+    if carried is not None and bool(unsafe(carried.error)):  # as the next step would; what is saved must be finite
+        carried.solve()
     error = float(rotation.orthogonality_error())
     if not error <= Q_LOST:
         raise DivergedError(
@@ -214,9 +228,7 @@ def restore(state: TrainState) -> None:
     if setup.average:
         setup.average.load_state_dict(tensors["average"])
     checkpoint.unpack_optimizer(step.optimizer, tensors["optimizer"], plain["optimizer"])
-    torch.set_rng_state(tensors["random"][f"{dist.rank()}/cpu"])
-    if setup.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random"][f"{dist.rank()}/cuda"], setup.device)
+    set_random_state({name: tensors["random"][f"{dist.rank()}/{name}"] for name in random_state(setup.device)}, setup.device)
     state.progress = Progress(**plain["progress"])
     expected = plain.get("expected")
     state.expected = None if expected is None else torch.tensor(expected)

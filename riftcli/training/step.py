@@ -13,6 +13,7 @@ from torch import nn
 from riftcli import dist
 from riftcli.data.loader import Batch, TextBatch
 from riftcli.functional.precision import at_least_fp32
+from riftcli.functional.rotations import CarriedRotation
 from riftcli.protocols import FeaturePenalty, ObjectiveFn, Output, PairObjectiveFn, PairPenalty, Pairs, WeightPenalty
 from riftcli.training.gradient_norms import GradientNorms, gradients_of
 from riftcli.training.micro_batches import MicroBatch, Seen, cut
@@ -67,6 +68,12 @@ class Step:
         return self.penalty if self.penalty is not None else self.weight_penalty
 
     @property
+    def carried(self) -> CarriedRotation | None:
+        """A learned Q that has to be told when its weight has moved."""
+        rotation = getattr(self.penalty, "rotation", None)
+        return rotation if isinstance(rotation, CarriedRotation) else None
+
+    @property
     def pairs_up(self) -> bool:
         """True for an objective of pairs: then the task's loss is not additive over samples."""
         return hasattr(self.objective, "pair_loss")
@@ -112,10 +119,13 @@ class Step:
         result = (self._in_two_passes if two_passes else self._in_one_pass)(chunks, scale, local)
         if self.weight_penalty is not None:
             result.penalty_loss = self.weight_penalty.add_gradient()
+        return result
+
+    def observe(self, result: StepResult) -> None:
+        """For penalties with running averages: once a step, whose gradients are to be used."""
         observe = getattr(self.penalty, "observe", None)
         if observe is not None:
             observe(result.compared, result.pretrained)
-        return result
 
     def _tokens(self, stream: str, streams: Mapping[str, Any]) -> torch.Tensor:
         """The texts that came with a batch; (n, length), or one per class."""

@@ -110,7 +110,7 @@ zzz: 1
         [
             "recipe r.yaml:1: model.image_size: expected a whole number, got true (true/false)",
             "recipe r.yaml:5: regularizer.strenght: unknown key (did you mean 'strength'?)",
-            "  allowed here: strength, compare, normalize, estimator, q, q_lr_scale, rotation, block_size, factors, "
+            "  allowed here: strength, compare, normalize, estimator, q, q_lr_scale, rotation, solver, block_size, factors, "
             "soft_threshold, alpha, mean, ema_decay, on",
             "recipe r.yaml:7: optim.lrr: unknown key (did you mean 'lr'?)",
             "  allowed here: name, lr, weight_decay, layer_decay, betas, momentum, selective_projection, clip_grad",

@@ -105,6 +105,7 @@ def family(name: str, micro_batches: int) -> dict[str, torch.Tensor]:
     )
     task = (images[own], targets[own], torch.arange(BATCH)[own])
     result = step({"task": task, "reference": (others[beside], torch.zeros(2 * share), torch.arange(2 * BATCH)[beside])})
+    step.observe(result)
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     found |= {f"penalty/{i}": p.grad for i, p in enumerate(penalty_.parameters())}
     found |= {f"state/{n}": value for n, value in penalty_.state_dict().items()}

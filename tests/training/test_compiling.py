@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from riftcli.errors import EnvironmentError
 from riftcli.methods.regularizers.l2sp import L2sp
+from riftcli.protocols import Output
 from riftcli.training import compiling
-from riftcli.training.compiling import compiles
+from riftcli.training.compiling import Replayed, compiles
 from riftcli.training.optim import build_optimizer
 
 
@@ -24,12 +25,13 @@ def test_a_compiled_run_ends_in_the_same_place(rift, tiny_recipe, write_recipe, 
     tiny_recipe["regularizer"] = {"name": "rift", "compare": "features", "q": "fixed"}
     tiny_recipe["model"]["drop_path"] = 0.3
     tiny_recipe["train"] |= {"epochs": 2, "batch_size": 32}
-    for name, setting in (("plain", False), ("compiled", True)):
+    for name, setting in (("plain", False), ("compiled", True), ("graphs", "graphs")):
         tiny_recipe["train"]["compile"] = setting
         code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", name)
         assert code == 0, err
-    tensors = [load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "compiled")]
+    tensors = [load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "compiled", "graphs")]
     assert tensors[0].keys() == tensors[1].keys(), "saved under the names of the network itself"
+    assert all(torch.equal(value, tensors[2][name]) for name, value in tensors[1].items()), "graphs are for GPUs, copies for all"
     rows = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("plain", "compiled")
@@ -39,6 +41,31 @@ def test_a_compiled_run_ends_in_the_same_place(rift, tiny_recipe, write_recipe, 
     for name, value in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], value, rtol=0.05, atol=2e-3, msg=name)
     assert losses[0] != losses[1], "it was compiled"
+
+
+def test_outputs_of_replayed_kernels_are_copies(monkeypatch):
+    """A replay writes over the outputs of the last one: both must be told apart, and whoever asks keeps what came first."""
+    kept, told = Output(torch.zeros(2, 3), torch.zeros(2, 4)), []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(float(kept.logits[0, 0])))
+
+    def replay(images):
+        for part in kept[:2]:
+            part += images.sum()
+        return kept
+
+    network = Replayed(replay)
+    first, second = network(torch.ones(1)), network(torch.ones(1))
+    assert told == [0, 1], "before the replay"
+    assert float(first.features.sum()) == 6 and float(second.features.sum()) == 12 and second.layers is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"), [("train.micro_batch_size=16", "micro_batch_size"), ("regularizer.on=reference", "on")]
+)
+def test_graphs_are_refused_where_a_step_has_several_passes(rift, tiny_recipe, write_recipe, setting, why):
+    tiny_recipe["reference"] = {"format": "demo_fashion", "split": {"from": "test", "limit": 64}}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--set", "train.compile=graphs", "--set", setting)
+    assert code == 2 and "train.compile: graphs are for steps of one pass" in err and why in err, err
 
 
 def test_auto_is_for_gpus(monkeypatch):

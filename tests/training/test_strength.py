@@ -183,7 +183,7 @@ def test_keep_needs_validation_images(rift, tiny_recipe, write_recipe):
 def test_a_collapsed_run_stops_with_what_helps(rift, tiny_recipe, write_recipe):
     tiny_recipe["regularizer"] = {"name": "rift", "normalize": "raw", "strength": 0.001}
     tiny_recipe["optim"] = {"lr": 0.3, "weight_decay": 0.0}
-    tiny_recipe["train"] |= {"epochs": 40}
+    tiny_recipe["train"] |= {"epochs": 40, "seed": 1}  # which collapses within ten steps, before roundings matter
     path = write_recipe(tiny_recipe)
     code, _, err = rift("finetune", "--recipe", path, "--out", "r")
     assert code == 7, err

@@ -43,6 +43,8 @@ class Rift:
       | lambda_orthogonal (any matrix, pulled back beyond a threshold).
     block_size: of oft and boft. factors: of boft; null takes as many as the feature dimension allows.
     soft_threshold: of lambda_orthogonal, on ||W W^T - I||_F; null is 12 at width 512, growing with the root of the width.
+    solver: of rotation cayley: solve (LU) | products (the inverse is carried from step to step by Newton-Schulz, and computed
+      anew where Q moved too far; the same Q to 1e-6). auto: products on GPUs, where a solve waits for itself.
     q_lr_scale: learning rate of Q relative to optim.lr. The faster Q follows, the less the term holds.
     alpha: scale of the target (RepSim paper Eq. 9, 11): fixed (1) | learn (a positive scalar) | closed (least squares; then
       nothing holds the variance).
@@ -59,6 +61,7 @@ class Rift:
     q: Literal["learn", "fixed", "spectral", "procrustes"] = "learn"
     q_lr_scale: float = 1.0
     rotation: Literal["cayley", "oft", "boft", "lambda_orthogonal"] = "cayley"
+    solver: Literal["auto", "solve", "products"] = "auto"
     block_size: int = 32
     factors: int | None = None
     soft_threshold: float | None = None
@@ -107,6 +110,8 @@ class Rift:
             raise ValueError("mean: the closed alpha is that of the covariance; with mean use alpha fixed or learn")
         if self.q != "learn" and self.rotation != "cayley":
             raise ValueError(f"rotation: only a learned Q is parametrised; with q {self.q} leave it out")
+        if self.solver == "products" and (self.q, self.rotation) != ("learn", "cayley"):
+            raise ValueError("solver: only a learned q with rotation cayley is solved for; leave it out")
 
     def check(self, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
         """(key, what is wrong) of a recipe with these sections."""
@@ -149,14 +154,16 @@ class Rift:
         """What is compared with: Sigma_0 (D, D) and its mean (D,), or None where every batch brings its own; Q and alpha."""
         from riftcli.functional.rift_target import Target
 
-        rotation = self._rotation(dim) if self.q == "learn" else None
+        device = sigma_0.device if sigma_0 is not None else device
+        rotation = self._rotation(dim, device) if self.q == "learn" else None
         return Target(rotation, sigma_0, mean_0, self.alpha == "learn", device)
 
-    def _rotation(self, dim: int) -> Rotation:
-        from riftcli.functional.rotations import ButterflyRotation, CayleyRotation, SoftRotation, most_factors
+    def _rotation(self, dim: int, device: torch.device | None) -> Rotation:
+        from riftcli.functional.rotations import ButterflyRotation, CarriedRotation, CayleyRotation, SoftRotation, most_factors
 
         if self.rotation == "cayley":
-            return CayleyRotation(dim)
+            auto = "products" if device is not None and device.type == "cuda" else "solve"
+            return CarriedRotation(dim) if (auto if self.solver == "auto" else self.solver) == "products" else CayleyRotation(dim)
         if self.rotation == "lambda_orthogonal":
             return SoftRotation(dim, self.soft_threshold)
         size, most = self.block_size, 0 if dim % self.block_size else most_factors(dim, self.block_size)
