@@ -7,8 +7,6 @@ than D (independent white 768-d features give 0.86 at n = 128); the debiased one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from riftcli.functional.covariance import centre
@@ -59,34 +57,25 @@ def _hsic_unbiased(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     return trace + sums - rows
 
 
-@dataclass
-class _Moments:
-    """Sums over samples that give the unbiased HSIC of linear kernels <a, a'>, <b, b'> in one pass."""
+BLOCK = 96  # columns of X^T X at a time, of which those before them are known already
 
-    cross: torch.Tensor  # sum a b^T, (D, E)
-    a_by_b: torch.Tensor  # sum a |b|^2, (D,)
-    b_by_a: torch.Tensor  # sum b |a|^2, (E,)
-    squares: torch.Tensor  # sum |a|^2 |b|^2, ()
 
-    @classmethod
-    def zeros(cls, d: int, e: int) -> _Moments:
-        zero = torch.zeros
-        f64 = torch.float64
-        return cls(zero(d, e, dtype=f64), zero(d, dtype=f64), zero(e, dtype=f64), zero((), dtype=f64))
+class _Side:
+    """Sums over samples of one side's rows a: what all moments of its linear kernel, and of it with another one, are made of."""
 
-    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        a2, b2 = a.square().sum(1), b.square().sum(1)
-        self.cross += a.T @ b
-        self.a_by_b += a.T @ b2
-        self.b_by_a += b.T @ a2
-        self.squares += a2 @ b2
+    def __init__(self, dim: int) -> None:
+        self.sums = torch.zeros(3, dim, dtype=torch.float64)  # sum of a, of a |x|^2, of a |y|^2
+        self._products = torch.zeros(dim, dim, dtype=torch.float64)  # sum a a^T, on and above the diagonal
 
-    def hsic(self, n: int, sum_a: torch.Tensor, sum_b: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
-        # With K_ij = <a_i, a_j> for i != j and 0 on the diagonal, the row sums are a_i . sum_a - |a_i|^2, hence:
-        trace = self.cross.square().sum() - self.squares
-        rows = sum_a @ self.cross @ sum_b - sum_a @ self.a_by_b - sum_b @ self.b_by_a + self.squares
-        total = (sum_a @ sum_a - a2) * (sum_b @ sum_b - b2)
-        return (trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows) / (n * (n - 3))
+    def add(self, rows: torch.Tensor, beside: torch.Tensor) -> None:
+        self.sums += beside.T @ rows
+        for start in range(0, rows.shape[1], BLOCK):
+            own = rows[:, start : start + BLOCK]
+            self._products[start : start + BLOCK, start:] += own.T @ rows[:, start:]
+
+    def products(self) -> torch.Tensor:
+        """sum a a^T; (D, D)."""
+        return self._products.triu() + self._products.triu(1).T
 
 
 class StreamingCka:
@@ -97,8 +86,13 @@ class StreamingCka:
     """
 
     def __init__(self) -> None:
-        self.n = 0
         self._shift: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._lengths = torch.zeros(3, 3, dtype=torch.float64)  # sums of products of 1, |x|^2, |y|^2
+
+    @property
+    def n(self) -> int:
+        """Rows seen so far."""
+        return int(self._lengths[0, 0])
 
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add paired rows; (k, D), (k, E)."""
@@ -109,46 +103,53 @@ class StreamingCka:
         if x.shape[0] == 0:
             return
         if self._shift is None:
-            d, e = x.shape[1], y.shape[1]
-            self._shift = (x.double().mean(0), y.double().mean(0))
-            self._sum_x, self._sum_y = torch.zeros(d, dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
-            self._x2, self._y2 = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-            self._xy, self._xx, self._yy = _Moments.zeros(d, e), _Moments.zeros(d, d), _Moments.zeros(e, e)
+            self._shift = (x.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64))
+            self._sides = (_Side(x.shape[1]), _Side(y.shape[1]))
+            self._cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
         x, y = x - self._shift[0].to(x.dtype), y - self._shift[1].to(y.dtype)
-        self.n += x.shape[0]
-        self._sum_x += x.sum(0)
-        self._sum_y += y.sum(0)
-        self._x2 += x.square().sum()
-        self._y2 += y.square().sum()
-        self._xy.add(x, y)
-        self._xx.add(x, x)
-        self._yy.add(y, y)
+        lengths = [torch.linalg.vector_norm(rows, dim=1).square() for rows in (x, y)]
+        beside = torch.stack([torch.ones_like(lengths[0]), *lengths], 1)  # (k, 3)
+        self._lengths += beside.double().T @ beside.double()
+        for side, rows in zip(self._sides, (x, y), strict=True):
+            side.add(rows, beside)
+        self._cross += x.T @ y
 
     def biased(self) -> float | None:
         """The papers' value; None when one side is constant or n < 2."""
         if self.n < 2 or self._is_constant():
             return None
-        mean_x, mean_y = self._sum_x / self.n, self._sum_y / self.n
-        xy = self._xy.cross - self.n * torch.outer(mean_x, mean_y)
-        xx = self._xx.cross - self.n * torch.outer(mean_x, mean_x)
-        yy = self._yy.cross - self.n * torch.outer(mean_y, mean_y)
-        return _ratio(xy.square().sum(), xx.square().sum(), yy.square().sum())
+        return _ratio(*(self._centred(i, j).square().sum() for i, j in ((0, 1), (0, 0), (1, 1))))
 
     def debiased(self) -> float | None:
         """The unbiased-HSIC value, possibly slightly negative; None when undefined or n < 4."""
         if self.n < 4 or self._is_constant():
             return None
-        x = (self._sum_x, self._x2)
-        y = (self._sum_y, self._y2)
-        cross = self._xy.hsic(self.n, x[0], y[0], x[1], y[1])
-        own_x = self._xx.hsic(self.n, x[0], x[0], x[1], x[1])
-        own_y = self._yy.hsic(self.n, y[0], y[0], y[1], y[1])
-        return _ratio(cross, own_x, own_y)
+        return _ratio(self._hsic(0, 1), self._hsic(0, 0), self._hsic(1, 1))
+
+    def _products(self, i: int, j: int) -> torch.Tensor:
+        """sum a b^T of two sides; (D, E)."""
+        return self._sides[i].products() if i == j else self._cross
+
+    def _centred(self, i: int, j: int) -> torch.Tensor:
+        sum_a, sum_b = self._sides[i].sums[0], self._sides[j].sums[0]
+        return self._products(i, j) - torch.outer(sum_a, sum_b) / self.n
+
+    def _hsic(self, i: int, j: int) -> torch.Tensor:
+        """HSIC_1 of Song et al. 2012, Eq. 5, of the linear kernels of two sides; ()."""
+        n, cross, (a, b) = self.n, self._products(i, j), (self._sides[i].sums, self._sides[j].sums)
+        sum_a, a_by_b, sum_b, b_by_a = a[0], a[1 + j], b[0], b[1 + i]
+        squares = self._lengths[1 + i, 1 + j]
+        # With K_ij = <a_i, a_j> for i != j and 0 on the diagonal, the row sums are a_i . sum_a - |a_i|^2, hence:
+        trace = cross.square().sum() - squares
+        rows = sum_a @ cross @ sum_b - sum_a @ a_by_b - sum_b @ b_by_a + squares
+        total = (sum_a @ sum_a - self._lengths[0, 1 + i]) * (sum_b @ sum_b - self._lengths[0, 1 + j])
+        return (trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows) / (n * (n - 3))
 
     def _is_constant(self) -> bool:
         """Does one side differ between samples by no more than rounding?"""
         assert self._shift is not None
-        for shift, total, squares in zip(self._shift, (self._sum_x, self._sum_y), (self._x2, self._y2), strict=True):
+        for i, (shift, side) in enumerate(zip(self._shift, self._sides, strict=True)):
+            total, squares = side.sums[0], self._lengths[0, 1 + i]
             raw = squares + 2 * shift @ total + self.n * shift @ shift  # of the rows before the shift
             if not float(squares - total @ total / self.n) > (ROUNDINGS * self._eps) ** 2 * float(raw):
                 return True
