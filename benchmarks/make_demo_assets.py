@@ -3,7 +3,7 @@
     python benchmarks/make_demo_assets.py --run runs/DEMO_PRETRAIN_RUN --data PATH/TO/FASHION
 
 Writes assets/demo_vit (config.json, model.safetensors in fp16, without head) and assets/fashion_mnist_1000.npz (the first
-100 test images of each class).
+100 test images of each class). Without options: assets/digits.npz alone, scikit-learn's digits and which of them are test images.
 """
 
 import argparse
@@ -41,11 +41,25 @@ def images(data: Path) -> None:
     )
 
 
+def digits() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    _, test = train_test_split(np.arange(len(bunch.target)), test_size=500, random_state=0, stratify=bunch.target)
+    chosen = np.zeros(len(bunch.target), dtype=bool)
+    chosen[test] = True
+    arrays = {"images": bunch.images.astype("uint8"), "targets": bunch.target.astype("uint8"), "test": chosen}
+    np.savez_compressed(ASSETS / "digits.npz", **arrays)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     options = parser.parse_args()
     if options.run:
         weights(options.run)
-    images(options.data)
+    if options.data:
+        images(options.data)
+    digits()

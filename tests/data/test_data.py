@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from dataset_copies import pets
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from riftcli.data.classes import class_counts
 from riftcli.data.datasets.csv_table import CsvTable
@@ -55,6 +57,14 @@ def test_digits():
     train, test = Digits().load("train"), Digits().load("test")
     assert (len(train), len(test)) == (1297, 500)
     assert not set(train.ids) & set(test.ids)
+    bunch = load_digits()
+    _, expected = train_test_split(np.arange(len(bunch.target)), test_size=500, random_state=0, stratify=bunch.target)
+    assert test.ids == [f"digits-{i:04d}" for i in sorted(expected)], "as it was when scikit-learn cut it"
+    for split in (train, test):
+        numbers = [int(name.removeprefix("digits-")) for name in split.ids]
+        assert split.targets.dtype == np.int64 and np.array_equal(split.targets, bunch.target[numbers])
+        pixels = np.stack([np.asarray(split.read(i))[:, :, 0] for i in range(len(split))])
+        assert np.array_equal(pixels, (bunch.images[numbers] * (255 / 16)).round())
     image = train.read(0)
     assert (image.size, image.mode) == ((8, 8), "RGB")
     assert np.asarray(image).max() == 239  # 15 of 16 grey levels
