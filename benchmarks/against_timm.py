@@ -1,0 +1,155 @@
+"""A whole training beside one of timm's parts: the same weights, images, augmentation, optimizer, schedule and steps.
+
+python benchmarks/against_timm.py WEIGHTS DATA [--size 98] [--epochs 4] [--batch-size 32] [--workers 1] [--rounds 2]
+
+WEIGHTS: a timm model folder. DATA: class folders below `train/` and `test/` (which is validated after every epoch, and chooses
+nothing here). The other side is the loop that timm's own training script runs, written with its loader, transforms, optimizer and
+scheduler: the script itself is no part of its wheel. Both start with a new head and validate after every epoch; one process with
+one thread, and the data workers. Wall time from the first step, so run it on an idle machine; rounds alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from timm import create_model
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from riftcli import recipe as recipes
+from riftcli.runs.folder import RunFolder
+from riftcli.training.finetune import finetune
+
+LR, DECAY, WARMUP, AREA = 1e-4, 0.05, 0.15, 0.35
+THEIRS = "timm's parts"
+Curve = list[tuple[float, float]]  # seconds since the first step, accuracy on the validated images; after every epoch
+
+
+def theirs(options: argparse.Namespace, classes: int) -> tuple[Curve, float]:
+    """The curve, and images a second while training."""
+    torch.manual_seed(0)
+    name = f"local-dir:{options.weights}"
+    model = create_model(name, pretrained=True, num_classes=classes, img_size=options.size).train()
+    config = resolve_data_config({}, model=model)
+    common = {
+        "input_size": (3, options.size, options.size),
+        "batch_size": options.batch_size,
+        "use_prefetcher": False,  # which is for GPUs
+        "mean": config["mean"],
+        "std": config["std"],
+        "num_workers": options.workers,
+        "pin_memory": False,
+    }
+    splits = {part: create_dataset("", root=options.data / part, split=part) for part in ("train", "test")}
+    augmented = {"scale": (AREA, 1.0), "hflip": 0.5, "color_jitter": None, "interpolation": config["interpolation"]}
+    train = create_loader(splits["train"], is_training=True, persistent_workers=options.workers > 0, **augmented, **common)
+    test = create_loader(
+        splits["test"], is_training=False, crop_pct=1.0, persistent_workers=options.workers > 0, interpolation="bicubic", **common
+    )
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
+    steps = len(train)
+    total = steps * options.epochs
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        "cosine",
+        num_epochs=options.epochs,
+        warmup_epochs=round(WARMUP * total),
+        warmup_lr=LR / round(WARMUP * total),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+        warmup_prefix=True,
+    )
+    loss_of, curve, updates, training = nn.CrossEntropyLoss(), [], 0, 0.0
+    began = time.perf_counter()
+    for _ in range(options.epochs):
+        model.train()
+        start = time.perf_counter()
+        for images, targets in train:
+            optimizer.zero_grad()
+            loss_of(model(images), targets).backward()
+            optimizer.step()
+            updates += 1
+            schedule.step_update(updates)
+        training += time.perf_counter() - start
+        model.eval()
+        with torch.inference_mode():
+            hits = sum(int((model(images).argmax(1) == targets).sum()) for images, targets in test)
+        curve.append((time.perf_counter() - began, hits / len(splits["test"])))
+    return curve, total * options.batch_size / training
+
+
+def ours(options: argparse.Namespace) -> tuple[Curve, float]:
+    """The same of a run as `rift finetune` makes it, with its checkpoints, logs and checks; without its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "data").mkdir()
+        for ours_, theirs_ in (("train", "train"), ("val", "test")):
+            (place / "data" / ours_).symlink_to((options.data / theirs_).resolve())
+        recipe = {
+            "model": {"name": f"local-dir:{options.weights}", "image_size": options.size, "crop_pct": 1.0},
+            "data": {"format": "image_folder", "root": str(place / "data"), "follow_links": True, "test": None},
+            "augment": {"flip": 0.5, "crop_min_area": AREA},
+            "regularizer": {"name": "none"},
+            "optim": {"name": "adamw", "lr": LR, "weight_decay": DECAY},
+            "schedule": {"name": "cosine", "warmup": WARMUP},
+            "train": {
+                "epochs": options.epochs,
+                "batch_size": options.batch_size,
+                "head_init": "normal",
+                "workers": options.workers,
+            },
+            "eval": {"metrics": ["acc"], "best": "acc", "batch_size": options.batch_size},
+        }
+        (place / "r.yaml").write_text(recipes.dump(recipe))
+        marks = []
+        append = RunFolder.append
+
+        def timed(self: RunFolder, row: dict) -> None:
+            append(self, row)
+            if row["kind"] == "eval":  # the first is of before the first step
+                marks.append((time.perf_counter(), row["acc"]))
+
+        RunFolder.append = timed  # type: ignore[method-assign]
+        try:
+            finetune(recipes.load(str(place / "r.yaml"), []), place / "run", device="cpu")
+        finally:
+            RunFolder.append = append  # type: ignore[method-assign]
+        timing = json.loads((place / "run/metrics.json").read_text())["timing"]
+    (began, _), *rest = marks
+    return [(at - began, accuracy) for at, accuracy in rest], timing["images_per_second"]
+
+
+def main(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    classes = len([path for path in (options.data / "train").iterdir() if path.is_dir()])
+    found: dict[str, list[tuple[Curve, float]]] = {THEIRS: [], "riftcli": []}
+    for number in range(options.rounds):
+        sides = {THEIRS: lambda: theirs(options, classes), "riftcli": lambda: ours(options)}
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            curve, speed = sides[name]()
+            found[name].append((curve, speed))
+            shown = ", ".join(f"{accuracy:.3f} after {seconds:.1f} s" for seconds, accuracy in curve)
+            print(f"{name}: {speed:.1f} images/s while training; accuracy {shown}", flush=True)
+    whole = {name: statistics.median(curve[-1][0] for curve, _ in runs) for name, runs in found.items()}
+    speeds = {name: statistics.median(speed for _, speed in runs) for name, runs in found.items()}
+    best = {name: statistics.median(curve[-1][1] for curve, _ in runs) for name, runs in found.items()}
+    print(f"accuracy at the end: riftcli {best['riftcli']:.3f}, timm's parts {best[THEIRS]:.3f}")
+    print(f"images/s, riftcli / timm's parts: {speeds['riftcli'] / speeds[THEIRS]:.3f}, target >= 1")
+    print(f"seconds to the end, validation included, riftcli / timm's parts: {whole['riftcli'] / whole[THEIRS]:.3f}, target <= 1")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path)
+    for name, default in (("size", 98), ("epochs", 4), ("batch-size", 32), ("workers", 1), ("rounds", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    main(parser.parse_args())
