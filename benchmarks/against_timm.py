@@ -28,7 +28,7 @@ from riftcli import recipe as recipes
 from riftcli.runs.folder import RunFolder
 from riftcli.training.finetune import finetune
 
-LR, DECAY, WARMUP, AREA = 1e-4, 0.05, 0.15, 0.35
+LR, DECAY, WARMUP, AREA = 2e-5, 0.05, 0.15, 0.35
 THEIRS = "timm's parts"
 Curve = list[tuple[float, float]]  # seconds since the first step, accuracy on the validated images; after every epoch
 
@@ -61,8 +61,8 @@ def theirs(options: argparse.Namespace, classes: int) -> tuple[Curve, float]:
         optimizer,
         "cosine",
         num_epochs=options.epochs,
-        warmup_epochs=round(WARMUP * total),
-        warmup_lr=LR / round(WARMUP * total),
+        warmup_epochs=WARMUP * options.epochs,
+        warmup_lr=LR / (WARMUP * total),
         step_on_epochs=False,
         updates_per_epoch=steps,
         warmup_prefix=True,
@@ -95,7 +95,13 @@ def ours(options: argparse.Namespace) -> tuple[Curve, float]:
             (place / "data" / ours_).symlink_to((options.data / theirs_).resolve())
         recipe = {
             "model": {"name": f"local-dir:{options.weights}", "image_size": options.size, "crop_pct": 1.0},
-            "data": {"format": "image_folder", "root": str(place / "data"), "follow_links": True, "test": None},
+            "data": {
+                "format": "image_folder",
+                "root": str(place / "data"),
+                "follow_links": True,
+                "val": {"from": "val"},
+                "test": None,
+            },
             "augment": {"flip": 0.5, "crop_min_area": AREA},
             "regularizer": {"name": "none"},
             "optim": {"name": "adamw", "lr": LR, "weight_decay": DECAY},
