@@ -1,4 +1,4 @@
-"""A whole training beside one of timm's parts: the same weights, images, augmentation, optimizer, schedule and steps.
+"""A whole training beside one of timm's parts: the same weights, images, augmentation, steps, kind of schedule.
 
 python benchmarks/against_timm.py WEIGHTS DATA [--size 98] [--epochs 4] [--batch-size 32] [--workers 1] [--rounds 2]
 

@@ -44,7 +44,7 @@ def inverse_of(weight: torch.Tensor) -> torch.Tensor:
     """(I + K)^-1 by LU; (D, D) -> (D, D). Never singular, so no solver is asked whether it was."""
     with full_precision(weight.device), torch.no_grad():
         skew = weight - weight.T
-        return torch.linalg.inv_ex(torch.eye(len(skew), dtype=skew.dtype, device=skew.device) + skew).inverse
+        return torch.linalg.inv_ex(torch.eye(len(skew), dtype=skew.dtype, device=skew.device) + skew).inverse.contiguous()
 
 
 def rotated(rows: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

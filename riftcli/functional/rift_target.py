@@ -99,8 +99,10 @@ class Target:
         with torch.no_grad():
             if self.rotation is not None:
                 self.rotation.weight.copy_(state["rotation"])
-            if isinstance(self.rotation, CarriedRotation):
+            if isinstance(self.rotation, CarriedRotation) and "inverse" in state:
                 self.rotation.inverse.copy_(state["inverse"])
+            elif isinstance(self.rotation, CarriedRotation):  # of a run that went on elsewhere, where it was not carried along
+                self.rotation.solve()
             if self.scale is not None:
                 self.scale.copy_(state["alpha"])
 

@@ -64,7 +64,8 @@ class TrainSection(Section):
     )
     compile: bool | Literal["auto", "graphs"] = Field(
         "auto",
-        description="compile the network that trains, and the pretrained one beside it (torch.compile), where no texts are read: "
+        description="compile the network that trains, and the pretrained one beside it (torch.compile), where no texts are "
+        "read and no strength {ratio} measures gradients: "
         "a minute at the start, for faster steps; auto: on GPUs, where there is a C compiler; graphs: also replay the kernels of "
         "the network that trains as CUDA graphs, for small batches a rank",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ class Ahead:
 
     def __init__(self, batches: Iterator[Streams], device: torch.device) -> None:
         self._batches, self._device = batches, device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = _stream(device) if device.type == "cuda" else None
         self._next: Streams | Exception | None = None
         self._fetched = False
         self._marks: tuple[Any, Any] | None = None
@@ -91,6 +92,12 @@ class Ahead:
             end.synchronize()  # long since: the step has been waited for
             self._waited += begin.elapsed_time(end) / 1e3
         self._marks = None
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    """One for all epochs: memory that was used on a stream is kept for it."""
+    return torch.cuda.Stream(device)
 
 
 def _sent(streams: Streams) -> Iterator[torch.Tensor]:

@@ -147,7 +147,9 @@ def _gradients(
     """
     step, clip, device = state.setup.step, state.setup.recipe.optim.clip_grad, state.setup.device
     assert step.optimizer is not None
-    drawn = None if step.carried is None else random_state(device)
+    before = None if step.carried is None else random_state(device)
+    moved = [] if step.carried is None else list(state.setup.network.vit.buffers())  # running statistics of normalisation
+    kept = [own.clone() for own in moved]
     while True:
         step.optimizer.zero_grad(set_to_none=True)
         result = step(streams, state.progress.step)
@@ -157,9 +159,11 @@ def _gradients(
         if not report.repeat:
             step.observe(result)
             return result, report
-        assert step.carried is not None and drawn is not None
+        assert step.carried is not None and before is not None
         step.carried.solve()
-        set_random_state(drawn, device)  # a run that is resumed here has a fresh inverse, and no second try
+        for own, value in zip(moved, kept, strict=True):
+            own.copy_(value)
+        set_random_state(before, device)  # a run that is resumed here has a fresh inverse, and no second try
 
 
 def _streams(batches: Iterator[Batch], beside: Iterator[dict[str, Batch]]) -> Iterator[dict[str, Batch]]:

@@ -265,9 +265,12 @@ def _step(
         if recipe.optim.weight_decay:
             console.warn("optim.weight_decay pulls the weights to zero, the regularizer to their start: set the decay to 0")
     whole = micro * dist.world_size() == recipe.train.batch_size
+    # a rule that measures gradients asks for those of features: compiled outputs, and DDP's first in a fixed order, hide them
+    measured = recipe.strength is not None and recipe.strength.wants == "gradients"
     # texts are of many lengths: a graph for each; blocks that are shared out are gathered between graphs
-    compiling = compiles(recipe.train.compile, device) and not texts and not is_sharded(network.vit)
-    graphs, one_pass = recipe.train.compile == "graphs", whole and regularization.stream == "task" and not texts
+    compiling = compiles(recipe.train.compile, device) and not texts and not is_sharded(network.vit) and not measured
+    graphs = recipe.train.compile == "graphs"
+    one_pass = whole and regularization.stream == "task" and not texts and not measured
     module = trained_module(network, cached, compiling, graphs, one_pass)
     optimizer = build_optimizer(
         network.vit,

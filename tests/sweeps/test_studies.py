@@ -37,7 +37,7 @@ def test_the_table_of_the_paper_as_printed():
 
 def test_table_1_runs_whole_on_copies_of_the_five_sets(tmp_path, tiny_weights, rift, monkeypatch):
     """80 runs: sixteen rows on five sets; one strength for each starred row. Without their pages, which take longer than they."""
-    monkeypatch.setattr("riftcli.api.control.present_run", lambda run, console: True)
+    monkeypatch.setattr("riftcli.api.present.present_run", lambda run, console: True)
     data = tmp_path / "data"
     isic(data / "isic2018", train=56, test=14)
     aptos_mirror(data / "aptos2019")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from riftcli.errors import EnvironmentError
 from riftcli.methods.regularizers.l2sp import L2sp
 from riftcli.protocols import Output
-from riftcli.training import compiling
+from riftcli.training import compiling, setup
 from riftcli.training.compiling import Replayed, compiles
 from riftcli.training.optim import build_optimizer
 
@@ -66,6 +66,25 @@ def test_graphs_are_refused_where_a_step_has_several_passes(rift, tiny_recipe, w
     tiny_recipe["reference"] = {"format": "demo_fashion", "split": {"from": "test", "limit": 64}}
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--set", "train.compile=graphs", "--set", setting)
     assert code == 2 and "train.compile: graphs are for steps of one pass" in err and why in err, err
+
+
+@pytest.mark.parametrize("strength", [1.0, {"ratio": 0.5}])
+def test_gradients_of_features_are_measured_on_a_network_that_hands_them_out(
+    rift, tiny_recipe, write_recipe, monkeypatch, strength
+):
+    """Outputs of a compiled network, and of DDP's first pass in a fixed order, do not lead from one to the other."""
+    seen, build = [], setup.trained_module
+
+    def noted(network, cached, compiling, graphs, one_pass):
+        seen.append((compiling, one_pass))
+        return build(network, cached)
+
+    monkeypatch.setattr(setup, "trained_module", noted)
+    tiny_recipe["regularizer"]["strength"] = strength
+    tiny_recipe["train"] |= {"epochs": 1, "compile": True}
+    code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "r")
+    assert code == 0, err
+    assert seen == [(strength == 1.0, strength == 1.0)]
 
 
 def test_auto_is_for_gpus(monkeypatch):
