@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from riftcli import dist, signals
 from riftcli.data.loader import Batch, KeptBatches, Workers, eval_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing
+from riftcli.functional.precision import products_in
 from riftcli.models.sharding import is_sharded
 from riftcli.protocols import Output
 
@@ -83,14 +84,9 @@ def encode(
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
     """bf16: autocast. tf32: GPUs round the factors of products to 10 bits and add them up in fp32; elsewhere it is fp32."""
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    products.fp32_precision = "tf32" if precision == "tf32" else before
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        products.fp32_precision = before
+    products = products_in("tf32") if precision == "tf32" else nullcontext()
+    with products, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def _until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -18,15 +18,23 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of fp32 in fp32, whatever autocast or TF32 would make of them."""
+def products_in(precision: str) -> Iterator[None]:
+    """How GPUs multiply fp32: ieee, or tf32 (factors rounded to 10 bits, added up in fp32)."""
     import torch
 
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
-    products.fp32_precision = "ieee"
+    products.fp32_precision = precision
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         products.fp32_precision = before
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of fp32 in fp32, whatever autocast or TF32 would make of them."""
+    import torch
+
+    with products_in("ieee"), torch.autocast(device.type, enabled=False):
+        yield

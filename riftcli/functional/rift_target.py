@@ -98,11 +98,9 @@ class Target:
         self.bind()
         with torch.no_grad():
             if self.rotation is not None:
-                self.rotation.weight.copy_(state["rotation"])
-            if isinstance(self.rotation, CarriedRotation) and "inverse" in state:
+                self.rotation.set_weight(state["rotation"])
+            if isinstance(self.rotation, CarriedRotation) and "inverse" in state:  # not where the run began on another device
                 self.rotation.inverse.copy_(state["inverse"])
-            elif isinstance(self.rotation, CarriedRotation):  # of a run that went on elsewhere, where it was not carried along
-                self.rotation.solve()
             if self.scale is not None:
                 self.scale.copy_(state["alpha"])
 

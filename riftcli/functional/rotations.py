@@ -32,6 +32,11 @@ class Rotation(nn.Module):
         """D."""
         return self.weight.shape[-1]
 
+    @torch.no_grad()
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Put another weight in place of its own."""
+        self.weight.copy_(weight)
+
     def constraint(self) -> torch.Tensor | None:
         """What is added to a loss to keep Q near orthogonal; None where it is orthogonal by construction."""
         return None
@@ -94,6 +99,11 @@ class CarriedRotation(CayleyRotation):
         super().__init__(dim)
         self.register_buffer("inverse", torch.eye(dim))
         self.register_buffer("error", torch.zeros(()))
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Put another weight in place of its own, which may be far from it."""
+        super().set_weight(weight)
+        self.solve()
 
     def follow(self) -> None:
         """After the weight has moved."""

@@ -15,7 +15,6 @@ from riftcli.evaluation.candidates import Candidate
 from riftcli.evaluation.data_sets import EvalData, list_split
 from riftcli.evaluation.encoder import Encoder
 from riftcli.functional.feature_maps import cosine
-from riftcli.functional.rotations import CarriedRotation
 from riftcli.models.feature_map import FeatureMap
 from riftcli.models.loading import read_tensors
 from riftcli.runs.provenance import environment, now
@@ -79,9 +78,7 @@ def learned_rotation(old: Candidate, new: Candidate, width: int) -> FeatureMap:
     if old.identity != new.pretrained().identity:
         raise UsageError(f"--map rift: the Q of {new.label} leads to what it was finetuned from, not to {old.label}")
     with torch.no_grad():
-        target.rotation.weight.copy_(state["rotation"])
-        if isinstance(target.rotation, CarriedRotation):
-            target.rotation.solve()
+        target.rotation.set_weight(state["rotation"])
         return FeatureMap("rift", width, width, linear(target.rotation.matrix().float()))
 
 

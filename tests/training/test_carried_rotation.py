@@ -49,6 +49,16 @@ def test_a_run_ends_where_solves_end(rift, tiny_recipe, write_recipe, solved, es
     assert max(losses("solve")[2::3]) > 0.05  # Q moved
 
 
+def cut(run: str, target: str) -> str:
+    """A finished run as one that was interrupted after its first epoch; returns the name of the state it had at its end."""
+    shutil.copytree(run, target)
+    newest = sorted(Path(target, "last").iterdir())[-1].name
+    shutil.rmtree(Path(target, "last", newest))
+    record = json.loads(Path(target, "run.json").read_text())
+    Path(target, "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    return newest
+
+
 @pytest.mark.parametrize("scale", [10, 600])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(rift, tiny_recipe, write_recipe, solved, scale):
     """Of 600, a checkpoint that lies where a step is repeated: drop path draws nothing twice."""
@@ -56,11 +66,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(rift, tiny_recipe, w
     tiny_recipe["model"]["drop_path"] = 0.3
     code, _, err = rift("finetune", "--recipe", write_recipe(tiny_recipe), "--out", "whole")
     assert code == 0, err
-    newest = sorted(Path("whole/last").iterdir())[-1].name
-    shutil.copytree("whole", "half")
-    shutil.rmtree(Path("half/last", newest))
-    record = json.loads(Path("half/run.json").read_text())
-    Path("half/run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    newest = cut("whole", "half")
     assert bool(solved) == (scale == 600)
     code, _, err = rift("finetune", "--resume", "half")
     assert code == 0, err
@@ -78,16 +84,6 @@ def test_a_state_that_is_saved_at_a_jump_leads_where_the_run_went(rift, tiny_rec
     code, _, err = rift("finetune", "--recipe", recipe, "--out", "saved", "--set", "train.save_every_steps=1")
     assert code == 0, err
     assert losses("plain") == losses("saved")
-
-
-def cut(run: str, target: str) -> str:
-    """A finished run as one that was interrupted after its first epoch; returns the name of the state it had at its end."""
-    shutil.copytree(run, target)
-    newest = sorted(Path(target, "last").iterdir())[-1].name
-    shutil.rmtree(Path(target, "last", newest))
-    record = json.loads(Path(target, "run.json").read_text())
-    Path(target, "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
-    return newest
 
 
 @pytest.mark.parametrize("first", ["products", "solve"])
