@@ -109,6 +109,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("RIFTCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _pages_where_they_are_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the page of a run takes longer than training a tiny network: tests that look at pictures are marked `page`, and
+    runs that many tests share have theirs.
+    """
+    if request.node.get_closest_marker("page") is None:
+        monkeypatch.setattr("riftcli.api.present.present_run", lambda run, console: False)
+
+
 @pytest.fixture
 def rift(capfd, monkeypatch, tmp_path):
     """Run a command in process, in a folder of its own; returns (exit code, stdout, stderr)."""

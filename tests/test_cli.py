@@ -54,6 +54,7 @@ def assert_same_state(one: Path, two: Path) -> None:
 # ---- a run
 
 
+@pytest.mark.page
 def test_a_run_leaves_the_documented_folder(rift, tiny_recipe, write_recipe, tmp_path, read_json):
     tiny_recipe["retention"] = [
         {"format": "demo_fashion", "test": {"from": "test", "limit": 60}, "train": {"from": "test", "limit": 60}}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.page
 def test_a_page_that_fails_leaves_the_run_completed(rift, tiny_recipe, write_recipe, monkeypatch):
     from riftcli.api import present
 
@@ -26,6 +29,7 @@ def test_a_page_that_fails_leaves_the_run_completed(rift, tiny_recipe, write_rec
     assert Path("r/report.html").is_file()
 
 
+@pytest.mark.page
 def test_a_run_that_is_stopped_while_its_page_is_drawn_is_interrupted_and_gets_it_by_resume(
     rift, tiny_recipe, write_recipe, monkeypatch
 ):

@@ -459,6 +459,7 @@ def class_folders(root: Path) -> Path:
     return root
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("make", [class_folders, csv_with_patients, dicom_folder])
 def test_from_nothing_to_a_page_with_one_edit(rift, tiny_weights, tmp_path, make):
     if make is dicom_folder:

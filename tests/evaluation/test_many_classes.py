@@ -92,6 +92,7 @@ def test_of_equal_classes_the_first_count():
     assert len(list(scores._prediction_lines(split.take([]), nothing))) == 1
 
 
+@pytest.mark.page
 def test_a_run_of_many_classes_has_a_report_a_page_and_a_card(rift, tiny_recipe, write_recipe, monkeypatch):
     """As if ten were many."""
     monkeypatch.setattr(scores, "MANY", 5)

@@ -232,6 +232,7 @@ def test_what_would_clear_the_screen_is_shown():
 NAMES = ["=HYPERLINK(1)", "$a^2_", "<script>x", "\x1b[31mred", "n" * 200]
 
 
+@pytest.mark.page
 def test_any_name_goes_through_training_and_every_table(rift, tiny_recipe, write_recipe, tmp_path):
     """Classes, files and runs with names that are formulas, commands of a terminal, tags, or no text at all."""
     generator = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def test_a_test_split_that_is_cut_is_the_same_for_every_seed(rift, tiny_recipe, 
     assert json.loads(out)["data"]["fingerprint"] == one["data"]["fingerprint"]
 
 
+@pytest.mark.page
 def test_a_run_that_made_it_worse_says_so_everywhere(rift, tiny_recipe, write_recipe, read_json):
     tiny_recipe["optim"] = {"lr": 0.5, "clip_grad": None}
     tiny_recipe["regularizer"] = {"name": "none"}
@@ -103,6 +104,7 @@ def test_a_run_that_got_better_has_no_warnings(rift, tiny_recipe, write_recipe, 
     assert report["validation"]["acc"] >= report["validation_start"]["acc"]
 
 
+@pytest.mark.page
 def test_known_leakage_is_refused_before_anything_is_built(rift, tiny_recipe, write_recipe, tmp_path, read_json):
     rows = ["image,label,patient,fold"]
     for i in range(60):

@@ -111,6 +111,7 @@ def test_what_stood_in_the_way_is_said():
     assert control.outcome(None)["note"].endswith("ended at a CKA of undefined: the features are constant")
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("regularizer", [{"name": "rift", "q": "procrustes"}, {"name": "rsc"}])
 def test_a_run_ends_at_the_similarity_that_was_asked_for(rift, tiny_recipe, write_recipe, regularizer):
     tiny_recipe["regularizer"] = {**regularizer, "strength": {"keep": 0.9}}
