@@ -1,6 +1,7 @@
 """What `rift similarity` costs with intervals: every default measure of 16,000 x 768 features, process time of one core.
 
-python benchmarks/similarity.py [--images 16000] [--dim 768]
+python benchmarks/similarity.py [--images 16000] [--dim 768] [--alone]
+python benchmarks/similarity.py --errors    # instead: are the standard errors right? 500 and 1,000 images of 384 dimensions
 """
 
 from __future__ import annotations
@@ -12,36 +13,75 @@ import torch
 
 from riftcli import catalog
 from riftcli.data.split import Split
-from riftcli.evaluation.evaluators.similarity import DEFAULT, Similarity, compare
+from riftcli.evaluation.evaluators.similarity import DEFAULT, Similarity, compare, half_sample_spreads
 from riftcli.evaluation.features import FeatureTable
+from riftcli.protocols import Predictions
 
 CLASSES = 100
 
 
-def main(count: int, dim: int) -> None:
+def split_of(targets: torch.Tensor) -> Split:
+    names = [str(i) for i in range(len(targets))]
+    return Split("test", names, targets.numpy(), [str(i) for i in range(CLASSES)], read=lambda i: i)
+
+
+def main(count: int, dim: int, alone: bool) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     targets = torch.arange(count) % CLASSES
     before = torch.randn(CLASSES, dim)[targets] + torch.randn(count, dim) * torch.linspace(3, 0.1, dim)
     after = before + 0.7 * torch.randn(count, dim)
-    split = Split("test", [str(i) for i in range(count)], targets.numpy(), [str(i) for i in range(CLASSES)], read=lambda i: i)
+    split = split_of(targets)
     tables = [FeatureTable(features, torch.zeros(count, CLASSES)) for features in (before, after)]
-    total = {0: 0.0, 30: 0.0}
-    for name in DEFAULT:
-        catalog.component("metric", name)()
-        took = {}
-        for intervals in (0, 30):
-            began = time.process_time()
-            (row,) = compare(*tables, split, Similarity((name,), intervals=intervals))
-            took[intervals] = time.process_time() - began
-            total[intervals] += took[intervals]
-        print(f"{name}: {row['value']:.4f}, {took[0]:.2f} s, with intervals {took[30]:.2f} s")
-    print(f"all measures of {count:,} x {dim}: {total[0]:.1f} s, with intervals {total[30]:.1f} s, target <= 10")
+    compare(*(FeatureTable(t.features[:50], t.logits[:50]) for t in tables), split_of(targets[:50]), Similarity())  # imports
+    for intervals in (0, 30):
+        began = time.process_time()
+        compare(*tables, split, Similarity(intervals=intervals))
+        took = time.process_time() - began
+        print(f"all measures of {count:,} x {dim}, {intervals} halves: {took:.1f} s" + ", target <= 10" * (intervals > 0))
+    for name in DEFAULT if alone else ():
+        began = time.process_time()
+        (row,) = compare(*tables, split, Similarity((name,)))
+        print(f"{name} alone, with its interval: {row['value']:.6f}, {time.process_time() - began:.2f} s")
+
+
+def errors(count: int, dim: int = 384, draws: int = 60) -> None:
+    """The standard error by each image's influence, and by random halves, over the spread of the value over draws of as many
+    images from one population.
+    """
+    torch.manual_seed(0)
+    centres, scale = torch.randn(20, dim), torch.logspace(0.5, -1.5, dim)
+    metrics = {name: catalog.component("metric", name)() for name in DEFAULT}
+    known = {name: metric for name, metric in metrics.items() if hasattr(metric, "with_error")}
+    values: dict[str, list[float]] = {name: [] for name in known}
+    found, halves = dict.fromkeys(known, 0.0), dict.fromkeys(known, 0.0)
+    for draw in range(draws):
+        x = (centres[torch.randint(20, (count,))] + torch.randn(count, dim)) * scale
+        y = x + 0.5 * scale * torch.randn(count, dim)
+        seen = Predictions(torch.zeros(count, 1), torch.zeros(count).long(), y + 0.3, ["a"], "multiclass", x + 0.3)
+        for name, metric in known.items():
+            entry, error = metric.with_error(seen)
+            values[name].append(entry["value"])
+            found[name] += error / draws
+        if draw < 5:
+            for name, error in half_sample_spreads(known, seen, 20, draw).items():
+                halves[name] += error / 5
+    for name, drawn in values.items():
+        spread = float(torch.tensor(drawn).std())
+        print(
+            f"{count} x {dim}, {name}: influence / spread {found[name] / spread:.2f}, halves / spread {halves[name] / spread:.2f}"
+        )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--alone", action="store_true", help="also every measure by itself")
+    parser.add_argument("--errors", action="store_true", help="are the standard errors right?")
     arguments = parser.parse_args()
-    main(arguments.images, arguments.dim)
+    if arguments.errors:
+        for count in (500, 1000):
+            errors(count)
+    else:
+        main(arguments.images, arguments.dim, arguments.alone)

@@ -7,7 +7,7 @@ global batch, D features, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -221,6 +221,8 @@ class Predictions:
     task: Task
     pretrained: torch.Tensor | None = None  # (N, D) fp32 features of the pretrained model
     groups: list[str] | None = None  # of each sample, where a recipe names a column as eval.group
+    device: torch.device | None = None  # where two models are compared; None: where the features are
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what several metrics compute from it
 
 
 class Metric(Protocol):

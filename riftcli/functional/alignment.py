@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import torch
 
+from riftcli.functional.cka import Moments
 from riftcli.functional.covariance import centre
-from riftcli.functional.influence import Moments, moments
-from riftcli.functional.rounding import is_constant, noise_level
+from riftcli.functional.influence import error_of
+from riftcli.functional.paired import Paired
+from riftcli.functional.rounding import noise_level
 
-MANY = 2_000  # samples from which SVCCA is computed from D x D moments: small directions, for which they are too coarse, are cut
-
-
-def _unit(rows: torch.Tensor) -> torch.Tensor | None:
-    """Centred rows of Frobenius norm 1, fp64; None when they are constant."""
-    if is_constant(rows):
-        return None
-    rows = centre(rows.detach().double())
-    return rows / torch.linalg.norm(rows)
+MANY = 2_000  # samples from which products of fp32 do for SVCCA: small directions, for which they are too coarse, are cut
 
 
 def procrustes_distance(x: torch.Tensor, y: torch.Tensor) -> float | None:
     """min over rotations Q and shifts of ||X - Y Q||_F, for X and Y of norm 1; in [0, sqrt 2], 0 for equal up to rotation,
     shift and scale (Ding et al. 2021, who square it); (N, D), (N, E). None for constant features.
     """
-    assert len(x) == len(y), "Procrustes compares the same samples"
-    one, other = _unit(x), _unit(y)
-    if one is None or other is None:
-        return None
-    nuclear = torch.linalg.matrix_norm(one.T @ other, ord="nuc")
-    return float((2 - 2 * nuclear).clamp_min(0).sqrt())
+    return procrustes_of(Paired(x, y))[0]
+
+
+def procrustes_of(pair: Paired, with_error: bool = False) -> tuple[float | None, float | None]:
+    """The same, and its standard error. In fp64: of features that are nearly equal it is the root of a small difference."""
+    if len(pair) < 2 or pair.sums.is_constant():
+        return None, None
+    cross, norm_x, norm_y = (torch.zeros((), dtype=torch.float64, device=pair.device) for _ in range(3))
+    for x, y in pair.centred(torch.float64):
+        cross, norm_x, norm_y = cross + x.T @ y, norm_x + (x * x).sum(), norm_y + (y * y).sum()
+    left, values, right = torch.linalg.svd(cross, full_matrices=False)
+    share = values.sum() / (norm_x * norm_y).sqrt()
+    value = (2 - 2 * share).clamp_min(0).sqrt()
+    if not with_error:
+        return float(value), None
+    rotation, own = (left @ right).to(pair.x.dtype), pair.shares
+    turned = torch.cat([((x @ rotation) * y).sum(1, dtype=torch.float64) for x, y in pair.centred()])
+    moved = turned / (norm_x * norm_y).sqrt() - share / 2 * (own.length_x / norm_x + own.length_y / norm_y)
+    return float(value), error_of(moved / value)
 
 
 def procrustes_align(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -55,48 +62,55 @@ def canonical_correlations(x: torch.Tensor, y: torch.Tensor, variance: float | N
     2017); None keeps every direction that is not constant. None when a side is constant, or when there are not more
     samples than directions: then any two sets of features correlate perfectly.
     """
-    assert len(x) == len(y), "CCA compares the same samples"
-    if is_constant(x) or is_constant(y):
+    return correlations_of(Paired(x, y), variance)
+
+
+def correlations_of(pair: Paired, variance: float | None = None) -> torch.Tensor | None:
+    """The same."""
+    if pair.constant:
         return None
-    if variance is not None and len(x) > MANY and len(x) > 4 * max(x.shape[1], y.shape[1]):
-        return _correlations_of_moments(moments(x, y), variance)
-    bases = []
-    for rows in (x, y):
-        left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
-        kept = int((values > noise_level(rows)).sum())  # a LayerNorm removes a direction, which rounding brings back
-        if variance is not None:
-            share = values.square().cumsum(0) / values.square().sum()
-            kept = min(kept, int((share < variance).sum()) + 1)
-        bases.append(left[:, :kept])
-    if len(x) - 1 <= max(base.shape[1] for base in bases):
-        return None
-    return torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(0, 1)
+    dim = max(pair.x.shape[1], pair.y.shape[1])
+    if variance is not None and len(pair) > dim:
+        found = _between_leading(pair.moments if len(pair) > max(MANY, 4 * dim) else pair.exact.moments, variance)
+    else:
+        bases = [_basis(rows.to(pair.device), variance) for rows in (pair.x, pair.y)]
+        found = bases[0].T @ bases[1]
+    return None if len(pair) - 1 <= max(found.shape) else torch.linalg.svdvals(found).clamp(0, 1)
+
+
+def _basis(rows: torch.Tensor, variance: float | None) -> torch.Tensor:
+    """(N, k) orthonormal principal components."""
+    left, values, _ = torch.linalg.svd(centre(rows.detach().double()), full_matrices=False)
+    kept = int((values > noise_level(rows)).sum())  # a LayerNorm removes a direction, which rounding brings back
+    if variance is not None:
+        share = values.square().cumsum(0) / values.square().sum()
+        kept = min(kept, int((share < variance).sum()) + 1)
+    return left[:, :kept]
 
 
 BLOCKS = 32  # of samples, that halves are put together from
 
 
-def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, seed: int) -> float | None:
+def svcca_error(pair: Paired, variance: float, draws: int, seed: int) -> float | None:
     """Standard error of the mean of those correlations, from its values on random halves of the samples (for halves, the
-    delete-d jackknife needs no factor; Shao and Wu 1989); (N, D), (N, E). A half is 16 of 32 random blocks, whose moments are
-    summed: the samples are multiplied once, and not in every half. None for few samples.
+    delete-d jackknife needs no factor; Shao and Wu 1989). A half is 16 of 32 random blocks, whose moments are summed: the samples
+    are multiplied once, and not in every half. None for few samples.
 
     How each sample moves the value would not do: the number of directions jumps.
     """
-    count = len(x)
-    if count <= 2 * MANY or count <= 8 * max(x.shape[1], y.shape[1]) or is_constant(x) or is_constant(y):
+    count, d, e = len(pair), pair.x.shape[1], pair.y.shape[1]
+    if count <= 2 * MANY or count <= 8 * max(d, e) or pair.sums.is_constant():
         return None
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randperm(count, generator=generator).tensor_split(BLOCKS)
-    x, y = (rows.detach() - rows.detach().mean(0) for rows in (x, y))
-    sizes = torch.tensor([len(rows) for rows in blocks], dtype=torch.float64)
-    of_blocks = torch.stack([_block(x[rows], y[rows]) for rows in blocks])  # (32, K)
-    chosen = torch.zeros(draws, BLOCKS, dtype=torch.float64)
+    sizes = torch.tensor([len(rows) for rows in blocks])
+    of_blocks = torch.stack([_block(*pair.centred_at(rows)) for rows in blocks])  # (32, K)
+    chosen = of_blocks.new_zeros(draws, BLOCKS, device="cpu")
     for row in chosen:
         row[torch.randperm(BLOCKS, generator=generator)[: BLOCKS // 2]] = 1
-    values, d, e = [], x.shape[1], y.shape[1]
-    for some in chosen.split(8):  # halves at a time: those of 30 are half a gigabyte
-        for n, half in zip(some @ sizes, some @ of_blocks, strict=True):
+    values = []
+    for some in chosen.split(8):  # halves at a time: those of 30 are a quarter of a gigabyte
+        for n, half in zip((some @ sizes.to(some.dtype)).tolist(), some.to(pair.device) @ of_blocks, strict=True):
             a, b, xx, xy, yy = half.split([d, e, d * d, d * e, e * e])
             own = (xx.view(d, d) - a.outer(a) / n, xy.view(d, e) - a.outer(b) / n, yy.view(e, e) - b.outer(b) / n)
             values.append(_mean_correlation((own[0].float(), own[1].float(), own[2].float()), variance))
@@ -104,9 +118,8 @@ def svcca_error(x: torch.Tensor, y: torch.Tensor, variance: float, draws: int, s
 
 
 def _block(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Sums and products of some samples, in fp64 and in a row: those of x, of y, x^T x, x^T y, y^T y."""
-    products = x.T @ x, x.T @ y, y.T @ y
-    return torch.cat([x.double().sum(0), y.double().sum(0), *(product.double().flatten() for product in products)])
+    """Sums and products of some samples, in a row: those of x, of y, x^T x, x^T y, y^T y."""
+    return torch.cat([x.sum(0), y.sum(0), *(product.flatten() for product in (x.T @ x, x.T @ y, y.T @ y))])
 
 
 def _mean_correlation(of_half: Moments, variance: float) -> torch.Tensor:
@@ -118,13 +131,10 @@ def _mean_correlation(of_half: Moments, variance: float) -> torch.Tensor:
     return torch.linalg.eigvalsh(small).clamp(0, 1).sqrt().mean()
 
 
-def _correlations_of_moments(of_all: Moments, variance: float) -> torch.Tensor:
-    """Canonical correlations, descending, of the leading directions that hold this share of each side's variance (SVCCA)."""
-    return torch.linalg.svdvals(_between_leading(of_all, variance)).clamp(0, 1)
-
-
 def _between_leading(of_rows: Moments, variance: float) -> torch.Tensor:
-    """C (k, l), whose singular values are those correlations."""
+    """C (k, l), whose singular values are the canonical correlations of the leading directions, which hold this share of each
+    side's variance.
+    """
     xx, xy, yy = of_rows
     left, right = (_whitened(m, variance) for m in (xx, yy))
     return left.T @ xy @ right

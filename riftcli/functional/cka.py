@@ -57,15 +57,16 @@ def _hsic_unbiased(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     return trace + sums - rows
 
 
+Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # X^T X (D, D), X^T Y (D, E), Y^T Y (E, E) of centred rows
 BLOCK = 96  # columns of X^T X at a time, of which those before them are known already
 
 
 class _Side:
     """Sums over samples of one side's rows a: what all moments of its linear kernel, and of it with another one, are made of."""
 
-    def __init__(self, dim: int) -> None:
-        self.sums = torch.zeros(3, dim, dtype=torch.float64)  # sum of a, of a |x|^2, of a |y|^2
-        self._products = torch.zeros(dim, dim, dtype=torch.float64)  # sum a a^T, on and above the diagonal
+    def __init__(self, dim: int, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dim, dtype=torch.float64, device=device)  # sum of a, of a |x|^2, of a |y|^2
+        self._products = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # sum a a^T, on and above the diagonal
 
     def add(self, rows: torch.Tensor, beside: torch.Tensor) -> None:
         self.sums += beside.T @ rows
@@ -82,30 +83,27 @@ class StreamingCka:
     """Biased and debiased linear CKA of paired rows that arrive in chunks, in O(D^2) memory.
 
     The kernels are shifted by the first chunk's mean: CKA does not change, and the sums do not cancel. Products of a chunk are
-    taken in the rows' own precision (a few thousand fp32 terms: an error of 1e-7), their sums over chunks in fp64.
+    taken in the rows' own precision (a few thousand fp32 terms: an error of 1e-7), their sums over chunks in fp64. They lie where
+    the first chunk does.
     """
 
     def __init__(self) -> None:
         self._shift: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._lengths = torch.zeros(3, 3, dtype=torch.float64)  # sums of products of 1, |x|^2, |y|^2
-
-    @property
-    def n(self) -> int:
-        """Rows seen so far."""
-        return int(self._lengths[0, 0])
+        self.n = 0  # rows seen so far
 
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add paired rows; (k, D), (k, E)."""
         assert x.shape[0] == y.shape[0], "CKA compares the same samples"
         exact = torch.float64 in (x.dtype, y.dtype)
-        x, y = (rows.detach().cpu().to(torch.float64 if exact else torch.float32) for rows in (x, y))
+        x, y = (rows.detach().to(_device(x), torch.float64 if exact else torch.float32) for rows in (x, y))
         self._eps = torch.finfo(x.dtype).eps
         if x.shape[0] == 0:
             return
         if self._shift is None:
             self._shift = (x.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64))
-            self._sides = (_Side(x.shape[1]), _Side(y.shape[1]))
-            self._cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
+            self._sides = (_Side(x.shape[1], x.device), _Side(y.shape[1], x.device))
+            self._cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+            self._lengths = torch.zeros(3, 3, dtype=torch.float64, device=x.device)  # sums of products of 1, |x|^2, |y|^2
         x, y = x - self._shift[0].to(x.dtype), y - self._shift[1].to(y.dtype)
         lengths = [torch.linalg.vector_norm(rows, dim=1).square() for rows in (x, y)]
         beside = torch.stack([torch.ones_like(lengths[0]), *lengths], 1)  # (k, 3)
@@ -113,16 +111,21 @@ class StreamingCka:
         for side, rows in zip(self._sides, (x, y), strict=True):
             side.add(rows, beside)
         self._cross += x.T @ y
+        self.n += len(x)
+
+    def moments(self) -> Moments:
+        """Products of the centred rows, in fp64."""
+        return self._centred(0, 0), self._centred(0, 1), self._centred(1, 1)
 
     def biased(self) -> float | None:
         """The papers' value; None when one side is constant or n < 2."""
-        if self.n < 2 or self._is_constant():
+        if self.n < 2 or self.is_constant():
             return None
         return _ratio(*(self._centred(i, j).square().sum() for i, j in ((0, 1), (0, 0), (1, 1))))
 
     def debiased(self) -> float | None:
         """The unbiased-HSIC value, possibly slightly negative; None when undefined or n < 4."""
-        if self.n < 4 or self._is_constant():
+        if self.n < 4 or self.is_constant():
             return None
         return _ratio(self._hsic(0, 1), self._hsic(0, 0), self._hsic(1, 1))
 
@@ -145,7 +148,7 @@ class StreamingCka:
         total = (sum_a @ sum_a - self._lengths[0, 1 + i]) * (sum_b @ sum_b - self._lengths[0, 1 + j])
         return (trace + total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows) / (n * (n - 3))
 
-    def _is_constant(self) -> bool:
+    def is_constant(self) -> bool:
         """Does one side differ between samples by no more than rounding?"""
         assert self._shift is not None
         for i, (shift, side) in enumerate(zip(self._shift, self._sides, strict=True)):
@@ -154,6 +157,11 @@ class StreamingCka:
             if not float(squares - total @ total / self.n) > (ROUNDINGS * self._eps) ** 2 * float(raw):
                 return True
         return False
+
+
+def _device(rows: torch.Tensor) -> torch.device:
+    """Where sums in fp64 can be held: Apple's GPUs have none."""
+    return torch.device("cpu") if rows.device.type == "mps" else rows.device
 
 
 def _ratio(cross: torch.Tensor, own_x: torch.Tensor, own_y: torch.Tensor) -> float | None:

@@ -66,11 +66,9 @@ def effective_rank(spectrum: torch.Tensor) -> torch.Tensor:
     return spectrum.sum() ** 2 / spectrum.square().sum().clamp_min(1e-30)
 
 
-def participation_ratio(rows: torch.Tensor) -> float:
-    """Effective rank of the covariance of (N, D) rows, in fp64: tr(S)^2 / ||S||_F^2, for which no spectrum is needed."""
-    x = centre(rows.double())
-    small = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    return float(small.trace() ** 2 / small.square().sum().clamp_min(1e-30))
+def participation_ratio(scatter: torch.Tensor) -> float:
+    """Effective rank of a covariance or a multiple of it, (D, D): tr(S)^2 / ||S||_F^2, for which no spectrum is needed."""
+    return float(scatter.trace() ** 2 / scatter.square().sum().clamp_min(1e-30))
 
 
 def effective_rank_debiased(rows: torch.Tensor) -> float | None:

@@ -7,80 +7,65 @@ DiVE (App. D) takes 1 - cosine and Pearson.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from riftcli.functional.covariance import centre
-from riftcli.functional.influence import correlation_of_pairs, error_of
-from riftcli.functional.rounding import is_constant, rounding_error
+from riftcli.functional.influence import error_of, moved_by_pairs
+from riftcli.functional.pair_table import Distance, PairTable, above_diagonal, on_diagonal
+from riftcli.functional.paired import Paired
+from riftcli.functional.rounding import rounding_error
 
-Distance = Literal["cosine", "euclid"]
-
-
-def rdm(features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> torch.Tensor:
-    """Dissimilarities of all pairs i < j, in fp64; (N, D) -> (N (N - 1) / 2,).
-
-    cosine: 1 - cos, of the features as they are (the common mean dominates it) or centred first; euclid: L2 distance.
-    """
-    upper = torch.triu_indices(len(features), len(features), offset=1)
-    return _table(features, distance, centred)[upper[0], upper[1]]
-
-
-def _table(features: torch.Tensor, distance: Distance, centred: bool) -> torch.Tensor:
-    """The same as a symmetric (N, N) table with zeros on its diagonal."""
-    rows = features.detach().double()
-    if centred:
-        rows = rows - rows.mean(0)
-    if distance == "cosine":
-        rows = rows / torch.linalg.norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
-        return (rows @ rows.T).neg_().add_(1).fill_diagonal_(0)
-    rows = rows - rows.mean(0)  # distances do not change, and their squares do not cancel
-    squares = rows.square().sum(1)
-    return (rows @ rows.T).mul_(-2).add_(squares[:, None]).add_(squares).clamp_min_(0).sqrt_().fill_diagonal_(0)
+Tables = tuple[PairTable, PairTable]
 
 
 def rsa(
     x: torch.Tensor, y: torch.Tensor, distance: Distance = "cosine", rank: bool = False, centred: bool = False
 ) -> float | None:
-    """Correlation of the two RDMs, Pearson, or Spearman with `rank`; (N, D), (N, E). None when one RDM is constant."""
-    tables = _both(x, y, distance, centred)
-    if tables is None:
-        return None
-    return _spearman(*tables)[0] if rank else _value(correlation_of_pairs(*map(_without_mean, tables))[0])
+    """Correlation of the dissimilarities of all pairs i < j, Pearson, or Spearman with `rank`; (N, D), (N, E). None when those of
+    one side are constant.
+
+    distance: cosine: 1 - cos, of the features as they are (the common mean dominates it) or centred first; euclid: L2.
+    """
+    return rsa_with_error(Paired(x, y), distance, rank, centred)[0]
 
 
 def rsa_with_error(
-    x: torch.Tensor, y: torch.Tensor, distance: Distance = "cosine", rank: bool = False
+    pair: Paired, distance: Distance = "cosine", rank: bool = False, centred: bool = False
 ) -> tuple[float | None, float | None]:
-    """The same, and its standard error."""
-    tables = _both(x, y, distance, False)
+    """The same, and its standard error (of centred features as if their mean did not move with the samples)."""
+    tables = _tables(pair, distance, centred)
     if tables is None:
         return None, None
-    if not rank:
-        value, error = correlation_of_pairs(*map(_without_mean, tables))
-        return _value(value), error
-    value, parts = _spearman(*tables)
-    return value, error_of(_moved_by(*parts, len(x)))
+    return _spearman(tables, distance) if rank else _pearson(tables, distance)
 
 
-def _both(x: torch.Tensor, y: torch.Tensor, distance: Distance, centred: bool) -> list[torch.Tensor] | None:
-    assert len(x) == len(y), "RSA compares the same samples"
-    if len(x) < 3 or is_constant(x) or is_constant(y):
+def _tables(pair: Paired, distance: Distance, centred: bool) -> Tables | None:
+    if len(pair) < 3 or pair.constant:
         return None
-    tables = [_table(rows, distance, centred) for rows in (x, y)]
-    flat = (is_flat(table, rows, distance, centred) for table, rows in zip(tables, (x, y), strict=True))
+    tables, sides = pair.tables, (pair.x, pair.y)
+    if centred:
+        x, y = (PairTable(centre(rows.to(pair.device).double())) for rows in sides)
+        tables = x, y
+    flat = (is_flat(table, rows, distance, centred) for table, rows in zip(tables, sides, strict=True))
     return None if any(flat) else tables
 
 
-def _value(correlation: float) -> float:
+def _pearson(tables: Tables, distance: Distance) -> tuple[float, float | None]:
+    means, parts = [table.mean(distance) for table in tables], []
+    for rows in tables[0].blocks():
+        a, b = (
+            on_diagonal(table.distances(rows, distance).sub_(mean), rows, 0) for table, mean in zip(tables, means, strict=True)
+        )
+        parts.append(torch.stack([torch.einsum("ij,ij->i", *two) for two in ((a, b), (a, a), (b, b))]))
+    ab, aa, bb = torch.cat(parts, 1)  # (N,)
+    value = float(ab.sum() / (aa.sum() * bb.sum()).sqrt())
+    return _within(value), error_of(moved_by_pairs(value, ab, aa, bb))
+
+
+def _within(correlation: float) -> float:
     return max(-1.0, min(1.0, correlation))
-
-
-def _without_mean(table: torch.Tensor) -> torch.Tensor:
-    """Of the pairs; the diagonal stays zero."""
-    return table.sub_(table.sum() / (len(table) * (len(table) - 1))).fill_diagonal_(0)
 
 
 BINS = 2**18  # equal steps of the value; more pairs than that are counted by them, instead of sorted
@@ -108,12 +93,13 @@ class Order:
         return found
 
 
-def _spearman(one: torch.Tensor, other: torch.Tensor) -> tuple[float, tuple[Order, Order]]:
-    """The correlation of the ranks of what is above the diagonals, and their order."""
-    upper = torch.triu_indices(len(one), len(one), offset=1)
-    found = in_order(one[upper[0], upper[1]]), in_order(other[upper[0], upper[1]])
+def _spearman(tables: Tables, distance: Distance) -> tuple[float, float | None]:
+    n, found = len(tables[0]), []
+    for table in tables:
+        found.append(in_order(above_diagonal((table.distances(rows, distance) for rows in table.blocks()), n)))
     a, b = (order.ranks - order.ranks.mean() for order in found)
-    return _value(float(a @ b / (torch.linalg.norm(a) * torch.linalg.norm(b)))), found
+    value = float(a @ b / (torch.linalg.norm(a) * torch.linalg.norm(b)))
+    return _within(value), error_of(_moved_by(found[0], found[1], n))
 
 
 def _moved_by(one: Order, other: Order, n: int) -> torch.Tensor:
@@ -122,9 +108,13 @@ def _moved_by(one: Order, other: Order, n: int) -> torch.Tensor:
     """
     count = len(one.ranks)
     u, v = (order.ranks / count - 0.5 for order in (one, other))
-    pairs = 12 / count * (u * v + one.later(v) + other.later(u))
-    upper = torch.triu_indices(n, n, offset=1)
-    psi = pairs.new_zeros(n).index_add_(0, upper[0], pairs).index_add_(0, upper[1], pairs)
+    pairs = one.later(v).add_(other.later(u)).add_(u.mul_(v)).mul_(12 / count)
+    psi, start = pairs.new_zeros(n), 0
+    for i in range(n - 1):  # the pairs of a sample with those behind it lie side by side
+        own = pairs[start : start + n - 1 - i]
+        psi[i] += own.sum()
+        psi[i + 1 :] += own
+        start += len(own)
     return psi - psi.mean()
 
 
@@ -139,16 +129,17 @@ def in_order(values: torch.Tensor) -> Order:
         by_steps = _by_steps(values)
         if by_steps is not None:
             return by_steps
-    plain = values.numpy()
+    plain = values.cpu().numpy()
     order = np.argsort(plain)
     ordered = plain[order]
     if (ordered[1:] == ordered[:-1]).any():
         from scipy.stats import rankdata
 
-        return Order(torch.from_numpy(rankdata(plain)), torch.from_numpy(order))
-    found = np.empty(len(plain))  # without ties this is the same, and takes a third of the time
-    found[order] = np.arange(1, len(plain) + 1)
-    return Order(torch.from_numpy(found), torch.from_numpy(order))
+        found = rankdata(plain)
+    else:
+        found = np.empty(len(plain))  # without ties this is the same, and takes a third of the time
+        found[order] = np.arange(1, len(plain) + 1)
+    return Order(torch.from_numpy(found).to(values.device), torch.from_numpy(order).to(values.device))
 
 
 def _by_steps(values: torch.Tensor) -> Order | None:
@@ -162,24 +153,14 @@ def _by_steps(values: torch.Tensor) -> Order | None:
     return Order((counts.cumsum(0) - counts + (counts + 1) / 2).double()[places], places, binned=True)
 
 
-def is_flat(values: torch.Tensor, features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> bool:
+def is_flat(table: PairTable, features: torch.Tensor, distance: Distance = "cosine", centred: bool = False) -> bool:
     """Do the distances of all pairs differ by no more than the rounding of the features? Their ranks are then those of noise.
 
-    values: of pairs (P,), or as a table with zeros on its diagonal (N, N).
+    table: of the features (N, D), or of the centred ones.
     """
     error = rounding_error(features)
     if distance == "cosine":  # a cosine is half a squared chord between unit vectors; the error is relative to their length
         rows = features.detach().double()
         error /= float(torch.linalg.norm(centre(rows) if centred else rows))
-        return _spread((2 * values).clamp_min_(0).sqrt_()) <= error
-    return _spread(values) <= error / len(features) ** 0.5
-
-
-def _spread(values: torch.Tensor) -> float:
-    """Standard deviation over pairs."""
-    if values.dim() == 1:
-        return float(values.std())
-    count = len(values) * (len(values) - 1)
-    mean = values.sum() / count
-    around = (values - mean).square().sum() - len(values) * mean**2  # without the diagonal
-    return float((around.clamp_min(0) / 2 / (count / 2 - 1)).sqrt())
+        return table.spread("chord") <= error
+    return table.spread(distance) <= error / len(features) ** 0.5

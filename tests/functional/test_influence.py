@@ -12,9 +12,11 @@ from scipy.stats import rankdata
 from riftcli import catalog
 from riftcli.data.split import Split
 from riftcli.evaluation.evaluators import similarity
-from riftcli.evaluation.evaluators.similarity import half_sample_spread
+from riftcli.evaluation.evaluators.similarity import half_sample_spreads
 from riftcli.evaluation.features import FeatureTable
-from riftcli.functional import alignment, covariance, influence, kernels, rsa
+from riftcli.functional import alignment, covariance, kernels, rsa
+from riftcli.functional.pair_table import PairTable
+from riftcli.functional.paired import Paired
 from riftcli.protocols import Predictions
 
 MEASURES = ["cka", "cka_debiased", "cka_rbf", "rsa", "rsa_spearman", "rsa_euclid", "procrustes", "effective_rank"]
@@ -28,6 +30,10 @@ def draw(n: int, generator: torch.Generator, d: int = 6, e: int = 5) -> Predicti
     return Predictions(torch.zeros(n, 1), nothing, y + 1, ["a"], "multiclass", x + 1)
 
 
+def of_halves(metric, seen: Predictions, draws: int) -> float | None:
+    return half_sample_spreads({"it": metric}, seen, draws, 0)["it"]
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_it_is_the_spread_of_the_value_over_samples(name):
     metric, generator = catalog.component("metric", name)(), torch.Generator().manual_seed(0)
@@ -38,7 +44,7 @@ def test_it_is_the_spread_of_the_value_over_samples(name):
 
 def test_neighbours_of_halves_are_found_among_those_of_all():
     metric, seen = catalog.component("metric", "mutual_knn")(), draw(800, torch.Generator().manual_seed(1))
-    assert metric.spread_of_halves(seen, 60, 0) == pytest.approx(half_sample_spread(metric, seen, 60, 0), rel=0.4)
+    assert metric.spread_of_halves(seen, 60, 0) == pytest.approx(of_halves(metric, seen, 60), rel=0.4)
     assert metric.spread_of_halves(seen, 60, 0) != metric.spread_of_halves(seen, 60, 1)
 
 
@@ -46,7 +52,7 @@ def test_halves_of_blocks_are_halves():
     metric, seen = catalog.component("metric", "svcca")(), draw(4200, torch.Generator().manual_seed(1))
     found = metric.spread_of_halves(seen, 100, 0)
     metric_alone = replace_spread(metric)
-    assert found == pytest.approx(half_sample_spread(metric_alone, seen, 100, 0), rel=0.3)
+    assert found == pytest.approx(of_halves(metric_alone, seen, 100), rel=0.3)
     assert found != metric.spread_of_halves(seen, 100, 1)
     assert metric.spread_of_halves(draw(3000, torch.Generator().manual_seed(1)), 100, 0) is None
 
@@ -62,7 +68,7 @@ def test_it_is_that_of_random_halves(name):
     seen = draw(800, generator)
     entry, error = metric.with_error(seen)
     assert entry == metric.compute(seen)
-    assert error == pytest.approx(half_sample_spread(metric, seen, 60, 0), rel=0.4)
+    assert error == pytest.approx(of_halves(metric, seen, 60), rel=0.4)
 
 
 def clusters(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +95,7 @@ def test_it_is_that_of_leaving_out_one_sample_after_the_other(value, with_error)
     keep = ~torch.eye(len(x), dtype=torch.bool)
     values = torch.tensor([value(x[rows], y[rows]) for rows in keep], dtype=torch.float64)
     jackknife = float(((len(x) - 1) * (values - values.mean()).square().mean()).sqrt())
-    found, error = with_error(x, y)
+    found, error = with_error(Paired(x, y))
     assert found == pytest.approx(value(x, y), abs=1e-12)
     assert error == pytest.approx(jackknife, rel=0.1)
 
@@ -97,27 +103,27 @@ def test_it_is_that_of_leaving_out_one_sample_after_the_other(value, with_error)
 def test_moments_give_what_the_samples_give():
     seen = draw(3000, torch.Generator().manual_seed(0), 12, 9)
     x, y = seen.pretrained.float(), seen.features.float()
-    m = influence.moments(x, y)
+    m = Paired(x, y).moments
     centred = [rows.double() - rows.double().mean(0) for rows in (x, y)]
     torch.testing.assert_close(m[1], centred[0].T @ centred[1], rtol=1e-5, atol=1e-3)
-    assert float(influence.procrustes_of_moments(*m)) == pytest.approx(alignment.procrustes_distance(x, y), abs=1e-6)
     spectra = [covariance.eigenvalues(rows) for rows in centred]
     ranks = [float(covariance.effective_rank(spectrum)) for spectrum in spectra]
-    assert float(influence.rank_ratio_of_moments(*m)) == pytest.approx(ranks[1] / ranks[0], rel=1e-6)
-    assert [covariance.participation_ratio(rows) for rows in (x, y)] == pytest.approx(ranks, rel=1e-9)
-    few = [rows[:5] for rows in centred]
-    wanted = [float(covariance.effective_rank(covariance.eigenvalues(covariance.centre(rows)))) for rows in few]
-    assert [covariance.participation_ratio(rows) for rows in few] == pytest.approx(wanted, rel=1e-9)
+    found = [covariance.participation_ratio(scatter) for scatter in (m[0], m[2])]
+    assert found == pytest.approx(ranks, rel=1e-6)
+    exact = [covariance.participation_ratio(rows.T @ rows) for rows in centred]
+    assert exact == pytest.approx(ranks, rel=1e-9)
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.9, 0.99])
 def test_svcca_of_many_samples_is_that_of_their_svd(variance, monkeypatch):
     seen = draw(2500, torch.Generator().manual_seed(0), 12, 9)
+    bases = [alignment._basis(rows, variance) for rows in (seen.pretrained, seen.features)]
+    wanted = torch.linalg.svdvals(bases[0].T @ bases[1])
     quick = alignment.canonical_correlations(seen.pretrained.float(), seen.features.float(), variance)
+    torch.testing.assert_close(quick, wanted, rtol=0, atol=1e-5)
     monkeypatch.setattr(alignment, "MANY", 10**9)
-    torch.testing.assert_close(
-        quick, alignment.canonical_correlations(seen.pretrained, seen.features, variance), rtol=0, atol=1e-5
-    )
+    exact = alignment.canonical_correlations(seen.pretrained, seen.features, variance)
+    torch.testing.assert_close(exact, wanted, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 9.0], [1.0, 1.0, 0.0, 5.0, 5.0, 5.0], [2.0]])
@@ -149,7 +155,8 @@ def test_the_bandwidth_is_the_median_of_all_pairs(n):
     rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     squares = torch.cdist(rows, rows).square()
     median = squares[~torch.eye(n, dtype=torch.bool)].median()
-    torch.testing.assert_close(kernels.rbf_gram(rows, 0.8), (-squares / (2 * 0.64 * median)).exp())
+    logs = kernels.Kernel(PairTable(rows), 0.8).logs(slice(0, n))
+    torch.testing.assert_close(logs.exp(), (-squares / (2 * 0.64 * median)).exp())
 
 
 @pytest.mark.parametrize("name", similarity.measures())
@@ -178,3 +185,23 @@ def test_many_samples_have_an_interval_of_their_influence(monkeypatch):
     monkeypatch.setattr(similarity, "HALVES", 2100)
     (halves,) = similarity.compare(*tables, split, similarity.Similarity(("cka",)))
     assert halves["low"] != row["low"] and halves["low"] == pytest.approx(row["low"], abs=5e-3)
+
+
+def test_on_another_device_every_measure_is_what_it_is_here(monkeypatch):
+    from pretended_device import pretended
+
+    x, y = (rows.float() for rows in clusters(700))
+    tables = [FeatureTable(rows, torch.zeros(700, 1)) for rows in (x, torch.cat([y, x[:, :2]], 1))]
+    split = Split("test", [str(i) for i in range(700)], np.zeros(700, dtype=np.int64), ["a"], read=lambda i: i)
+    for place, name, few in ((similarity, "HALVES", 100), (alignment, "MANY", 100), (rsa, "BINS", 2**12), (rsa, "COARSE", 0.1)):
+        monkeypatch.setattr(place, name, few)
+    options = similarity.Similarity(tuple(similarity.measures()), intervals=3)
+    here = similarity.compare(*tables, split, options)
+    with pretended(monkeypatch) as device:
+        there = similarity.compare(*tables, split, options, device)
+    for one, other in zip(here, there, strict=True):
+        assert other["metric"] == one["metric"]
+        assert [other[key] for key in ("value", "low", "high")] == pytest.approx(
+            [one[key] for key in ("value", "low", "high")], rel=1e-6
+        )
+        assert one["low"] is not None

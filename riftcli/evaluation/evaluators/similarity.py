@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from riftcli.evaluation.encoder import Encoder
 from riftcli.evaluation.features import FeatureTable
 from riftcli.evaluation.layer_features import encode_layers, layer_names
 from riftcli.functional.cka import cka_table
+from riftcli.functional.precision import full_precision
 from riftcli.functional.thinning import thinned
 from riftcli.protocols import Metric, Predictions
 from riftcli.runs.provenance import environment
@@ -41,7 +42,7 @@ class Similarity:
 
     metrics: names of similarity metrics. split: train, val, test, or any split of the data source. all_layers: also CKA of
     every layer with every layer. intervals: random halves, drawn with `seed`, that the spread of every measure is estimated
-    from where there are no more than 2,000 images, and of more only where what each of them adds to the value is not known;
+    from where there are no more than 500 images, and of more only where what each of them adds to the value is not known;
     0 for none.
     maps: also where every sample lies on a plane, before and after (PCA and t-SNE). against: the other
     model; null is the one that each candidate was finetuned from.
@@ -113,8 +114,9 @@ class Similarity:
                 f"{facts['model']} and {facts['reference']}: not the same samples of {facts['data']}; similarity needs the same "
                 "images in the same order"
             )
-        with encoder.console.progress(f"{facts['model']}, {len(self.metrics)} measures", len(self.metrics)) as bar:
-            found = compare(before.table, after.table, split, self, bar.advance) if dist.is_main() else []
+        count = len(self.metrics) * (1 + self.intervals)
+        with encoder.console.progress(f"{facts['model']}, {len(self.metrics)} measures", count) as bar:
+            found = compare(before.table, after.table, split, self, encoder.device, bar.advance) if dist.is_main() else []
         rows += [{**facts, **row} for row in dist.broadcast_object(found)]
         if before.layers is not None and after.layers is not None:
             tables["layers"] += [{**facts, **cell} for cell in layer_rows(before.layers, after.layers)]
@@ -151,71 +153,94 @@ def _facts(candidate: Candidate, other: Candidate, source: EvalData, split: Spli
 
 
 def compare(
-    before: FeatureTable, after: FeatureTable, split: Split, options: Similarity, tick: Callable[[int], None] = lambda n: None
+    before: FeatureTable,
+    after: FeatureTable,
+    split: Split,
+    options: Similarity,
+    device: torch.device | None = None,
+    tick: Callable[[int], None] = lambda n: None,
 ) -> list[Row]:
     """One row per measure: value, interval of 95 % and what it covers, and what the measure says beside it.
 
     interval: "population", the value with any number of images, or "this n", the value that so many others of them would have:
-    measures that depend on the number of images have no other.
+    measures that depend on the number of images have no other. device: where it is computed, by default on the CPU; what
+    measures share is computed once. tick: told of every step, of 1 + intervals for each measure.
     """
+    device = torch.device("cpu") if device is None or device.type == "mps" else device  # Apple's GPUs have no fp64
     targets = torch.from_numpy(split.targets)
-    whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features)
-    rows = []
-    for name in options.metrics:
-        metric: Metric = catalog.component("metric", name)()
-        entry, spread = _with_error(metric, whole, options)
-        low, high = (None, None) if spread is None else (entry["value"] - 1.96 * spread, entry["value"] + 1.96 * spread)
-        beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
-        covers = None if spread is None else "population" if getattr(metric, "of_population", False) else "this n"
-        rows.append({"metric": name, "value": entry["value"], "low": low, "high": high, "interval": covers, "details": beside})
-        tick(1)
-    return rows
+    whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features, device=device)
+    metrics: dict[str, Metric] = {name: catalog.component("metric", name)() for name in options.metrics}
+    entries, errors = {}, {}
+    with full_precision(device):
+        for name, metric in metrics.items():
+            entries[name], errors[name] = _with_error(metric, whole, options)
+            tick(1)
+        left = {k: metric for k, metric in metrics.items() if errors[k] is None and entries[k]["value"] is not None}
+        tick((len(metrics) - len(left)) * options.intervals)
+        errors |= half_sample_spreads(left, whole, options.intervals, options.seed, tick)
+    return [_row(name, metrics[name], entries[name], errors[name]) for name in metrics]
 
 
-HALVES = 2_000  # samples up to which the spread is that of random halves
+def _row(name: str, metric: Metric, entry: dict[str, Any], error: float | None) -> Row:
+    low, high = (None, None) if error is None else (entry["value"] - 1.96 * error, entry["value"] + 1.96 * error)
+    beside = {k: v for k, v in entry.items() if k not in ("value", "reference")}
+    covers = None if error is None else "population" if getattr(metric, "of_population", False) else "this n"
+    return {"metric": name, "value": entry["value"], "low": low, "high": high, "interval": covers, "details": beside}
+
+
+HALVES = 500  # samples up to which the spread is that of random halves; from here on what each one adds tells it as well
 
 
 def _with_error(metric: Metric, seen: Predictions, options: Similarity) -> tuple[dict[str, Any], float | None]:
-    """A measure and its standard error: from random halves of the samples, and of many of them from what each one adds to the
-    value, where the measure knows that; None where it is not known or not wanted.
+    """A measure and its standard error; None for one that is not wanted or undefined, and where random halves have to tell: of
+    few samples, and where a measure does not know what each sample adds to it.
     """
     used = len(thinned(len(seen.targets), getattr(metric, "at_most", None)))
-    own = getattr(metric, "with_error", None)
-    if own is not None and options.intervals >= 2 and used > HALVES:
-        entry, spread = own(seen)
-    else:
-        entry, spread = metric.compute(seen), None
-    if entry["value"] is None:
+    if options.intervals < 2 or used <= HALVES:
+        return metric.compute(seen), None
+    if hasattr(metric, "with_error"):
+        return metric.with_error(seen)
+    entry = metric.compute(seen)
+    if entry["value"] is None or not hasattr(metric, "spread_of_halves"):
         return entry, None
-    return entry, half_sample_spread(metric, seen, options.intervals, options.seed) if spread is None else spread
+    return entry, metric.spread_of_halves(seen, options.intervals, options.seed)
 
 
-def half_sample_spread(metric: Metric, seen: Predictions, draws: int, seed: int) -> float | None:
-    """Standard error of a measure from random halves of the samples: for halves, the delete-d jackknife needs no factor
-    (Shao and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own nearest neighbour at distance 0.
-    None without draws, or where a half is undefined.
+def half_sample_spreads(
+    metrics: Mapping[str, Metric], seen: Predictions, draws: int, seed: int, tick: Callable[[int], None] = lambda n: None
+) -> dict[str, float | None]:
+    """Standard errors of measures from random halves of the samples: for halves, the delete-d jackknife needs no factor (Shao
+    and Wu 1989). The ordinary bootstrap draws samples twice, and a copy is its own nearest neighbour at distance 0.
+
+    All measures see the same halves, and share what they make of them. None without draws, or where a half is undefined.
     """
-    used = thinned(len(seen.targets), getattr(metric, "at_most", None))  # what the value itself was computed from
-    n = len(used)
-    if draws < 2 or n < 8:
-        return None
-    own = getattr(metric, "spread_of_halves", None)
-    quick = own(seen, draws, seed) if own is not None and n > HALVES else None
-    if quick is not None:
-        return quick
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(draws):
-        half = used[torch.randperm(n, generator=generator)[: n // 2].sort().values]
-        assert seen.pretrained is not None
-        part = Predictions(
-            seen.logits[half], seen.targets[half], seen.features[half], seen.classes, seen.task, seen.pretrained[half]
-        )
-        value = metric.compute(part)["value"]
-        if value is None:
-            return None
-        values.append(value)
-    return float(torch.tensor(values, dtype=torch.float64).std())
+    used = {name: thinned(len(seen.targets), getattr(metric, "at_most", None)) for name, metric in metrics.items()}
+    found: dict[str, float | None] = {}
+    for n in sorted({len(samples) for samples in used.values()}):
+        own = {name: metrics[name] for name in metrics if len(used[name]) == n}
+        samples = next(used[name] for name in own)  # what the value itself was computed from
+        values: dict[str, list[float | None]] = {name: [] for name in own}
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(draws if draws >= 2 and n >= 8 else 0):
+            half = _rows(seen, samples[torch.randperm(n, generator=generator)[: n // 2].sort().values])
+            for name, metric in own.items():
+                values[name].append(metric.compute(half)["value"])
+                tick(1)
+        found |= {name: _spread(drawn) for name, drawn in values.items()}
+    return found
+
+
+def _rows(seen: Predictions, kept: torch.Tensor) -> Predictions:
+    assert seen.pretrained is not None
+    features = seen.features[kept], seen.pretrained[kept]
+    return Predictions(
+        seen.logits[kept], seen.targets[kept], features[0], seen.classes, seen.task, features[1], device=seen.device
+    )
+
+
+def _spread(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(torch.tensor(known, dtype=torch.float64).std()) if known and len(known) == len(values) else None
 
 
 def layer_rows(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[Row]:

@@ -9,16 +9,6 @@ from riftcli.evaluation.metrics.two_models import MANY, entry, pair
 from riftcli.protocols import Predictions
 
 
-def _with_error(metric: Any, value: Any, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
-    """The entry of a metric, and its standard error from what every sample adds to it; value: the metric as a function of
-    moments.
-    """
-    from riftcli.functional import influence
-
-    found = metric.compute(predictions)
-    return found, None if found["value"] is None else influence.error_of_moments(value, *pair(predictions))
-
-
 @dataclass(frozen=True)
 class Cka:
     """Biased linear CKA: `Sim`, the papers' headline (RIFT paper Eq. 2). Streamed over the whole split."""
@@ -28,16 +18,12 @@ class Cka:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """1 for features equal up to rotation, shift and scale."""
-        from riftcli.functional import cka
-
-        before, after = pair(predictions)
-        return {**entry(cka.cka(before, after), len(before)), "estimator": "biased"}
+        both = pair(predictions)
+        return {**entry(both.sums.biased(), len(both)), "estimator": "biased"}
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the samples."""
-        from riftcli.functional import influence
-
-        return _with_error(self, influence.cka_of_moments, predictions)
+        return _cka_with_error(self, predictions)
 
 
 @dataclass(frozen=True)
@@ -50,16 +36,19 @@ class CkaDebiased:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """About 0 for unrelated features, whatever N and D."""
-        from riftcli.functional import cka
-
-        before, after = pair(predictions)
-        return {**entry(cka.cka(before, after, debiased=True), len(before)), "estimator": "debiased"}
+        both = pair(predictions)
+        return {**entry(both.sums.debiased(), len(both)), "estimator": "debiased"}
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the samples."""
-        from riftcli.functional import influence
+        return _cka_with_error(self, predictions)
 
-        return _with_error(self, influence.cka_of_moments, predictions)
+
+def _cka_with_error(metric: Cka | CkaDebiased, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
+    from riftcli.functional import influence
+
+    found = metric.compute(predictions)
+    return found, None if found["value"] is None else influence.cka_error(pair(predictions))
 
 
 @dataclass(frozen=True)
@@ -73,21 +62,29 @@ class Procrustes:
         """Not squared (Ding et al. 2021 square it)."""
         from riftcli.functional import alignment
 
-        before, after = pair(predictions)
-        return entry(alignment.procrustes_distance(before, after), len(before))
+        both = pair(predictions)
+        return entry(alignment.procrustes_of(both)[0], len(both))
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the samples."""
-        from riftcli.functional import influence
+        from riftcli.functional import alignment
 
-        return _with_error(self, influence.procrustes_of_moments, predictions)
+        both = pair(predictions)
+        value, error = alignment.procrustes_of(both, with_error=True)
+        return entry(value, len(both)), error
 
 
-def _why_not(before: Any, after: Any) -> str:
+def _of_correlations(predictions: Predictions, variance: float | None = None) -> dict[str, Any]:
+    from riftcli.functional import alignment
+
+    both = pair(predictions)
+    found = alignment.correlations_of(both, variance)
+    return entry(None if found is None else float(found.mean()), len(both), _why_not(both))
+
+
+def _why_not(both: Any) -> str:
     """Why there are no canonical correlations."""
-    from riftcli.functional.rounding import is_constant
-
-    if is_constant(before) or is_constant(after):
+    if both.constant:
         return "the features are constant"
     return "not more samples than feature dimensions: any two sets of features then correlate perfectly"
 
@@ -101,11 +98,7 @@ class Cca:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all directions that are not constant; needs more samples than dimensions."""
-        from riftcli.functional import alignment
-
-        before, after = pair(predictions)
-        found = alignment.canonical_correlations(before, after)
-        return entry(None if found is None else float(found.mean()), len(before), _why_not(before, after))
+        return _of_correlations(predictions)
 
 
 @dataclass(frozen=True)
@@ -118,18 +111,13 @@ class Svcca:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Needs more samples than such directions."""
-        from riftcli.functional import alignment
-
-        before, after = pair(predictions)
-        found = alignment.canonical_correlations(before, after, self.variance)
-        value = None if found is None else float(found.mean())
-        return {**entry(value, len(before), _why_not(before, after)), "variance": self.variance}
+        return {**_of_correlations(predictions, self.variance), "variance": self.variance}
 
     def spread_of_halves(self, predictions: Predictions, draws: int, seed: int) -> float | None:
         """Standard error from random halves, whose moments are put together; None for few samples."""
         from riftcli.functional import alignment
 
-        return alignment.svcca_error(*pair(predictions), self.variance, draws, seed)
+        return alignment.svcca_error(pair(predictions), self.variance, draws, seed)
 
 
 @dataclass(frozen=True)
@@ -144,20 +132,19 @@ class EffectiveRank:
         `reference_debiased` estimate those in any number of them.
         """
         from riftcli.functional import covariance
-        from riftcli.functional.rounding import is_constant
-        from riftcli.functional.thinning import thinned
 
-        before, after = pair(predictions)
-        if len(before) < 2 or is_constant(before) or is_constant(after):
-            return entry(None, len(before))
-        ranks = [covariance.participation_ratio(features) for features in (before, after)]
+        both, some = pair(predictions), pair(predictions, MANY)
+        if len(both) < 2 or both.sums.is_constant():
+            return entry(None, len(both))
+        ranks = [covariance.participation_ratio(both.moments[i]) for i in (0, 2)]
         value = ranks[1] / ranks[0] if ranks[0] > 0 else None
-        debiased = [covariance.effective_rank_debiased(f[thinned(len(f), MANY)].double()) for f in (before, after)]
+        debiased = [covariance.effective_rank_debiased(rows.to(some.device).double()) for rows in (some.x, some.y)]
         beside = {"debiased": debiased[1], "reference_debiased": debiased[0]}
-        return {**entry(value, len(before)), "rank": ranks[1], "reference_rank": ranks[0], **beside}
+        return {**entry(value, len(both)), "rank": ranks[1], "reference_rank": ranks[0], **beside}
 
     def with_error(self, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
         """The entry, and the standard error of its value: in one pass over the samples."""
         from riftcli.functional import influence
 
-        return _with_error(self, influence.rank_ratio_of_moments, predictions)
+        found = self.compute(predictions)
+        return found, None if found["value"] is None else influence.rank_ratio_error(pair(predictions))

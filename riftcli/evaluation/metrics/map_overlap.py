@@ -23,7 +23,8 @@ class CentreDistance:
         from riftcli.functional import overlap
         from riftcli.functional.rounding import is_constant
 
-        before, after = pair(predictions)
+        both = pair(predictions)
+        before, after = both.x, both.y
         if before.shape[1] != after.shape[1]:
             return entry(None, len(before), "the two models have different feature dimensions: there is no common map")
         if is_constant(before):
@@ -45,7 +46,8 @@ class Overlap:
         from riftcli.functional import overlap
         from riftcli.functional.rounding import is_constant
 
-        before, after = pair(predictions, self.at_most)
+        both = pair(predictions, self.at_most)
+        before, after = both.x, both.y
         if before.shape[1] != after.shape[1]:
             return entry(None, len(before), "the two models have different feature dimensions: there is no common map")
         if len(before) < 3 or is_constant(before) or is_constant(after):

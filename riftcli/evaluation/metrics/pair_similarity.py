@@ -26,18 +26,18 @@ class CkaRbf:
         """The entry, and the standard error of its value: in one pass over the pairs."""
         from riftcli.functional import kernels
 
-        before, after = pair(predictions, self.at_most)
-        value, error = kernels.rbf_cka_with_error(before, after, self.bandwidth)
-        return {**entry(value, len(before)), "bandwidth": self.bandwidth}, error
+        both = pair(predictions, self.at_most)
+        value, error = kernels.rbf_cka_with_error(both, self.bandwidth)
+        return {**entry(value, len(both)), "bandwidth": self.bandwidth}, error
 
 
 def _rsa(predictions: Predictions, **how: Any) -> tuple[dict[str, Any], float | None]:
     """An entry of `functional.rsa`, and its standard error."""
     from riftcli.functional import rsa
 
-    before, after = pair(predictions, MANY)
-    value, error = rsa.rsa_with_error(before, after, **how)
-    return entry(value, len(before)), error
+    both = pair(predictions, MANY)
+    value, error = rsa.rsa_with_error(both, **how)
+    return entry(value, len(both)), error
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class RsaCentred:
 
     def compute(self, predictions: Predictions) -> dict[str, Any]:
         """Over all pairs of samples."""
-        from riftcli.functional import rsa
-
-        before, after = pair(predictions, self.at_most)
-        return entry(rsa.rsa(before, after, centred=True), len(before))
+        return _rsa(predictions, centred=True)[0]  # its error is not known: the centring moves with the samples
 
 
 @dataclass(frozen=True)
@@ -122,12 +119,12 @@ class MutualKnn:
         """`chance` is the value of unrelated features."""
         from riftcli.functional import neighbours
 
-        before, after = pair(predictions, self.at_most)
-        found = entry(neighbours.mutual_knn(before, after, self.k), len(before))
-        return {**found, "k": self.k, "chance": min(1.0, self.k / max(1, len(before) - 1))}
+        both = pair(predictions, self.at_most)
+        found = entry(neighbours.mutual_knn_of(both, self.k), len(both))
+        return {**found, "k": self.k, "chance": min(1.0, self.k / max(1, len(both) - 1))}
 
     def spread_of_halves(self, predictions: Predictions, draws: int, seed: int) -> float | None:
         """Standard error from random halves, whose neighbours are found among those of all samples; None for few samples."""
         from riftcli.functional import neighbours
 
-        return neighbours.mutual_knn_error(*pair(predictions, self.at_most), self.k, draws, seed)
+        return neighbours.mutual_knn_error(pair(predictions, self.at_most), self.k, draws, seed)

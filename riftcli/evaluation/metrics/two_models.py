@@ -9,13 +9,21 @@ from riftcli.protocols import Predictions
 MANY = 5000  # samples of the measures that need an N x N table; more are thinned out, evenly
 
 
-def pair(predictions: Predictions, at_most: int | None = None) -> tuple[Any, Any]:
-    """(reference, features), both (n, D); of more than `at_most` samples every so-many-th."""
+def pair(predictions: Predictions, at_most: int | None = None) -> Any:
+    """A functional.paired.Paired: the reference's features and the model's; of more than `at_most` samples every so-many-th. What
+    one measure makes of it, the next one finds.
+    """
+    from riftcli.functional.paired import Paired
     from riftcli.functional.thinning import thinned
 
     assert predictions.pretrained is not None, "a similarity needs the features of two models"
     kept = thinned(len(predictions.features), at_most)
-    return predictions.pretrained[kept], predictions.features[kept]
+    if len(kept) not in predictions.shared:
+        before, after = predictions.pretrained, predictions.features
+        if len(kept) < len(after):
+            before, after = before[kept], after[kept]
+        predictions.shared[len(kept)] = Paired(before, after, predictions.device)
+    return predictions.shared[len(kept)]
 
 
 def entry(
