@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -185,6 +186,16 @@ def concatenated(rows: torch.Tensor) -> torch.Tensor:
     for source, part in enumerate(parts):
         td.broadcast(part, src=source)
     return torch.cat(parts)
+
+
+def one_rank_at_a_time(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors of every rank, on every rank, one rank after the other; on the CPU, and of one shape everywhere."""
+    for source in range(world_size()):
+        found = [tensor.contiguous() if source == rank() else torch.empty_like(tensor) for tensor in tensors]
+        if world_size() > 1:
+            for tensor in found:
+                td.broadcast(tensor, src=source)
+        yield found
 
 
 class _GatherRows(torch.autograd.Function):

@@ -21,33 +21,34 @@ class Neighbours:
     similarity: torch.Tensor  # (M, k) cosine
     index: torch.Tensor  # (M, k) rows of the bank
 
+    def or_nearer(self, others: Neighbours) -> Neighbours:
+        """The k nearest of both, for the same queries; of equally near ones these, before the others."""
+        similarity = torch.cat([self.similarity, others.similarity], 1)
+        order = similarity.sort(dim=1, descending=True, stable=True).indices[:, : self.similarity.shape[1]]
+        return Neighbours(similarity.gather(1, order), torch.cat([self.index, others.index], 1).gather(1, order))
+
 
 def nearest(
-    bank: torch.Tensor, queries: torch.Tensor | None, k: int, chunk: int = 512, members: torch.Tensor | None = None
+    bank: torch.Tensor, queries: torch.Tensor, k: int, chunk: int = 512, own: torch.Tensor | None = None, first: int = 0
 ) -> Neighbours:
-    """The k nearest rows of the bank by cosine; bank (N, D), queries (M, D). k is clamped to the bank's size.
+    """The k nearest rows of the bank by cosine; bank (N, D), queries (M, D). Chunked: the (M, N) similarities are never held.
 
-    Without queries the bank samples `members` (M,), by default all, look for their neighbours among the others
-    (leave-one-out). Chunked: the (M, N) matrix of similarities is never held.
+    own (M,): the row of the bank that is the query itself, which is no neighbour; one that is not in it for none. first: the
+    number of the bank's first row, where it is a part of a larger one. Where there are fewer than k, -inf fills up the others.
     """
     bank = torch.nn.functional.normalize(bank.float(), dim=1)
-    if queries is None:
-        members = torch.arange(len(bank), device=bank.device) if members is None else members.to(bank.device)
-        queries = bank[members]
-    else:
-        assert members is None, "members are rows of the bank that take the queries' place"
-        queries = torch.nn.functional.normalize(queries.float(), dim=1)
-    k = min(k, bank.shape[0] - int(members is not None))
     chunk = max(1, min(chunk, TABLE // max(1, len(bank))))
-    similarity, index = [bank.new_empty(0, k)], [bank.new_empty(0, k, dtype=torch.long)]  # a rank may have no query
-    for start in range(0, queries.shape[0], chunk):
-        table = queries[start : start + chunk] @ bank.T  # (c, N)
-        if members is not None:
-            own = members[start : start + chunk, None]
-            table.scatter_(1, own, -torch.inf)
-        values, columns = largest(table, k)
-        similarity.append(values)
-        index.append(columns)
+    similarity, index = [bank.new_empty(0, k)], [bank.new_empty(0, k, dtype=torch.long)]
+    for start in range(0, len(queries), chunk):
+        table = torch.nn.functional.normalize(queries[start : start + chunk].to(bank).float(), dim=1) @ bank.T  # (c, N)
+        if own is not None:
+            place = own[start : start + chunk].to(bank.device) - first
+            rows = ((place >= 0) & (place < len(bank))).nonzero().flatten()
+            table[rows, place[rows]] = -torch.inf
+        values, columns = largest(table, min(k, len(bank)))
+        missing = (0, k - values.shape[1])
+        similarity.append(torch.nn.functional.pad(values, missing, value=-torch.inf))
+        index.append(torch.nn.functional.pad(columns + first, missing))
     return Neighbours(torch.cat(similarity), torch.cat(index))
 
 
@@ -87,7 +88,10 @@ def knn_predict(
     chunk: int = 512,
 ) -> torch.Tensor:
     """Predicted classes; bank (N, D), bank_targets (N,), queries (M, D) -> (M,). Without queries, leave-one-out."""
-    found = nearest(bank, queries, k, chunk)
+    if queries is None:
+        found = nearest(bank, bank, min(k, len(bank) - 1), chunk, torch.arange(len(bank)))
+    else:
+        found = nearest(bank, queries, min(k, len(bank)), chunk)
     return votes(found, bank_targets, int(bank_targets.max()) + 1, k, temperature, vote).argmax(1)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from riftcli.functional.cka import StreamingCka, cka, linear_cka
 from riftcli.functional.covariance import Covariance, centre, covariance, effective_rank, eigenvalues
-from riftcli.functional.knn import knn_accuracy
+from riftcli.functional.knn import knn_accuracy, nearest
 from riftcli.functional.rotations import CayleyRotation
 
 F64 = torch.float64
@@ -160,6 +160,26 @@ def test_knn_equals_scikit_learn():
     queries += targets[:, None] * 1.5
     reference = KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(bank, labels)
     assert knn_accuracy(bank, labels, queries, targets, k=5, chunk=7) == pytest.approx(reference.score(queries, targets))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("parts", [1, 3, 40])
+def test_neighbours_in_parts_of_the_bank_are_those_in_all_of_it(alone, parts):
+    """Of parts with fewer rows than neighbours too, and of more parts than rows."""
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(31, 4, generator=generator)
+    queries, own = (bank, torch.arange(31)) if alone else (torch.randn(17, 4, generator=generator), None)
+    whole = nearest(bank, queries, 30, chunk=5, own=own)
+    found, first = None, 0
+    for part in bank.tensor_split(parts):
+        other = nearest(part, queries, 30, chunk=5, own=own, first=first)
+        found, first = other if found is None else found.or_nearer(other), first + len(part)
+    cosines = torch.nn.functional.cosine_similarity(queries[:, None].double(), bank[None].double(), dim=2)
+    if alone:
+        cosines.fill_diagonal_(-torch.inf)
+    assert whole.index.equal(cosines.argsort(1, descending=True)[:, :30])
+    assert found.index.equal(whole.index)
+    torch.testing.assert_close(found.similarity, whole.similarity, rtol=0, atol=1e-6)
 
 
 def test_knn_leave_one_out_never_sees_the_sample_itself():

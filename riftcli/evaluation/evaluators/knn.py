@@ -135,16 +135,18 @@ def _classify(data: Encoded, options: Knn, device: torch.device) -> list[Row]:
 
 
 def _nearest_over_ranks(data: Encoded, k: int, device: torch.device) -> Neighbours:
-    """Every rank searches, on its device, for its part of the queries; all get all."""
-    mine = torch.arange(len(data.targets)).tensor_split(dist.world_size())[dist.rank()]
-    if data.queries is None:
-        return _gathered(nearest(data.bank.to(device), None, k, members=mine))
-    return _gathered(nearest(data.bank.to(device), data.queries[mine].to(device), k))
-
-
-def _gathered(found: Neighbours) -> Neighbours:
-    parts = dist.gather_objects((found.similarity.cpu(), found.index.cpu()))
-    return Neighbours(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    """Every rank searches, on its device, its part of the bank; all get the nearest of all parts."""
+    alone = data.queries is None  # leave-one-out
+    queries, own = (data.bank, torch.arange(len(data.bank))) if data.queries is None else (data.queries, None)
+    parts = data.bank.tensor_split(dist.world_size())
+    first = sum(len(part) for part in parts[: dist.rank()])
+    part = nearest(parts[dist.rank()].to(device), queries, min(k, len(data.bank) - alone), own=own, first=first)
+    found: Neighbours | None = None
+    for similarity, index in dist.one_rank_at_a_time([part.similarity.cpu(), part.index.cpu()]):
+        other = Neighbours(similarity, index)
+        found = other if found is None else found.or_nearer(other)
+    assert found is not None
+    return found
 
 
 def _few(data: Encoded, shots: int, seed: int) -> Encoded:
