@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from riftcli import files, heartbeat
 from riftcli.escaping import one_line, shown
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 BEAT = 30.0  # seconds between two lines of progress in a log
 WIDE = 100  # characters from which a bar has all its columns
@@ -62,6 +64,8 @@ class Console:
         if self.quiet or not self.rich.is_terminal:
             yield Bar(what, total, start, self._beat)
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         what = one_line(what)
         width = self.rich.width
         wide = width >= WIDE

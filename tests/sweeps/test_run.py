@@ -167,7 +167,7 @@ def test_dry_run_counts_and_writes_nothing(tiny_recipe, tmp_path, rift):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_it_survives_kill_9_of_a_trial_and_of_itself(tiny_recipe, tmp_path):
+def test_it_survives_kill_9_of_a_trial_and_of_itself(rift, tiny_recipe, tmp_path):
     """Killed and going on, the trials end bit for bit as runs that nothing happened to."""
     tiny_recipe["train"] |= {"epochs": 40, "save_every_steps": 3}
     tiny_recipe["eval"]["every_epochs"] = 10
@@ -210,7 +210,7 @@ def test_it_survives_kill_9_of_a_trial_and_of_itself(tiny_recipe, tmp_path):
     assert "2 completed" in done.stderr
     for strength in ("1.0", "0.1"):
         alone = ["--recipe", "tiny.yaml", "--set", f"regularizer.strength={strength}", "--set", "train.seed=0", "--out", strength]
-        subprocess.run([sys.executable, "-m", "riftcli", "finetune", *alone, "--device", "cpu"], cwd=tmp_path, env=environment)
+        assert rift("finetune", *alone, "--device", "cpu")[0] == 0
         whole = (tmp_path / strength / "model/model.safetensors").read_bytes()
         assert (tmp_path / f"out/trials/strength={strength}/s0/model/model.safetensors").read_bytes() == whole
 
