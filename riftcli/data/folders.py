@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from riftcli.data.images import EXTENSIONS
@@ -13,6 +13,7 @@ from riftcli.data.paths import PathsBelow, texts
 from riftcli.errors import DataError, Problems, did_you_mean
 
 _IMAGES = frozenset(EXTENSIONS)
+_USUAL = (*EXTENSIONS, *(suffix.upper() for suffix in EXTENSIONS))
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -41,7 +42,11 @@ def names_below(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
         prefix = os.path.join(place, "")[start:]
         linked += [prefix + name for name in names if name in links] if links else []
         inner = inner or bool(prefix)
-        for name in names:
+        plain = [name for name in names if name.endswith(_USUAL)]  # a loop of C, and most often all of them
+        images += [prefix + name for name in plain] if prefix else plain
+        for name in names if len(plain) < len(names) else ():
+            if name.endswith(_USUAL):
+                continue
             stem, dot, suffix = name.rpartition(".")
             kind = f".{suffix.lower()}" if dot and stem and suffix else ""
             if kind in _IMAGES:
@@ -79,12 +84,14 @@ def _scan(folder: Path | str) -> Iterator[tuple[str, list[str], set[str]]]:
                     name = entry.name
                     if name[0] == "." or name == "__MACOSX":
                         continue
-                    if _is_folder(entry):
+                    if entry.is_file(follow_symlinks=False):  # nearly all
+                        names.append(name)
+                    elif _is_folder(entry):
                         inner.append(name)
-                        continue
-                    names.append(name)
-                    if entry.is_symlink():
-                        links.add(name)
+                    else:
+                        names.append(name)
+                        if entry.is_symlink():
+                            links.add(name)
         except OSError:
             continue
         yield place, names, links
@@ -152,29 +159,31 @@ def inside(root: Path, name: str, follow_links: bool, key: str) -> Path:
 
 
 def check_inside(paths: Iterable[Path], root: str) -> None:
-    """Raise OutsideRoot naming the files that links lead out of root. Of paths that were listed, each folder is listed once more,
-    and no file is looked at; of others, which a table may name by the dozen out of a large folder, every one is.
+    """Raise OutsideRoot naming the files that links lead out of root. Of paths that were listed it is known which are links: no
+    other file is looked at.
     """
     home = os.path.realpath(Path(root).expanduser()).rstrip(os.sep) + os.sep
-    listed = isinstance(paths, PathsBelow)
-    places: dict[str, tuple[str, set[str]]] = {}  # folder -> (where it really is, names of the links in it)
+    real_folder = functools.cache(os.path.realpath)
     problems = Problems()
-    for path in texts(paths):
+    for path in _suspects(paths, home) if isinstance(paths, PathsBelow) else texts(paths):
         folder, name = os.path.split(path)
-        if folder not in places:
-            places[folder] = os.path.realpath(folder), _links_in(folder) if listed else set()
-        real, links = places[folder]
-        if name in links if listed else os.path.islink(path):
+        real = real_folder(folder)
+        if os.path.islink(path):
             real, name = os.path.split(os.path.realpath(path))
         if not f"{real.rstrip(os.sep)}{os.sep}".startswith(home):
             problems.add(f"{path}: leads out of the data root, to {os.path.join(real, name)}; {FOLLOW}")
     problems.raise_if_any(OutsideRoot)
 
 
-def _links_in(folder: str) -> set[str]:
-    with suppress(OSError), os.scandir(folder or ".") as entries:
-        return {entry.name for entry in entries if entry.is_symlink()}
-    return set()
+def _suspects(paths: PathsBelow, home: str) -> Iterator[str]:
+    """The paths that are links, or that lie in a folder which is not below home."""
+    last, below = None, True
+    for name in paths.names:
+        inner = name.rpartition("/")[0]
+        if inner != last:
+            last, below = inner, (os.path.realpath(os.path.join(paths.root, inner)) + os.sep).startswith(home)
+        if not below or name in paths.links:
+            yield paths.text(name)
 
 
 def check_no_loose_images(folder: Path, remedy: str) -> None:

@@ -9,10 +9,12 @@ from typing import overload
 
 
 class PathsBelow(Sequence[Path]):
-    """root / name for every name, made when it is asked for. names: relative, with / between folders, as they are on disk."""
+    """root / name for every name, made when it is asked for. names: relative, with / between folders, as they are on disk. links:
+    those of them that were links when their folders were listed.
+    """
 
-    def __init__(self, root: Path, names: list[str]) -> None:
-        self.root, self.names = root, names
+    def __init__(self, root: Path, names: list[str], links: frozenset[str] = frozenset()) -> None:
+        self.root, self.names, self.links = root, names, links
         self._prefix = "" if root == Path() else os.path.join(root, "")  # ./a is a, as for a path
 
     def __len__(self) -> int:
@@ -24,7 +26,7 @@ class PathsBelow(Sequence[Path]):
     def __getitem__(self, i: slice) -> PathsBelow: ...
     def __getitem__(self, i: int | slice) -> Path | PathsBelow:
         if isinstance(i, slice):
-            return PathsBelow(self.root, self.names[i])
+            return PathsBelow(self.root, self.names[i], self.links)
         return Path(self._prefix + self.names[i])
 
     def __eq__(self, other: object) -> bool:
@@ -34,7 +36,11 @@ class PathsBelow(Sequence[Path]):
 
     def take(self, indices: Iterable[int]) -> PathsBelow:
         """Those at `indices`, in that order."""
-        return PathsBelow(self.root, [self.names[i] for i in indices])
+        return PathsBelow(self.root, [self.names[i] for i in indices], self.links)
+
+    def text(self, name: str) -> str:
+        """The path of one of the names, as text."""
+        return self._prefix + name
 
     def texts(self) -> Iterator[str]:
         """The paths as texts."""

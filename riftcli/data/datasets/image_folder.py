@@ -80,7 +80,7 @@ class ImageFolder:
             )
         check_no_loose_images(folder, "move each into the folder of its class, or away")
         names: list[str] = []
-        links: list[Path] = []
+        links: list[str] = []
         targets, ignored = [], []
         for label, class_folder in enumerate(class_folders):
             images, linked, others = names_below(class_folder)
@@ -89,10 +89,10 @@ class ImageFolder:
                 raise DataError(f"{class_folder}: class folder without images ({', '.join(EXTENSIONS)}); fill it or remove it")
             prefix = f"{class_folder.relative_to(root).as_posix()}/"
             names += [prefix + name for name in images]
-            links += [class_folder / name for name in linked]
+            links += [prefix + name for name in linked]
             targets += [label] * len(images)
-        check_exist(links)  # the others were seen
-        paths = PathsBelow(root, names)
+        check_exist([root / name for name in links])  # the others were seen
+        paths = PathsBelow(root, names, frozenset(links))
         return Split(
             name=split,
             ids=names,
