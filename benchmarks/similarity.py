@@ -1,13 +1,15 @@
 """What `rift similarity` costs with intervals: every default measure of 16,000 x 768 features, process time of one core.
 
 python benchmarks/similarity.py [--images 16000] [--dim 768] [--alone]
-python benchmarks/similarity.py --errors    # instead: are the standard errors right? 500 and 1,000 images of 384 dimensions
+python benchmarks/similarity.py --layers [--images 1000]    # instead: the table of 13 x 13 layers
+python benchmarks/similarity.py --errors    # instead: are the standard errors right?
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
@@ -15,6 +17,9 @@ from riftcli import catalog
 from riftcli.data.split import Split
 from riftcli.evaluation.evaluators.similarity import DEFAULT, Similarity, compare, half_sample_spreads
 from riftcli.evaluation.features import FeatureTable
+from riftcli.functional.cka import cka_table
+from riftcli.functional.influence import cka_error, rank_ratio_error
+from riftcli.functional.paired import Paired
 from riftcli.protocols import Predictions
 
 CLASSES = 100
@@ -45,12 +50,23 @@ def main(count: int, dim: int, alone: bool) -> None:
         print(f"{name} alone, with its interval: {row['value']:.6f}, {time.process_time() - began:.2f} s")
 
 
-def errors(count: int, dim: int = 384, draws: int = 60) -> None:
+def layers(count: int, dim: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    before = [torch.randn(count, dim) + 1 for _ in range(13)]
+    after = [rows + 0.5 * torch.randn(count, dim) for rows in before]
+    began = time.process_time()
+    cka_table(before, after)
+    print(f"13 x 13 layers of {count:,} x {dim}: {time.process_time() - began:.1f} s")
+
+
+def errors(count: int, dim: int, flat: bool, draws: int = 60) -> None:
     """The standard error by each image's influence, and by random halves, over the spread of the value over draws of as many
     images from one population.
     """
     torch.manual_seed(0)
-    centres, scale = torch.randn(20, dim), torch.logspace(0.5, -1.5, dim)
+    centres, scale = torch.randn(20, dim), torch.ones(dim) if flat else torch.logspace(0.5, -1.5, dim)
+    influences: dict[str, Any] = {"cka": cka_error, "cka_debiased": cka_error, "effective_rank": rank_ratio_error}
     metrics = {name: catalog.component("metric", name)() for name in DEFAULT}
     known = {name: metric for name, metric in metrics.items() if hasattr(metric, "with_error")}
     values: dict[str, list[float]] = {name: [] for name in known}
@@ -62,15 +78,15 @@ def errors(count: int, dim: int = 384, draws: int = 60) -> None:
         for name, metric in known.items():
             entry, error = metric.with_error(seen)
             values[name].append(entry["value"])
-            found[name] += error / draws
+            own = influences.get(name)  # also where the metric would not ask for it
+            found[name] += (own(Paired(seen.pretrained, seen.features)) if own else error) / draws
         if draw < 5:
             for name, error in half_sample_spreads(known, seen, 20, draw).items():
                 halves[name] += error / 5
     for name, drawn in values.items():
         spread = float(torch.tensor(drawn).std())
-        print(
-            f"{count} x {dim}, {name}: influence / spread {found[name] / spread:.2f}, halves / spread {halves[name] / spread:.2f}"
-        )
+        kind = "all directions alike" if flat else "few directions"
+        print(f"{count} x {dim}, {kind}, {name}, over the spread: {found[name] / spread:.2f}, halves {halves[name] / spread:.2f}")
 
 
 if __name__ == "__main__":
@@ -78,10 +94,14 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--alone", action="store_true", help="also every measure by itself")
+    parser.add_argument("--layers", action="store_true", help="the table of layers")
     parser.add_argument("--errors", action="store_true", help="are the standard errors right?")
     arguments = parser.parse_args()
-    if arguments.errors:
-        for count in (500, 1000):
-            errors(count)
+    if arguments.layers:
+        layers(arguments.images, arguments.dim)
+    elif arguments.errors:
+        for count, dim in ((500, 384), (1000, 384), (1000, 250), (500, 125), (520, 768)):
+            for flat in (False, True):
+                errors(count, dim, flat)
     else:
         main(arguments.images, arguments.dim, arguments.alone)

@@ -40,10 +40,10 @@ def encode_layers(
             layers.append([row.float().cpu() for row in features])
             positions.append(index)
             tick(len(index))
-    parts = dist.gather_objects(list(zip(positions, layers, strict=True)))
-    pairs = [pair for part in parts for pair in part]
-    back = torch.cat([position for position, _ in pairs]).argsort()
-    return [torch.cat([rows[i] for _, rows in pairs])[back].clone() for i in range(len(pairs[0][1]))]
+    widths = next(own for own in dist.gather_objects([rows.shape[1] for rows in layers[0]] if layers else None) if own)
+    own = [torch.cat([torch.empty(0, width), *(rows[i] for rows in layers)]) for i, width in enumerate(widths)]
+    back = dist.concatenated(torch.cat([torch.empty(0, dtype=torch.long), *positions])).argsort()
+    return [dist.concatenated(rows)[back].clone() for rows in own]  # copied: made under inference_mode
 
 
 def layer_names(count: int) -> list[str]:

@@ -10,6 +10,7 @@ from riftcli.functional.influence import error_of
 from riftcli.functional.paired import Paired
 from riftcli.functional.rounding import noise_level
 
+MANY_ROWS = 20_000  # that are not sent to a device at once
 MANY = 2_000  # samples from which products of fp32 do for SVCCA: small directions, for which they are too coarse, are cut
 
 
@@ -27,15 +28,25 @@ def procrustes_of(pair: Paired, with_error: bool = False) -> tuple[float | None,
     cross, norm_x, norm_y = (torch.zeros((), dtype=torch.float64, device=pair.device) for _ in range(3))
     for x, y in pair.centred(torch.float64):
         cross, norm_x, norm_y = cross + x.T @ y, norm_x + (x * x).sum(), norm_y + (y * y).sum()
-    left, values, right = torch.linalg.svd(cross, full_matrices=False)
-    share = values.sum() / (norm_x * norm_y).sqrt()
+    few = len(pair) < min(cross.shape)
+    share = torch.linalg.svdvals(_small(pair) if few else cross).sum() / (norm_x * norm_y).sqrt()
     value = (2 - 2 * share).clamp_min(0).sqrt()
     if not with_error:
         return float(value), None
-    rotation, own = (left @ right).to(pair.x.dtype), pair.shares
-    turned = torch.cat([((x @ rotation) * y).sum(1, dtype=torch.float64) for x, y in pair.centred()])
-    moved = turned / (norm_x * norm_y).sqrt() - share / 2 * (own.length_x / norm_x + own.length_y / norm_y)
-    return float(value), error_of(moved / value)
+    left, _, right = torch.linalg.svd(cross, full_matrices=False)
+    rotation, parts = left @ right, []
+    for x, y in pair.centred(torch.float64):
+        x, y = x / norm_x.sqrt(), y / norm_y.sqrt()
+        lengths = x.square().sum(1) + y.square().sum(1)
+        parts.append(((x @ rotation) * y).sum(1) - share / 2 * lengths)
+    return float(value), error_of(torch.cat(parts) / value)
+
+
+def _small(pair: Paired) -> torch.Tensor:
+    """A product (N, N) with the singular values of X^T Y, of fewer samples than dimensions."""
+    sides = (torch.cat(side) for side in zip(*pair.centred(torch.float64), strict=True))
+    one, other = (torch.linalg.qr(rows.T, mode="r").R for rows in sides)
+    return one @ other.T
 
 
 def procrustes_align(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -73,7 +84,8 @@ def correlations_of(pair: Paired, variance: float | None = None) -> torch.Tensor
     if variance is not None and len(pair) > dim:
         found = _between_leading(pair.moments if len(pair) > max(MANY, 4 * dim) else pair.exact.moments, variance)
     else:
-        bases = [_basis(rows.to(pair.device), variance) for rows in (pair.x, pair.y)]
+        place = pair.device if len(pair) <= MANY_ROWS else pair.x.device  # the decomposition holds a few copies of them
+        bases = [_basis(rows.to(place), variance) for rows in (pair.x, pair.y)]
         found = bases[0].T @ bases[1]
     return None if len(pair) - 1 <= max(found.shape) else torch.linalg.svdvals(found).clamp(0, 1)
 

@@ -177,19 +177,36 @@ def cka(x: torch.Tensor, y: torch.Tensor, debiased: bool = False, chunk: int = 2
     return stream.debiased() if debiased else stream.biased()
 
 
-def cka_table(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
-    """Biased linear CKA of every layer of one model with every layer of the other, in fp64; L, M tables -> (L, M).
+GRAMS = 2**29  # bytes of kernels (N, N) that are held for a table of layers
+CHUNK = 4096  # rows that are multiplied in their own precision; sums of the products are in fp64
 
-    NaN where a layer is constant (e.g. a class token before it has seen the image).
+
+def cka_table(before: list[torch.Tensor], after: list[torch.Tensor], device: torch.device | None = None) -> torch.Tensor:
+    """Biased linear CKA of every layer of one model with every layer of the other; L, M tables (N, D) -> (L, M) fp64.
+
+    Of few samples by kernels (N, N), one for each layer, of many by products (D, D), one for each pair of layers. Computed on
+    `device`, by default where the tables are. NaN where a layer is constant (e.g. a class token before it has seen the image).
     """
-    ours, theirs = ([_normed(rows) for rows in layers] for layers in (before, after))
-    return torch.stack([torch.stack([(x.T @ y).square().sum() for y in theirs]) for x in ours])
+    kind = torch.float64 if any(rows.dtype == torch.float64 for rows in (*before, *after)) else torch.float32
+    ours, theirs = ([_centred(rows.to(device or rows.device), kind) for rows in layers] for layers in (before, after))
+    every, n, width = [*ours, *theirs], len(before[0]), max(rows.shape[1] for rows in (*before, *after))
+    kernels = n * len(every) < width * len(ours) * len(theirs) and 8 * n * n * len(every) <= GRAMS
+    if kernels:
+        grams = [torch.stack([(rows @ rows.T).double().flatten() for rows in side]) for side in (ours, theirs)]
+        top, norms = grams[0] @ grams[1].T, [torch.linalg.norm(gram, dim=1) for gram in grams]
+    else:
+        top = torch.stack([torch.stack([_product(x, y).square().sum() for y in theirs]) for x in ours])
+        norms = [torch.stack([torch.linalg.norm(_product(rows, rows)) for rows in side]) for side in (ours, theirs)]
+    return (top / norms[0][:, None] / norms[1]).cpu()
 
 
-def _normed(rows: torch.Tensor) -> torch.Tensor:
-    """Centred, and scaled such that the squared norm of a product of two is their CKA."""
-    if is_constant(rows):
-        return rows.double() * torch.nan
-    rows = centre(rows.double())
-    norm = torch.linalg.norm(rows.T @ rows) if rows.shape[0] > rows.shape[1] else torch.linalg.norm(rows @ rows.T)
-    return rows / norm.sqrt()
+def _centred(rows: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    return rows.to(kind) * torch.nan if is_constant(rows) else rows.to(kind) - rows.mean(0, dtype=torch.float64).to(kind)
+
+
+def _product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """X^T Y in fp64; (N, D), (N, E) -> (D, E)."""
+    total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        total += a.T @ b
+    return total

@@ -37,14 +37,14 @@ def error_of(psi: torch.Tensor) -> float | None:
 
 def cka_error(pair: Paired) -> float | None:
     """Standard error of linear CKA; of many more samples than dimensions the debiased one moves in the same way."""
-    (xx, xy, yy), own = (m.square().sum() for m in pair.moments), pair.shares
+    (xx, xy, yy), own = (m.square().sum() for m in pair.unit_moments), pair.shares
     norm = (xx * yy).sqrt()
     return error_of(2 * own.xy / norm - xy / norm * (own.xx / xx + own.yy / yy))
 
 
 def rank_ratio_error(pair: Paired) -> float | None:
     """Standard error of the participation ratio of Y's spectrum relative to X's: tr(S)^2 / ||S||^2 of each."""
-    (xx, _, yy), own = pair.moments, pair.shares
+    (xx, _, yy), own = pair.unit_moments, pair.shares
     logs = [
         2 * length / m.trace() - 2 * share / m.square().sum()
         for m, length, share in ((xx, own.length_x, own.xx), (yy, own.length_y, own.yy))

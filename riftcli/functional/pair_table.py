@@ -22,8 +22,8 @@ class PairTable:
 
     def __init__(self, rows: torch.Tensor) -> None:
         rows = rows.detach().double()
-        self.lengths = torch.linalg.norm(rows, dim=1).clamp_min(1e-12)
-        self.cosines = symmetric_product(rows / self.lengths[:, None])
+        self.lengths = torch.linalg.norm(rows, dim=1)
+        self.cosines = symmetric_product(rows / self.lengths.clamp_min(torch.finfo(rows.dtype).tiny)[:, None])
         self._means: dict[str, torch.Tensor] = {}
         self._spreads: dict[str, float] = {}
         self._nearest: dict[int, torch.Tensor] = {}

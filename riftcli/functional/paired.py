@@ -13,11 +13,12 @@ from riftcli.functional.pair_table import PairTable
 from riftcli.functional.rounding import is_constant
 
 CHUNK = 2048  # rows at a time
+MANY = 10_000  # samples whose table is not copied at once
 
 
 class Shares(NamedTuple):
-    """What each sample has in the moments, (N,) fp64, for centred samples x and y: x^T A x with A = X^T X, x^T A y with
-    A = X^T Y, y^T A y with A = Y^T Y, and the squared lengths of x and of y.
+    """What each sample has in the moments of sides of norm 1, (N,) fp64: x^T A x with A = X^T X, x^T A y with A = X^T Y, y^T A y
+    with A = Y^T Y, and the squared lengths of x and of y, which sum to 1.
     """
 
     xx: torch.Tensor
@@ -28,11 +29,15 @@ class Shares(NamedTuple):
 
 
 class Paired:
-    """x (N, D) and y (N, E) in fp32 or fp64. All is computed on `device`, a few rows at a time; by default where they are."""
+    """x (N, D) and y (N, E), in fp32, or fp64 where one of them is.
+
+    All is computed on `device`, by default where they are, and of many samples a few rows at a time.
+    """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, device: torch.device | None = None) -> None:
         assert len(x) == len(y), "similarities compare the same samples"
-        self.x, self.y = x.detach(), y.detach()
+        kind = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        self.x, self.y = x.detach().to(kind), y.detach().to(kind)
         self.device = x.device if device is None else device
 
     def __len__(self) -> int:
@@ -41,6 +46,8 @@ class Paired:
     @cached_property
     def constant(self) -> bool:
         """Do the samples of one side differ by no more than rounding?"""
+        if len(self) > MANY:
+            return self.sums.is_constant()
         return is_constant(self.x.to(self.device)) or is_constant(self.y.to(self.device))
 
     @cached_property
@@ -57,6 +64,12 @@ class Paired:
         return self.sums.moments()
 
     @cached_property
+    def unit_moments(self) -> Moments:
+        """Those of sides that are scaled to norm 1: sums of fourth powers stay within range."""
+        xx, xy, yy = self.moments
+        return xx / xx.trace(), xy / (xx.trace() * yy.trace()).sqrt(), yy / yy.trace()
+
+    @cached_property
     def exact(self) -> Paired:
         """The same in fp64."""
         return Paired(self.x.double(), self.y.double(), self.device)
@@ -64,9 +77,11 @@ class Paired:
     @cached_property
     def shares(self) -> Shares:
         """What each sample has in them."""
-        xx, xy, yy = (m.to(self.x.dtype) for m in self.moments)
+        norm_x, norm_y = (float(self.moments[i].trace()) ** 0.5 for i in (0, 2))
+        xx, xy, yy = (m.to(self.x.dtype) for m in self.unit_moments)
         wide, parts = torch.cat([xx, xy], 1), []
         for x, y in self.centred():
+            x, y = x / norm_x, y / norm_y
             turned = x @ wide
             own = [turned[:, : x.shape[1]] * x, turned[:, x.shape[1] :] * y, (y @ yy) * y, x * x, y * y]
             parts.append(torch.stack([product.sum(1, dtype=torch.float64) for product in own]))
@@ -91,8 +106,11 @@ class Paired:
 
     @cached_property
     def _means(self) -> tuple[torch.Tensor, torch.Tensor]:
-        total_x, total_y = (sum(part.sum(0, dtype=torch.float64) for part in side) for side in zip(*self._chunks(), strict=True))
-        return total_x / len(self), total_y / len(self)
+        totals = [torch.zeros(side.shape[1], dtype=torch.float64, device=self.device) for side in (self.x, self.y)]
+        for parts in self._chunks():
+            for total, part in zip(totals, parts, strict=True):
+                total += part.sum(0, dtype=torch.float64)
+        return totals[0] / len(self), totals[1] / len(self)
 
     def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for x, y in zip(self.x.split(CHUNK), self.y.split(CHUNK), strict=True):

@@ -44,10 +44,12 @@ def rsa_with_error(
 def _tables(pair: Paired, distance: Distance, centred: bool) -> Tables | None:
     if len(pair) < 3 or pair.constant:
         return None
-    tables, sides = pair.tables, (pair.x, pair.y)
+    sides = pair.x, pair.y
     if centred:
         x, y = (PairTable(centre(rows.to(pair.device).double())) for rows in sides)
-        tables = x, y
+    else:
+        x, y = pair.tables
+    tables = x, y
     flat = (is_flat(table, rows, distance, centred) for table, rows in zip(tables, sides, strict=True))
     return None if any(flat) else tables
 

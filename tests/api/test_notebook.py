@@ -64,6 +64,7 @@ def test_a_run_has_its_numbers(run):
     assert "epochs: 1" in resolved and "batch_size: 8" in resolved
 
 
+@pytest.mark.page
 def test_progress_goes_to_the_cell_and_quiet_says_nothing(tiny_recipe_of, tmp_path, capfd):
     riftcli.finetune(tiny_recipe_of(), out=tmp_path / "loud", train={"epochs": 1})
     out, err = capfd.readouterr()

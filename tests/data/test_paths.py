@@ -70,6 +70,32 @@ def test_files_that_a_table_names_are_looked_at_one_by_one(tmp_path, monkeypatch
         check_inside([Path("/a.png")], "/")
 
 
+@pytest.mark.parametrize("kind", ["file", "nested file", "folder", "class", "a name that begins alike", "none"])
+def test_images_of_class_folders_lie_below_the_root(tmp_path, kind):
+    """Which files are links is known from the listing, also of a part of it."""
+    root, outside = tmp_path / "root", tmp_path / ("root2" if "alike" in kind else "outside")
+    for place in (root / "train/a/inner", root / "train/b", outside):
+        place.mkdir(parents=True)
+        (place / "0.png").touch()
+    (root / "train/b/own.png").symlink_to(root / "train/a/inner/0.png")  # stays inside
+    link = {"file": "train/a/1.png", "nested file": "train/a/inner/1.png", "class": "train/c", "folder": "train/b/more"}
+    if kind != "none":
+        where = root / link.get(kind, "train/a/1.png")
+        where.symlink_to(outside if kind in ("folder", "class") else outside / "0.png")
+    paths = ImageFolder(str(root), follow_links=True).load("train").paths
+    assert isinstance(paths, PathsBelow)
+    bad = [i for i, path in enumerate(paths) if not path.resolve().is_relative_to(root)]
+    assert len(bad) == (kind != "none")
+    for some in (paths, paths[:], take(paths, range(len(paths))), take(paths, bad or [0])):
+        if kind == "none":
+            check_inside(some, str(root))
+            continue
+        with pytest.raises(OutsideRoot) as caught:
+            check_inside(some, str(root))
+        assert str(caught.value).startswith(f"{paths[bad[0]]}: leads out of the data root, to {outside}/0.png; ")
+    check_inside(take(paths, [i for i in range(len(paths)) if i not in bad]), str(root))
+
+
 def test_links_are_followed_once_and_broken_ones_told(tmp_path):
     for name in ("train/a", "train/b", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)

@@ -314,6 +314,7 @@ def test_a_page_shows_nothing_from_outside_its_run(one_epoch_run, rift, tmp_path
     assert base64.b64encode(secret).decode()[:20] not in page
 
 
+@pytest.mark.page
 def test_a_split_named_as_a_way_out(rift, tiny_recipe, write_recipe, tmp_path):
     (tmp_path / "data").mkdir()
     rows = ["image,label,fold"]

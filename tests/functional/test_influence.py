@@ -205,3 +205,43 @@ def test_on_another_device_every_measure_is_what_it_is_here(monkeypatch):
             [one[key] for key in ("value", "low", "high")], rel=1e-6
         )
         assert one["low"] is not None
+
+
+def test_the_error_of_nearly_equal_features_is_not_that_of_rounding():
+    """In single precision terms that nearly cancel, over a small distance, would be all there is."""
+    x = draw(700, torch.Generator().manual_seed(0)).pretrained.float()
+    noise = torch.randn(700, 6, generator=torch.Generator().manual_seed(1))
+    for size in (1e-3, 1e-4):
+        y = x + size * noise
+        _, wanted = alignment.procrustes_of(Paired(x.double(), y.double()), with_error=True)
+        value, error = alignment.procrustes_of(Paired(x, y), with_error=True)
+        assert error == pytest.approx(wanted, rel=1e-6) and error < 0.1 * value
+
+
+def test_influence_is_asked_where_there_are_many_more_samples_than_dimensions():
+    """Elsewhere terms of second order count, and random halves tell."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(520, 150, generator=generator)
+    tables = [FeatureTable(rows, torch.zeros(520, 1)) for rows in (x, x + 0.5 * torch.randn(520, 150, generator=generator))]
+    split = Split("test", [str(i) for i in range(520)], np.zeros(520, dtype=np.int64), ["a"], read=lambda i: i)
+    names = ("cka", "cka_debiased", "effective_rank", "procrustes")
+    ticks: list[int] = []
+    rows = similarity.compare(*tables, split, similarity.Similarity(names, intervals=5), tick=ticks.append)
+    seen = Predictions(torch.zeros(520, 1), torch.zeros(520).long(), tables[1].features, ["a"], "multiclass", x)
+    for row in rows:
+        metric = catalog.component("metric", row["metric"])()
+        drawn = half_sample_spreads({"it": metric}, seen, 5, 0)["it"]
+        wanted = metric.with_error(seen)[1] if row["metric"] == "procrustes" else drawn
+        assert row["high"] - row["value"] == pytest.approx(1.96 * wanted)
+    assert sum(ticks) == len(names) * 6
+
+
+@pytest.mark.parametrize(("count", "intervals"), [(520, 1), (7, 3), (3, 3), (520, 0)])
+def test_progress_comes_to_its_end(count, intervals):
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    tables = [FeatureTable(rows, torch.zeros(count, 1)) for rows in (x, 2 * x)]
+    split = Split("test", [str(i) for i in range(count)], np.zeros(count, dtype=np.int64), ["a"], read=lambda i: i)
+    ticks: list[int] = []
+    names = ("cka", "cka_debiased", "rsa", "svcca")
+    similarity.compare(*tables, split, similarity.Similarity(names, intervals=intervals), tick=ticks.append)
+    assert sum(ticks) == len(names) * (1 + intervals)

@@ -13,8 +13,10 @@ from sklearn.cross_decomposition import CCA
 
 from riftcli.evaluation.layer_features import layer_names
 from riftcli.functional import alignment, calibration, kernels, neighbours, overlap, rsa
+from riftcli.functional import cka as functional_cka
 from riftcli.functional.cka import cka, cka_table
 from riftcli.functional.knn import knn_predict
+from riftcli.functional.paired import Paired
 from riftcli.models.attention_maps import jensen_shannon
 
 F64 = torch.float64
@@ -48,6 +50,7 @@ def test_rsa_invariances_and_undefined_values():
     assert rsa.rsa(X, X + 5) < 0.999  # cosine is not blind to a shift
     assert rsa.rsa(X, X + 5, centred=True) == pytest.approx(1, abs=1e-10)
     assert rsa.rsa(X, 3 * X + 5, "euclid") == pytest.approx(1, abs=1e-10)
+    assert rsa.rsa(1e-13 * X, Y, "euclid") == pytest.approx(rsa.rsa(X, Y, "euclid"), abs=1e-10)
     assert rsa.rsa(X, torch.ones(40, 6)) is None
     assert rsa.rsa(X[:2], Y[:2]) is None
 
@@ -63,6 +66,7 @@ def test_rbf_cka_is_the_double_centred_definition():
     expected = (grams[0] * grams[1]).sum() / math.sqrt((grams[0] ** 2).sum() * (grams[1] ** 2).sum())
     assert kernels.rbf_cka(X, Y) == pytest.approx(expected, abs=1e-10)
     assert kernels.rbf_cka(X, 2 * X @ rotation(6) + 7) == pytest.approx(1, abs=1e-10)
+    assert kernels.rbf_cka(1e-13 * X, Y) == pytest.approx(kernels.rbf_cka(X, Y), abs=1e-10)
     assert kernels.rbf_cka(X, torch.ones(40, 3)) is None
 
 
@@ -78,6 +82,11 @@ def test_procrustes_is_the_minimum_over_rotations():
     others = [float(torch.linalg.norm(unit(X) - unit(Y) @ rotation(6, seed))) for seed in range(200)]
     assert found < min(others)
     assert alignment.procrustes_distance(X, 4 * X @ rotation(6) - 1) == pytest.approx(0, abs=1e-6)
+    few = cloud(5, 9, 1), cloud(5, 7, 2)  # fewer samples than dimensions
+    nuclear = torch.linalg.matrix_norm(unit(few[0]).T @ unit(few[1]), ord="nuc")
+    assert alignment.procrustes_distance(*few) == pytest.approx(math.sqrt(2 - 2 * nuclear), abs=1e-10)
+    wide = Paired(*few)
+    assert alignment.procrustes_of(wide, with_error=True)[0] == pytest.approx(math.sqrt(2 - 2 * nuclear), abs=1e-10)
     assert alignment.procrustes_distance(X, torch.zeros(40, 2)) is None
 
 
@@ -151,6 +160,18 @@ def test_layer_table_equals_cka_of_each_pair():
     assert layer_names(4) == ["block1", "block2", "block3", "head"]
     few = [rows[:5] for rows in before[:2]]  # fewer samples than dimensions
     assert float(cka_table(few, few)[0, 1]) == pytest.approx(cka(few[0], few[1]), abs=1e-10)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_layer_table_of_single_precision_is_that_of_double(kernels, monkeypatch):
+    """By kernels of few samples and by products of directions; layers of different widths, far from zero."""
+    layers = [cloud(60, width, seed) for seed, width in enumerate((20, 30, 40))]
+    after = [rows + 0.5 * cloud(60, rows.shape[1], 9) for rows in layers]
+    monkeypatch.setattr(functional_cka, "GRAMS", 2**29 if kernels else 0)
+    table = cka_table([rows.float() for rows in layers], [rows.float() for rows in after])
+    wanted = [[cka(one, other) for other in after] for one in layers]
+    np.testing.assert_allclose(table, wanted, rtol=0, atol=1e-6)
+    assert table.dtype == F64
 
 
 # ---- neighbours

@@ -114,12 +114,12 @@ class Similarity:
                 f"{facts['model']} and {facts['reference']}: not the same samples of {facts['data']}; similarity needs the same "
                 "images in the same order"
             )
-        count = len(self.metrics) * (1 + self.intervals)
+        count = len(set(self.metrics)) * (1 + self.intervals)
         with encoder.console.progress(f"{facts['model']}, {len(self.metrics)} measures", count) as bar:
             found = compare(before.table, after.table, split, self, encoder.device, bar.advance) if dist.is_main() else []
         rows += [{**facts, **row} for row in dist.broadcast_object(found)]
         if before.layers is not None and after.layers is not None:
-            tables["layers"] += [{**facts, **cell} for cell in layer_rows(before.layers, after.layers)]
+            tables["layers"] += [{**facts, **cell} for cell in layer_rows(before.layers, after.layers, _place(encoder.device))]
         if self.maps and dist.is_main():
             tables["map"] += [{**facts, **point} for point in map_rows(before.table, after.table, split, self.seed)]
 
@@ -166,7 +166,7 @@ def compare(
     measures that depend on the number of images have no other. device: where it is computed, by default on the CPU; what
     measures share is computed once. tick: told of every step, of 1 + intervals for each measure.
     """
-    device = torch.device("cpu") if device is None or device.type == "mps" else device  # Apple's GPUs have no fp64
+    device = _place(device or torch.device("cpu"))
     targets = torch.from_numpy(split.targets)
     whole = Predictions(after.logits, targets, after.features, split.classes, split.task, before.features, device=device)
     metrics: dict[str, Metric] = {name: catalog.component("metric", name)() for name in options.metrics}
@@ -179,6 +179,11 @@ def compare(
         tick((len(metrics) - len(left)) * options.intervals)
         errors |= half_sample_spreads(left, whole, options.intervals, options.seed, tick)
     return [_row(name, metrics[name], entries[name], errors[name]) for name in metrics]
+
+
+def _place(device: torch.device) -> torch.device:
+    """Where models are compared: Apple's GPUs have no fp64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _row(name: str, metric: Metric, entry: dict[str, Any], error: float | None) -> Row:
@@ -214,14 +219,17 @@ def half_sample_spreads(
 
     All measures see the same halves, and share what they make of them. None without draws, or where a half is undefined.
     """
+    found: dict[str, float | None] = dict.fromkeys(metrics)
     used = {name: thinned(len(seen.targets), getattr(metric, "at_most", None)) for name, metric in metrics.items()}
-    found: dict[str, float | None] = {}
     for n in sorted({len(samples) for samples in used.values()}):
         own = {name: metrics[name] for name in metrics if len(used[name]) == n}
         samples = next(used[name] for name in own)  # what the value itself was computed from
         values: dict[str, list[float | None]] = {name: [] for name in own}
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(draws if draws >= 2 and n >= 8 else 0):
+        if draws < 2 or n < 8:
+            tick(draws * len(own))
+            continue
+        for _ in range(draws):
             half = _rows(seen, samples[torch.randperm(n, generator=generator)[: n // 2].sort().values])
             for name, metric in own.items():
                 values[name].append(metric.compute(half)["value"])
@@ -243,9 +251,10 @@ def _spread(values: Sequence[float | None]) -> float | None:
     return float(torch.tensor(known, dtype=torch.float64).std()) if known and len(known) == len(values) else None
 
 
-def layer_rows(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[Row]:
+def layer_rows(before: list[torch.Tensor], after: list[torch.Tensor], device: torch.device) -> list[Row]:
     """The cells of the layer x layer table as rows."""
-    table = cka_table(before, after)
+    with full_precision(device):
+        table = cka_table(before, after, device)
     ours, theirs = layer_names(len(before)), layer_names(len(after))
     return [
         {"reference_layer": x, "layer": y, "cka": None if table[i, j].isnan() else float(table[i, j])}

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from riftcli.evaluation.metrics.two_models import MANY, entry, pair
 from riftcli.protocols import Predictions
 
+ENOUGH = 4  # times as many samples as dimensions
+
 
 @dataclass(frozen=True)
 class Cka:
@@ -47,8 +49,13 @@ class CkaDebiased:
 def _cka_with_error(metric: Cka | CkaDebiased, predictions: Predictions) -> tuple[dict[str, Any], float | None]:
     from riftcli.functional import influence
 
-    found = metric.compute(predictions)
-    return found, None if found["value"] is None else influence.cka_error(pair(predictions))
+    found, both = metric.compute(predictions), pair(predictions)
+    return found, influence.cka_error(both) if found["value"] is not None and _enough(both) else None
+
+
+def _enough(both: Any) -> bool:
+    """Are there enough samples for terms of second order to be small? Measured: benchmarks/similarity.py --errors."""
+    return len(both) >= ENOUGH * max(both.x.shape[1], both.y.shape[1])
 
 
 @dataclass(frozen=True)
@@ -146,5 +153,5 @@ class EffectiveRank:
         """The entry, and the standard error of its value: in one pass over the samples."""
         from riftcli.functional import influence
 
-        found = self.compute(predictions)
-        return found, None if found["value"] is None else influence.rank_ratio_error(pair(predictions))
+        found, both = self.compute(predictions), pair(predictions)
+        return found, influence.rank_ratio_error(both) if found["value"] is not None and _enough(both) else None
