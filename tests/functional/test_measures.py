@@ -165,8 +165,8 @@ def test_layer_table_equals_cka_of_each_pair():
 @pytest.mark.parametrize("kernels", [True, False])
 def test_layer_table_of_single_precision_is_that_of_double(kernels, monkeypatch):
     """By kernels of few samples and by products of directions; layers of different widths, far from zero."""
-    layers = [cloud(60, width, seed) for seed, width in enumerate((20, 30, 40))]
-    after = [rows + 0.5 * cloud(60, rows.shape[1], 9) for rows in layers]
+    layers = [cloud(50, width, seed) for seed, width in enumerate((20, 30, 40))]
+    after = [rows + 0.5 * cloud(50, rows.shape[1], 9) for rows in layers]
     monkeypatch.setattr(functional_cka, "GRAMS", 2**29 if kernels else 0)
     table = cka_table([rows.float() for rows in layers], [rows.float() for rows in after])
     wanted = [[cka(one, other) for other in after] for one in layers]
