@@ -44,9 +44,8 @@ def names_below(folder: Path) -> tuple[list[str], list[str], dict[str, int]]:
         inner = inner or bool(prefix)
         plain = [name for name in names if name.endswith(_USUAL)]  # a loop of C, and most often all of them
         images += [prefix + name for name in plain] if prefix else plain
-        for name in names if len(plain) < len(names) else ():
-            if name.endswith(_USUAL):
-                continue
+        others = [name for name in names if not name.endswith(_USUAL)] if len(plain) < len(names) else []
+        for name in others:
             stem, dot, suffix = name.rpartition(".")
             kind = f".{suffix.lower()}" if dot and stem and suffix else ""
             if kind in _IMAGES:

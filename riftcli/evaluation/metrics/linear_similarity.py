@@ -86,7 +86,7 @@ def _of_correlations(predictions: Predictions, variance: float | None = None) ->
 
     both = pair(predictions)
     found = alignment.correlations_of(both, variance)
-    return entry(None if found is None else float(found.mean()), len(both), _why_not(both))
+    return entry(None, len(both), _why_not(both)) if found is None else entry(float(found.mean()), len(both))
 
 
 def _why_not(both: Any) -> str:
