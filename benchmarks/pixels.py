@@ -3,7 +3,8 @@ and against timm's own.
 
 python benchmarks/pixels.py [--images 64]
 
-One process, one thread; 500 x 376 JPEGs to 224 px, random crop and flip; decoded, and from the store of decoded images.
+One process, one thread; 500 x 376 JPEGs to 224 px, random crop and flip; decoded, kept in memory from the epoch before, and from
+the store of decoded images.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torchvision.transforms import v2
 
 from riftcli.data.image_store import Decoding, ImageStore
 from riftcli.data.images import FileReader, read_image
+from riftcli.data.kept_images import KeepingReader, KeptImages
 from riftcli.data.loader import ImageDataset, train_loader
 from riftcli.data.reading import needed_short_side
 from riftcli.data.split import Split
@@ -92,6 +94,7 @@ if __name__ == "__main__":
         stores = {
             resize: ImageStore(f"{scratch}/cache", Decoding(short, resize=resize)).reader(paths) for resize in ("tensor", "pil")
         }
+        kept = Split("train", files.ids, targets, ["a"], KeepingReader(files.read, KeptImages(count, 10**10, 0)), paths=paths)
         stored = {resize: Split("train", files.ids, targets, ["a"], reader) for resize, reader in stores.items()}
         print(f"{count} JPEGs of {SIZE[0]} x {SIZE[1]}, to 224 px; stored with a shorter side of {short} px")
         pairs = {
@@ -99,6 +102,8 @@ if __name__ == "__main__":
             "stored, tensor / pil": (ours(stored["tensor"], "tensor"), ours(stored["pil"], "pil"), 0.5),
             "decoded, tensor / a plain torchvision v2 loader": (ours(files, "tensor"), others(paths, plain_v2), 0.5),
             "decoded, tensor / timm's transform": (ours(files, "tensor"), others(paths, timm_s), 0.5),
+            "kept in memory, tensor / decoded, pil": (ours(kept, "tensor"), ours(files, "pil"), 0.5),
+            "kept in memory, tensor / timm's transform": (ours(kept, "tensor"), others(paths, timm_s), 0.5),
             "stored, tensor / timm's transform on files": (ours(stored["tensor"], "tensor"), others(paths, timm_s), 0.5),
         }
         for name, (one, other, target) in pairs.items():

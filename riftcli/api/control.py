@@ -213,8 +213,9 @@ def _check_in_parent(recipe: Recipe, processes: Processes, nproc: int, nnodes: s
 
 def _check_cores(recipe: Recipe, nproc: int) -> None:
     """Raise UsageError for more processes on CPUs than there are cores, or than there seems to be memory for."""
+    from riftcli.data.memory import free_memory
     from riftcli.data.parallel import cores
-    from riftcli.training.cost import free_memory, process_memory
+    from riftcli.training.cost import process_memory
 
     there = cores()
     if nproc > there:

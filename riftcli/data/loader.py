@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from riftcli import heartbeat, signals
 from riftcli.data.batches import eval_batches, sample_seed
+from riftcli.data.kept_images import KeptImages
 from riftcli.data.parallel import data_workers
 from riftcli.data.split import Split, read_pixels
 from riftcli.errors import DataError, EnvironmentError
@@ -49,10 +50,18 @@ class ImageDataset(Dataset):
 
     views: so many fixed augmentations of each sample, in turn: the k-th time in epoch e shows view v = (e + k) mod views, and the
     item is (image, target, i + v * N), so that a table of the features of all views can be looked up with it.
+    shown: keeps what the transform returned, which is the same in every epoch.
     """
 
-    def __init__(self, split: Split, transform: Callable[[Any, int], torch.Tensor], seed: int, views: int | None = None) -> None:
-        self.split, self.transform, self.seed, self.views = split, transform, seed, views
+    def __init__(
+        self,
+        split: Split,
+        transform: Callable[[Any, int], torch.Tensor],
+        seed: int,
+        views: int | None = None,
+        shown: KeptImages | None = None,
+    ) -> None:
+        self.split, self.transform, self.seed, self.views, self.shown = split, transform, seed, views, shown
         self.targets = torch.from_numpy(split.targets)
 
     def __len__(self) -> int:
@@ -60,15 +69,27 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, int]:
         epoch, (again, i) = item[0], divmod(item[1], len(self.split))
+        if self.shown is not None:
+            return self._shown(self.shown, i), self.targets[i], i
         if self.views:
             view = (epoch + again) % self.views
             seed, place = sample_seed(self.seed, view, self.split.ids[i]), i + view * len(self.split)
         else:
             seed, place = sample_seed(self.seed, epoch, self.split.ids[i] + f"#{again}" * bool(again)), i
+        return self._image(i, seed), self.targets[i], place
+
+    def _image(self, i: int, seed: int) -> torch.Tensor:
         try:
-            return self.transform(read_pixels(self.split.read, i), seed), self.targets[i], place
+            return self.transform(read_pixels(self.split.read, i), seed)
         except DataError as error:
             raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
+
+    def _shown(self, kept: KeptImages, i: int) -> torch.Tensor:
+        known = kept.get(i)
+        if known is None:
+            known = self._image(i, 0)
+            kept.put(i, known.permute(1, 2, 0).numpy())
+        return known
 
 
 class ImageTextDataset(ImageDataset):

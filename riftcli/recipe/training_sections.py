@@ -114,6 +114,12 @@ class LaunchSection(Section):
         None, pattern=r"^\d+:[0-5]\d$", description="HH:MM from the start of the command: then save, and end with exit code 143"
     )
 
+    image_memory: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="GB of memory in which decoded training images are kept from epoch to epoch, by all ranks of a machine "
+        "together; auto: a quarter of what is free at the start; 0: decode them every time",
+    )
+
     @property
     def max_seconds(self) -> float | None:
         """`max_time` in seconds."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,15 +58,6 @@ def process_memory(recipe: Recipe) -> float:
     with torch.device("meta"):
         vit = Backbone(**plain.model_dump()).build()
     return PROCESS + (1 if recipe.train.shard_frozen else 5) * sum(p.numel() * p.element_size() for p in vit.parameters())
-
-
-def free_memory() -> int | None:
-    """Bytes that are free on this machine, or None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def measure_step(recipe: Recipe, classes: int, device: str, repeats: int = 2) -> StepCost:

@@ -9,7 +9,9 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.content import content_digest
 from riftcli.data.copies import MOST, copies_between
+from riftcli.data.kept_images import KeepingReader, KeptImages
 from riftcli.data.leaks import COPIES, Leak, refuse_leaks
+from riftcli.data.memory import free_memory
 from riftcli.data.reading import sift, with_pixels
 from riftcli.data.split import Split
 from riftcli.data.splits import Splits, check_overlap, fingerprint, load_split, load_splits, query_and_bank
@@ -31,6 +33,7 @@ class RunData:
     skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
     reference: Split | None = None
     beside: dict[str, list[Split]] = field(default_factory=dict)  # key of `eval` -> its sets: zero_shot, shifted, captions
+    kept: dict[str, KeptImages] = field(default_factory=dict)  # of each stream of training images
     batches: TrainBatches | None = None  # once the network's preprocessing is known
     reference_batches: TrainBatches | None = None
 
@@ -182,8 +185,11 @@ def _by_file(split: Split) -> Split:
     return replace(split, ids=own if paths is None else [str(path.resolve()) for path in paths])
 
 
-def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, console: Console) -> RunData:
-    """The same samples, read as `input` says: through the store of decoded images, in draft mode, or as they are."""
+def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, console: Console, again: bool = True) -> RunData:
+    """The same samples, read as `input` says: through the store of decoded images, in draft mode, or as they are.
+
+    again: training images are read in every epoch, and are kept in memory for that. Collective.
+    """
 
     def read(split: Split, augment: AugmentSection | None = None) -> Split:
         return with_pixels(split, recipe.input, preprocessing, console, augment)
@@ -192,10 +198,40 @@ def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, con
     ready: dict[str, Any] = {
         name: read(split, recipe.augment if name == "train" else None) for name, split in splits.named().items()
     }
-    return replace(
+    prepared = replace(
         data,
         splits=replace(splits, **ready),
         retention=[(read(query), None if bank is None else read(bank)) for query, bank in data.retention],
         reference=None if data.reference is None else read(data.reference, recipe.augment),
         beside={key: [read(split) for split in sets] for key, sets in data.beside.items()},
+    )
+    return _keep_images(prepared, recipe, console) if again and recipe.train.epochs > 1 else prepared
+
+
+SHARE = 4  # one part in so many of the free memory is for images, and as much is left to others
+
+
+def _keep_images(data: RunData, recipe: Recipe, console: Console) -> RunData:
+    """The same samples; those that are trained on are decoded once, as far as `launch.image_memory` goes. Collective.
+
+    What is augmented is kept as it was decoded, what is the same in every epoch as it is shown (ImageDataset).
+    """
+    wanted = recipe.launch.image_memory
+    splits = {"task": data.splits.train, "reference": data.reference}
+    streams = {name: split for name, split in splits.items() if split is not None and split.paths is not None}
+    decoded = not recipe.augment.off
+    if not wanted or not streams or (decoded and recipe.input.cache is not None):
+        return data
+    share = (free_memory() or 0) // SHARE
+    most = share if wanted == "auto" else int(wanted * 1e9)
+    made = {name: KeptImages.of_machine(len(split), most // len(streams), share) for name, split in streams.items()}
+    kept = {name: images for name, images in made.items() if images is not None}
+    if kept:
+        console.line(f"input: decoded images are kept in memory for the next epoch, {most / 1e9:.1f} GB at most")
+    read = {name: replace(streams[name], read=KeepingReader(streams[name].read, kept[name])) for name in kept if decoded}
+    return replace(
+        data,
+        splits=replace(data.splits, train=read.get("task", data.splits.train)),
+        reference=read.get("reference", data.reference),
+        kept=kept,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from riftcli import catalog
 from riftcli.data.classes import class_counts
+from riftcli.data.kept_images import KeptImages
 from riftcli.data.parallel import data_workers
 from riftcli.data.splits import fingerprint
 from riftcli.evaluation.metrics_json import eval_name, model_part, split_report, timing_part
@@ -64,7 +66,7 @@ def final_report(state: TrainState) -> dict[str, Any]:
     report |= measure_transfer(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
     report["timing"]["data_seconds"] = progress.data_seconds
-    faster = faster_images(report["timing"], recipe, setup.data.splits.train.paths is not None)
+    faster = faster_images(report["timing"], recipe, setup.data.splits.train.paths is not None, setup.data.kept.get("task"))
     if faster:
         report["timing"]["note"] = faster
     if state.folder and recipe.adapter.saved != "unmerged" and text_tower(vit) is not None:
@@ -138,7 +140,7 @@ MUCH = 0.2  # share of the training time in which images are waited for, from wh
 LONG = 60.0  # seconds of such waiting
 
 
-def faster_images(timing: dict[str, Any], recipe: Recipe, from_files: bool) -> str | None:
+def faster_images(timing: dict[str, Any], recipe: Recipe, from_files: bool, kept: KeptImages | None = None) -> str | None:
     """What would let a run wait less for its images; None for one that waits little, or where everything was done."""
     waited = timing["data_seconds"]
     if waited < LONG or waited < MUCH * timing["train_seconds"]:
@@ -146,7 +148,11 @@ def faster_images(timing: dict[str, Any], recipe: Recipe, from_files: bool) -> s
     found, workers, most = [], recipe.train.workers, data_workers("auto")
     if workers != "auto" and workers < most:
         found.append(f"train.workers auto ({most} here) in place of {workers}")
-    if from_files and recipe.input.cache is None:
+    images, size = (0, 0) if kept is None else kept.kept()
+    if kept is not None and 0 < images < kept.count:
+        needed = math.ceil(size / images * kept.count / 1e9)
+        found.append(f"launch.image_memory {needed} (GB), for all decoded images ({images} of {kept.count} were kept)")
+    if from_files and recipe.input.cache is None and (kept is None or images < kept.count):
         found.append("input.cache FOLDER, which keeps decoded images")
     if from_files and recipe.input.resize != "pil" and not installed("torchcodec"):
         found.append('the extra "decode" (JPEGs in half the time)')

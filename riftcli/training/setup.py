@@ -147,8 +147,8 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     origin = weights_digest(network.vit) if dist.is_main() else None
     if not accept:
         check_patches(recipe.model.name, recipe.model.image_size, network.vit)
-    network = shard_network(recipe, network, device)
-    data = read_pixels(data, recipe, network.preprocessing, console)
+    network, cached = shard_network(recipe, network, device), features_stand_in(recipe)
+    data = read_pixels(data, recipe, network.preprocessing, console, again=not cached)
     targets, classes = torch.from_numpy(data.splits.train.targets), data.splits.train.classes
 
     encoder = Encoder.of_recipe(recipe, device, console)
@@ -174,13 +174,12 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
     pretrained.note_trace()
     apply_adapter(recipe, network, reads_texts=bool(texts), penalty=regularization.on_features)
 
-    cached = features_stand_in(recipe)
     step = _step(recipe, network, objective, regularization, texts, cached, device, precision, micro, console)
-    features = pretrained.train_features if cached else None
-    own = train_batches(recipe, data.splits.train, network.preprocessing, features, texts.get("task"))
+    features, kept = pretrained.train_features if cached else None, data.kept
+    own = train_batches(recipe, data.splits.train, network.preprocessing, features, texts.get("task"), kept.get("task"))
     beside = None
     if data.reference is not None and step.penalty is not None:  # a strength of 0 looks at nothing
-        beside = reference_batches(recipe, data.reference, network.preprocessing, texts.get("reference"))
+        beside = reference_batches(recipe, data.reference, network.preprocessing, texts.get("reference"), kept.get("reference"))
     data = replace(data, batches=own, reference_batches=beside)
     attach = getattr(step.penalty, "attach", None)
     if attach is not None:  # it keeps an average of the weights that train

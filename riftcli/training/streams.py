@@ -11,6 +11,7 @@ import torch
 
 from riftcli import dist
 from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed, steps_per_epoch
+from riftcli.data.kept_images import KeptImages
 from riftcli.data.loader import Batch, ImageDataset, ImageTextDataset, Item, TensorTable, Workers, train_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
@@ -64,21 +65,28 @@ def train_batches(
     preprocessing: Preprocessing,
     features: Callable[[], torch.Tensor] | None,
     texts: Texts | None = None,
+    kept: KeptImages | None = None,
 ) -> TrainBatches:
-    """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves; texts: that come along."""
+    """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves; texts: that come along;
+    kept: for images that are the same in every epoch.
+    """
     targets = torch.from_numpy(train.targets)
     sampling = balancing_weights(targets) if recipe.train.sampler == "balanced" else None
 
     def dataset() -> Any:
         if features is not None:
             return TensorTable(features(), targets)
-        return _dataset(recipe, train, _transform(recipe, preprocessing), texts)
+        return _dataset(recipe, train, _transform(recipe, preprocessing), texts, kept)
 
     return count_batches(recipe, len(train), dataset, sampling)
 
 
 def reference_batches(
-    recipe: Recipe, split: Split, preprocessing: Preprocessing | None = None, texts: Texts | None = None
+    recipe: Recipe,
+    split: Split,
+    preprocessing: Preprocessing | None = None,
+    texts: Texts | None = None,
+    kept: KeptImages | None = None,
 ) -> TrainBatches:
     """Of the second stream: an order and augmentations of its own. Without preprocessing, only to be counted."""
     assert recipe.reference is not None
@@ -86,17 +94,18 @@ def reference_batches(
     transform: Any = None if preprocessing is None else _transform(recipe, preprocessing)
 
     def dataset() -> Any:
-        return _dataset(recipe, split, transform, texts)
+        return _dataset(recipe, split, transform, texts, kept)
 
     size = recipe.reference.batch_size or recipe.train.batch_size
     return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")
 
 
-def _dataset(recipe: Recipe, split: Split, transform: Any, texts: Texts | None) -> ImageDataset:
+def _dataset(recipe: Recipe, split: Split, transform: Any, texts: Texts | None, kept: KeptImages | None) -> ImageDataset:
+    shown = kept if recipe.augment.off else None
     if texts is None:
-        return ImageDataset(split, transform, recipe.train.seed, recipe.augment.views)
+        return ImageDataset(split, transform, recipe.train.seed, recipe.augment.views, shown)
     drawn = {"first": texts.first, "count": texts.count}
-    return ImageTextDataset(split, transform, recipe.train.seed, recipe.augment.views, **drawn)
+    return ImageTextDataset(split, transform, recipe.train.seed, recipe.augment.views, shown, **drawn)
 
 
 def _transform(recipe: Recipe, preprocessing: Preprocessing) -> Any:

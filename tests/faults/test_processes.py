@@ -264,8 +264,7 @@ def test_a_worker_says_nothing_of_a_rank_that_has_ended_meanwhile(capsys, error)
 
 
 def test_more_processes_than_cores(rift, tiny_recipe, write_recipe, monkeypatch):
-    from riftcli.data import parallel
-    from riftcli.training import cost
+    from riftcli.data import memory, parallel
 
     recipe = write_recipe(tiny_recipe)
     monkeypatch.setattr(parallel, "cores", lambda: 2)
@@ -277,7 +276,7 @@ def test_more_processes_than_cores(rift, tiny_recipe, write_recipe, monkeypatch)
         "error: --nproc-per-node 64: this process may use 2 CPU cores, and more processes than that are slower; use at most 2, "
         "or --oversubscribe where it is meant\n",
     )
-    monkeypatch.setattr(cost, "free_memory", lambda: 10**8)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**8)
     code, _, err = rift("finetune", "--recipe", recipe, "--out", "r", "--nproc-per-node", 2, "--device", "cpu")
     assert code == 2 and err.startswith(
         "error: --nproc-per-node 2: would need about 0.8 GB, and 0.1 GB are free; use fewer processes, or "
@@ -287,12 +286,13 @@ def test_more_processes_than_cores(rift, tiny_recipe, write_recipe, monkeypatch)
 
 def test_the_estimate_of_memory(tiny_recipe, write_recipe):
     from riftcli import recipe as recipes
+    from riftcli.data import memory
     from riftcli.models.backbone import Backbone
-    from riftcli.training.cost import PROCESS, free_memory, process_memory
+    from riftcli.training.cost import PROCESS, process_memory
 
     recipe = recipes.load(str(write_recipe(tiny_recipe)))
     weights = sum(p.numel() for p in Backbone(**recipe.model.model_dump()).build().parameters())
     assert process_memory(recipe) == PROCESS + 5 * 4 * weights
     shared = recipes.load(str(write_recipe({**tiny_recipe, "adapter": {"name": "lora"}})), ["train.shard_frozen=true"])
     assert process_memory(shared) == PROCESS + 4 * weights
-    assert free_memory() is None or free_memory() > 10**7
+    assert memory.free_memory() is None or memory.free_memory() > 10**7

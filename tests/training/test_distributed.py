@@ -95,6 +95,12 @@ def test_evaluation_of_21_samples_is_the_same_on_any_number_of_ranks(found, rank
         assert torch.equal(found[ranks][key], found[1][key]), key
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_ranks_of_a_machine_see_the_images_that_each_has_decoded(found, ranks):
+    expected = torch.arange(10, 10 + ranks).view(1, ranks, 1, 1, 1).expand(ranks, ranks, 5, 4, 3)
+    assert torch.equal(found[ranks]["kept_images"], expected.to(torch.uint8))
+
+
 def run(arguments: list, cwd: Path, timeout: int = 240) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(a) for a in arguments], cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=timeout

@@ -1,0 +1,188 @@
+"""`launch.image_memory`: training images decoded once, and a run that is the same with and without, whole and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from dataset_copies import picture
+from safetensors.torch import load_file
+
+from riftcli import recipe as recipes
+from riftcli.console import Console
+from riftcli.data import images
+from riftcli.data.kept_images import KeepingReader, KeptImages
+from riftcli.training import data as training_data
+from riftcli.training import final
+from riftcli.training.setup import set_up
+
+LINE = "input: decoded images are kept in memory for the next epoch, "
+
+
+@pytest.fixture
+def of_files(tiny_recipe, tmp_path):
+    """Two streams of image files, three epochs, augmented."""
+    for split, count in (("train", 12), ("test", 4)):
+        for k, label in enumerate("ab"):
+            for i in range(count):
+                kind = "jpg" if i % 3 else "png"
+                picture(tmp_path / "data" / split / label / f"{i}.{kind}", 1000 * (split == "test") + 100 * k + i)
+    for i in range(8):
+        picture(tmp_path / f"others/train/any/{i}.png", 5000 + i)
+    tiny_recipe["data"] = {"format": "image_folder", "root": str(tmp_path / "data")}
+    tiny_recipe["augment"] = {"flip": 0.5, "crop_min_area": 0.5}
+    tiny_recipe["train"] |= {"epochs": 3, "batch_size": 8, "workers": 0}
+    tiny_recipe["regularizer"] = {"name": "rift", "on": "reference"}
+    tiny_recipe["reference"] = {"format": "image_folder", "root": str(tmp_path / "others"), "batch_size": 8}
+    tiny_recipe["eval"] = {"cache": None}
+    return tiny_recipe
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> Counter:
+    """How often each file was."""
+    found, real = Counter(), images._read
+
+    def read(path, *arguments):
+        found[f"{Path(path).parts[-3]}/{Path(path).parts[-2]}/{Path(path).name}"] += 1
+        return real(path, *arguments)
+
+    monkeypatch.setattr(images, "_read", read)
+    return found
+
+
+def logged(folder: str) -> list[dict]:
+    rows = map(json.loads, Path(folder, "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if "second" not in key and key != "time"} for row in rows]
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder, "model/model.safetensors"))
+
+
+def same(one: str, other: str) -> bool:
+    a, b = weights(one), weights(other)
+    return logged(one) == logged(other) and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_with_and_without_is_the_same_and_decodes_every_image_once(rift, of_files, write_recipe, decoded):
+    recipe, counts = write_recipe(of_files), {}
+    settings = {"none": ["launch.image_memory=0"], "auto": [], "little": ["launch.image_memory=0.000004"]}
+    for name, values in settings.items():
+        decoded.clear()
+        code, _, err = rift("finetune", "--recipe", recipe, "--out", name, *[word for v in values for word in ("--set", v)])
+        assert code == 0, err
+        assert (LINE in err) == (name != "none")
+        counts[name] = sum(count for path, count in decoded.items() if path.startswith("train/"))
+    assert "kept in memory for the next epoch, 0.0 GB at most" in err
+    assert same("none", "auto") and same("none", "little")
+    # For their features at the start, and in every epoch, of which the second stream of 8 has nine.
+    assert counts["none"] == (1 + 3) * 24 + (1 + 9) * 8 and counts["auto"] == 24 + 8
+    assert counts["auto"] < counts["little"] < counts["none"]
+    names = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
+    assert not [name for name in names if "memfd:rift" in name], "a run in the same process has its memory again"
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_what_is_not_augmented_is_kept_as_it_is_shown(rift, of_files, write_recipe, decoded, store):
+    of_files["augment"], of_files["input"] = {}, {"cache": "store" if store else None}
+    recipe = write_recipe(of_files)
+    for name, amount in (("none", 0), ("auto", '"auto"')):
+        decoded.clear()
+        code, _, err = rift("finetune", "--recipe", recipe, "--out", name, "--set", f"launch.image_memory={amount}")
+        assert code == 0 and (LINE in err) == (name == "auto"), err
+        if not store:
+            counts = [sum(n for path, n in decoded.items() if path.startswith(f"train/{kind}/")) for kind in ("a", "any")]
+            assert counts == ([4 * 12, 10 * 8] if name == "none" else [2 * 12, 2 * 8]), "for the features at the start, and once"
+    assert same("none", "auto")
+
+
+def test_a_resumed_run_may_have_another_amount_and_is_bitwise_the_same(rift, of_files, write_recipe):
+    of_files["train"]["epochs"] = 2
+    assert rift("finetune", "--recipe", write_recipe(of_files), "--out", "whole")[0] == 0
+    shutil.copytree("whole", "cut")
+    shutil.rmtree("cut/last/step-00000006")
+    record = json.loads(Path("cut/run.json").read_text())
+    Path("cut/run.json").write_text(json.dumps({**record, "status": "running"}))
+    code, _, err = rift("finetune", "--resume", "cut", "--set", "launch.image_memory=0")
+    assert code == 0 and "resuming after step 3 of 6" in err and LINE not in err
+    assert same("whole", "cut")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ([], True),
+        (["augment.views=2"], True),
+        (["launch.image_memory=2"], True),
+        (["launch.image_memory=0"], False),
+        (["train.epochs=1"], False),
+        (["input.cache=store"], False),
+    ],
+)
+def test_where_images_are_kept(of_files, write_recipe, settings, kept, monkeypatch):
+    monkeypatch.setattr(training_data, "free_memory", lambda: 12 * 10**9)
+    setup = set_up(recipes.load(str(write_recipe(of_files)), settings), torch.device("cpu"), Console(quiet=True))
+    readers = [setup.data.splits.train.read, setup.data.reference.read]
+    assert [isinstance(read, KeepingReader) for read in readers] == [kept, kept]
+    assert not isinstance(setup.data.splits.test.read, KeepingReader), "what is evaluated is kept as it is shown"
+    if kept:
+        assert [read.kept.most for read in readers] == [10**9 if "launch.image_memory=2" in settings else 15 * 10**8] * 2, (
+            "a half of it each"
+        )
+        assert readers[0].kept.reserve == 3 * 10**9 and setup.data.kept == {"task": readers[0].kept, "reference": readers[1].kept}
+
+
+def test_images_in_memory_and_features_that_stand_in_need_none(of_files, write_recipe):
+    for change in (
+        {"adapter": {"name": "linear"}, "regularizer": {"name": "none"}, "augment": {}},
+        {"data": {"format": "digits"}},
+    ):
+        own = {**of_files, **change}
+        if "adapter" in change:
+            del own["reference"]
+        else:
+            own["reference"] = {"format": "demo_fashion", "split": {"from": "test", "limit": 30}, "batch_size": 8}
+        setup = set_up(recipes.load(str(write_recipe(own))), torch.device("cpu"), Console(quiet=True))
+        assert not isinstance(setup.data.splits.train.read, KeepingReader) and not setup.data.kept
+
+
+def test_a_system_without_files_in_memory_decodes_every_time(rift, of_files, write_recipe, monkeypatch):
+    monkeypatch.delattr("os.memfd_create")
+    code, _, err = rift("finetune", "--recipe", write_recipe(of_files), "--out", "r")
+    assert code == 0 and LINE not in err
+
+
+def test_how_much_all_of_them_would_need_is_said(of_files, write_recipe, monkeypatch):
+    monkeypatch.setattr(final, "installed", lambda name: "1")
+    recipe = recipes.load(str(write_recipe(of_files)))
+
+    def told(kept: KeptImages) -> str | None:
+        return final.faster_images({"data_seconds": 70.0, "train_seconds": 100.0}, recipe, True, kept)
+
+    class Kept:
+        count = 1000
+
+        def __init__(self, images: int) -> None:
+            self.kept = lambda: (images, images * 5 * 10**6)
+
+    assert told(Kept(250)) == (
+        "images were waited for 70 s; faster: train.workers auto (1 here) in place of 0; launch.image_memory 5 (GB), for all "
+        "decoded images (250 of 1000 were kept); input.cache FOLDER, which keeps decoded images"
+    ).replace("auto (1 here)", f"auto ({final.data_workers('auto')} here)")
+    assert "image_memory" not in told(Kept(0)) and "input.cache" in told(Kept(0))
+    assert "input.cache" not in (told(Kept(1000)) or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("-1", "greater than or equal to 0"), ("much", "auto")],
+)
+def test_wrong_amounts_are_one_line(rift, of_files, write_recipe, value, why):
+    code, _, err = rift("finetune", "--recipe", write_recipe(of_files), "--out", "r", "--set", f"launch.image_memory={value}")
+    assert code == 2 and "launch.image_memory" in err and len(err.strip().splitlines()) == 1
