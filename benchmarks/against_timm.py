@@ -5,7 +5,8 @@ python benchmarks/against_timm.py WEIGHTS DATA [--size 98] [--epochs 4] [--batch
 WEIGHTS: a timm model folder. DATA: class folders below `train/` and `test/` (which is validated after every epoch, and chooses
 nothing here). The other side is the loop that timm's own training script runs, written with its loader, transforms, optimizer and
 scheduler: the script itself is no part of its wheel. Both start with a new head and validate after every epoch; one process with
-one thread, and the data workers. Wall time from the first step, so run it on an idle machine; rounds alternate.
+one thread, and the data workers. Wall time from the first step, so run it on an idle machine; rounds alternate, and each has a
+seed of its own.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ THEIRS = "timm's parts"
 Curve = list[tuple[float, float]]  # seconds since the first step, accuracy on the validated images; after every epoch
 
 
-def theirs(options: argparse.Namespace, classes: int) -> tuple[Curve, float]:
+def theirs(options: argparse.Namespace, classes: int, seed: int) -> tuple[Curve, float]:
     """The curve, and images a second while training."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     name = f"local-dir:{options.weights}"
     model = create_model(name, pretrained=True, num_classes=classes, img_size=options.size).train()
     config = resolve_data_config({}, model=model)
@@ -86,7 +87,7 @@ def theirs(options: argparse.Namespace, classes: int) -> tuple[Curve, float]:
     return curve, total * options.batch_size / training
 
 
-def ours(options: argparse.Namespace) -> tuple[Curve, float]:
+def ours(options: argparse.Namespace, seed: int) -> tuple[Curve, float]:
     """The same of a run as `rift finetune` makes it, with its checkpoints, logs and checks; without its page."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -110,6 +111,7 @@ def ours(options: argparse.Namespace) -> tuple[Curve, float]:
                 "epochs": options.epochs,
                 "batch_size": options.batch_size,
                 "head_init": "normal",
+                "seed": seed,
                 "workers": options.workers,
             },
             "eval": {"metrics": ["acc"], "best": "acc", "batch_size": options.batch_size},
@@ -138,16 +140,17 @@ def main(options: argparse.Namespace) -> None:
     classes = len([path for path in (options.data / "train").iterdir() if path.is_dir()])
     found: dict[str, list[tuple[Curve, float]]] = {THEIRS: [], "riftcli": []}
     for number in range(options.rounds):
-        sides = {THEIRS: lambda: theirs(options, classes), "riftcli": lambda: ours(options)}
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            curve, speed = sides[name]()
+        for name in list(found)[:: 1 if number % 2 == 0 else -1]:
+            curve, speed = theirs(options, classes, number) if name == THEIRS else ours(options, number)
             found[name].append((curve, speed))
             shown = ", ".join(f"{accuracy:.3f} after {seconds:.1f} s" for seconds, accuracy in curve)
             print(f"{name}: {speed:.1f} images/s while training; accuracy {shown}", flush=True)
     whole = {name: statistics.median(curve[-1][0] for curve, _ in runs) for name, runs in found.items()}
     speeds = {name: statistics.median(speed for _, speed in runs) for name, runs in found.items()}
-    best = {name: statistics.median(curve[-1][1] for curve, _ in runs) for name, runs in found.items()}
-    print(f"accuracy at the end: riftcli {best['riftcli']:.3f}, timm's parts {best[THEIRS]:.3f}")
+    for epoch in range(options.epochs):
+        reached = {name: [curve[epoch][1] for curve, _ in runs] for name, runs in found.items()}
+        means = (f"{name} {statistics.mean(a):.3f} ({min(a):.3f} to {max(a):.3f})" for name, a in reached.items())
+        print(f"accuracy after epoch {epoch + 1}, mean of {options.rounds} seeds (range): {'; '.join(means)}")
     print(f"images/s, riftcli / timm's parts: {speeds['riftcli'] / speeds[THEIRS]:.3f}, target >= 1")
     print(f"seconds to the end, validation included, riftcli / timm's parts: {whole['riftcli'] / whole[THEIRS]:.3f}, target <= 1")
 

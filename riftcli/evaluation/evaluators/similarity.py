@@ -117,9 +117,12 @@ class Similarity:
         count = len(set(self.metrics)) * (1 + self.intervals)
         with encoder.console.progress(f"{facts['model']}, {len(self.metrics)} measures", count) as bar:
             found = compare(before.table, after.table, split, self, encoder.device, bar.advance) if dist.is_main() else []
-        rows += [{**facts, **row} for row in dist.broadcast_object(found)]
-        if before.layers is not None and after.layers is not None:
-            tables["layers"] += [{**facts, **cell} for cell in layer_rows(before.layers, after.layers, _place(encoder.device))]
+        cells = []
+        if dist.is_main() and before.layers is not None and after.layers is not None:
+            cells = layer_rows(before.layers, after.layers, _place(encoder.device))
+        found, cells = dist.broadcast_object((found, cells))
+        rows += [{**facts, **row} for row in found]
+        tables["layers"] += [{**facts, **cell} for cell in cells]
         if self.maps and dist.is_main():
             tables["map"] += [{**facts, **point} for point in map_rows(before.table, after.table, split, self.seed)]
 
