@@ -22,12 +22,13 @@ import torch
 from timm import create_model
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from riftcli import recipe as recipes
 from riftcli.runs.folder import RunFolder
 from riftcli.training.finetune import finetune
+from riftcli.training.optim import warmup_steps
 
 LR, DECAY, WARMUP, AREA = 2e-5, 0.05, 0.15, 0.35
 THEIRS = "timm's parts"
@@ -58,15 +59,9 @@ def theirs(options: argparse.Namespace, classes: int, seed: int) -> tuple[Curve,
     optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
     steps = len(train)
     total = steps * options.epochs
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        "cosine",
-        num_epochs=options.epochs,
-        warmup_epochs=WARMUP * options.epochs,
-        warmup_lr=LR / (WARMUP * total),
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-        warmup_prefix=True,
+    warm = warmup_steps(total, WARMUP, 2)
+    schedule = CosineLRScheduler(  # to 0 at the last step, as ours: timm's script would cut the cosine off before that
+        optimizer, t_initial=total - warm, warmup_t=warm, warmup_lr_init=LR / warm, warmup_prefix=True, t_in_epochs=False
     )
     loss_of, curve, updates, training = nn.CrossEntropyLoss(), [], 0, 0.0
     began = time.perf_counter()

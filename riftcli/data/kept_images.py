@@ -8,6 +8,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from riftcli.data.memory import free_memory
 from riftcli.data.split import read_pixels
 
 ENTRY = struct.Struct("<qii")  # of the table: place, height, width, place 0 for none; before the pixels: number, height, width
-LOOK = 64 << 20  # bytes that a process keeps from one look at the free memory to the next
+LOOK = 16 << 20  # bytes that a process keeps or reads from one look at the free memory to the next
 
 
 class KeptImages:
@@ -28,8 +29,13 @@ class KeptImages:
     Two files in memory (Linux: memfd), which go with the last process that has them open: pixels, one image behind the other, and
     a table of where each lies. The kernel appends what several processes write in turn, so that one that is killed leaves no lock
     behind; an image is entered in the table when it is there, and is checked against its entry when it is read. Where there is no
-    memory for it, nothing more is kept, and that is all.
+    memory for it, nothing more is kept, and that is all; when half of the reserve is gone, what was kept is given back.
+
+    needed: bytes that all images would take, where `most` was too little; room: whether it was not. Both from `release` on.
     """
+
+    needed: int | None = None
+    room = False
 
     def __init__(self, count: int, most: int, reserve: int) -> None:
         """Raise OSError where the system has no such files."""
@@ -37,8 +43,10 @@ class KeptImages:
             raise OSError("no files in memory on this system")
         self.count, self.most, self.reserve = count, most, reserve
         names = [f"rift-{kind}-{uuid.uuid4().hex}" for kind in ("pixels", "places")]
-        own = [os.memfd_create(name) for name in names]
+        own: list[int] = []
         weakref.finalize(self, _close, own)
+        for name in names:
+            own.append(os.memfd_create(name))
         os.pwrite(own[0], bytes(1), 0)  # no image is at place 0
         os.ftruncate(own[1], count * ENTRY.size)
         self.files = [(f"/proc/{os.getpid()}/fd/{k}", f"/memfd:{name} (deleted)") for k, name in zip(own, names, strict=True)]
@@ -46,9 +54,11 @@ class KeptImages:
 
     @classmethod
     def of_machine(cls, count: int, most: int, reserve: int) -> KeptImages | None:
-        """Those of the first rank of this machine, or None without such files; collective."""
+        """Those of the first rank of this machine; None without such files, or where none are wanted. Collective: machines may
+        have another `most`.
+        """
         try:
-            own = cls(count, most, reserve)
+            own = cls(count, most, reserve) if most else None
         except OSError:
             own = None
         ranks = dist.gather_objects(own)
@@ -74,11 +84,13 @@ class KeptImages:
         if self._process != os.getpid():
             self._of_process()
             self._process = os.getpid()
-            (pixels, _), (places, _) = self.files
+            opened: list[int] = []
+            weakref.finalize(self, _close, opened)
             with suppress(OSError):
                 if all(os.readlink(path) == name for path, name in self.files):
-                    self._files = [os.open(pixels, os.O_RDWR | os.O_APPEND), os.open(places, os.O_RDWR)]
-                    weakref.finalize(self, _close, self._files)
+                    for (path, _), how in zip(self.files, (os.O_APPEND, 0), strict=True):
+                        opened.append(os.open(path, os.O_RDWR | how))
+                    self._files = opened
         return self._files
 
     @property
@@ -96,6 +108,7 @@ class KeptImages:
             return None
         image, before = torch.empty((height, width, 3), dtype=torch.uint8), bytearray(ENTRY.size)
         whole = os.preadv(pixels, [before, image.numpy().data], place) == ENTRY.size + image.nbytes
+        self._look(image.nbytes)
         return image.permute(2, 0, 1) if whole and ENTRY.unpack(before) == (i, height, width) else None
 
     def put(self, i: int, image: np.ndarray) -> None:
@@ -106,9 +119,9 @@ class KeptImages:
         height, width = image.shape[:2]
         parts: list[Any] = [ENTRY.pack(i, height, width), np.ascontiguousarray(image).data]
         size = ENTRY.size + image.nbytes
-        self._unseen += size
+        self._look(size)
         try:
-            self._full = os.fstat(pixels).st_size + size > self.most or self._low()
+            self._full = self._full or os.fstat(pixels).st_size + size > self.most
             if not self._full:
                 self._full = os.writev(pixels, parts) < size
             if not self._full:
@@ -117,20 +130,42 @@ class KeptImages:
         except OSError:
             self._full = True
 
-    def _low(self) -> bool:
-        """Whether too little memory is left, looked at from time to time."""
+    def _look(self, size: int) -> None:
+        """Look from time to time whether memory is short."""
+        self._unseen += size
         if self._unseen < LOOK:
-            return False
+            return
         self._unseen, free = 0, free_memory()
-        return free is not None and free < self.reserve
+        if free is not None and free < self.reserve:
+            self._full = True
+            if free < self.reserve // 2:
+                self._empty()
+
+    def _empty(self) -> None:
+        """Give the memory back. What another process reads meanwhile ends too early, or does not fit its entry: it is decoded."""
+        self._full = True
+        with suppress(OSError):
+            os.ftruncate(self._opened()[0], 1)
 
     def kept(self) -> tuple[int, int]:
         """(images, bytes) that are kept."""
         if not self.reachable:
             return 0, 0
         pixels, places = self._opened()
+        size = os.fstat(pixels).st_size
         table = ENTRY.iter_unpack(os.pread(places, self.count * ENTRY.size, 0))
-        return sum(place > 0 for place, _, _ in table), os.fstat(pixels).st_size
+        return sum(0 < place < size for place, _, _ in table), size
+
+    def release(self) -> None:
+        """Give the memory back, and note what it came to; nothing is kept from here on, by none of the processes."""
+        images, size = self.kept()
+        if images and images < self.count and size + size // images > self.most:
+            self.needed = size // images * self.count
+        elif images:
+            free = free_memory()
+            self.room = images == self.count or free is None or free >= self.reserve
+        if self.reachable:
+            self._empty()
 
 
 def _close(numbers: list[int]) -> None:
@@ -138,10 +173,26 @@ def _close(numbers: list[int]) -> None:
         os.close(number)
 
 
+@dataclass(frozen=True)
+class KeptPart:
+    """The images of one split, which are those from `first` on."""
+
+    images: KeptImages
+    first: int = 0
+
+    def get(self, i: int) -> torch.Tensor | None:
+        """Image i of the split, as of all."""
+        return self.images.get(self.first + i)
+
+    def put(self, i: int, image: np.ndarray) -> None:
+        """Keep image i of the split."""
+        self.images.put(self.first + i, image)
+
+
 class KeepingReader:
     """Another reader of images, whose decoded pixels are kept, before anything is done to them; picklable, for data workers."""
 
-    def __init__(self, read: Callable[[int], Image.Image], kept: KeptImages) -> None:
+    def __init__(self, read: Callable[[int], Image.Image], kept: KeptPart) -> None:
         self.read, self.kept = read, kept
 
     def __call__(self, i: int) -> Image.Image:  # noqa: D102

@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from riftcli import heartbeat, signals
 from riftcli.data.batches import eval_batches, sample_seed
-from riftcli.data.kept_images import KeptImages
-from riftcli.data.memory import free_memory
-from riftcli.data.parallel import data_workers, ranks_here
+from riftcli.data.kept_images import KeptPart
+from riftcli.data.parallel import data_workers
 from riftcli.data.split import Split, read_pixels
 from riftcli.errors import DataError, EnvironmentError
 
@@ -33,8 +32,7 @@ QUIET = 0.05
 
 CHUNK = 32  # images that a worker reads at a time
 LITTLE = 4096  # images in memory: a process costs more to start than to read them
-KEPT = 512 << 20  # bytes of batches that a rank keeps
-KEPT_SHARE = 16  # where that is more: one part in so many of the free memory, for all ranks of a machine
+MOST_KEPT = 512 << 20  # bytes a rank
 AHEAD = 2  # whole batches that wait
 
 # What a launcher, a scheduler or a terminal sends to a whole process group.
@@ -61,7 +59,7 @@ class ImageDataset(Dataset):
         transform: Callable[[Any, int], torch.Tensor],
         seed: int,
         views: int | None = None,
-        shown: KeptImages | None = None,
+        shown: KeptPart | None = None,
     ) -> None:
         self.split, self.transform, self.seed, self.views, self.shown = split, transform, seed, views, shown
         self.targets = torch.from_numpy(split.targets)
@@ -86,7 +84,7 @@ class ImageDataset(Dataset):
         except DataError as error:
             raise DataError(f"{str(error)} [split '{self.split.name}', sample '{self.split.ids[i]}']") from None
 
-    def _shown(self, kept: KeptImages, i: int) -> torch.Tensor:
+    def _shown(self, kept: KeptPart, i: int) -> torch.Tensor:
         known = kept.get(i)
         if known is None:
             known = self._image(i, 0)
@@ -172,10 +170,9 @@ def _whole(parts: list[Any]) -> Batch:
 
 
 class KeptBatches:
-    """The batches of splits that are evaluated again and again, decoded once: uint8, in memory, up to `most` bytes."""
+    """The batches of splits that are evaluated again and again, decoded once: uint8, in memory, up to MOST_KEPT bytes."""
 
-    def __init__(self, most: int | None = None) -> None:
-        self.most = max(KEPT, (free_memory() or 0) // KEPT_SHARE // ranks_here()) if most is None else most
+    def __init__(self) -> None:
         self._kept: dict[int, tuple[Split, list[Batch]]] = {}
         self._bytes = 0
 
@@ -189,12 +186,12 @@ class KeptBatches:
         own = 0
         for batch in load():
             own += batch[0].nbytes
-            if own + self._bytes <= self.most:
+            if own + self._bytes <= MOST_KEPT:
                 seen.append(batch)
             else:
                 seen.clear()
             yield batch
-        if own + self._bytes <= self.most:  # here only when all were asked for
+        if own + self._bytes <= MOST_KEPT:  # here only when all were asked for
             self._kept[id(split)] = (split, seen)
             self._bytes += own
 

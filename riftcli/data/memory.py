@@ -7,10 +7,10 @@ from pathlib import Path
 
 PROC = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")  # Linux's control groups: what a container or a job of a cluster may use
-# Of version 2 and 1: the limit, what is used of it, and the part of that which is files that can be read again.
+# Of version 2 and 1: the limit, what is used of it, and the parts of that which are given back when memory is wanted.
 FILES = {
-    "": ("memory.max", "memory.current", "inactive_file"),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 }
 
 
@@ -29,7 +29,7 @@ def free_memory() -> int | None:
 def _free_of_groups() -> Iterator[int]:
     """Of this process's control group and those above it, where they have limits."""
     try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
@@ -44,12 +44,12 @@ def _free_of_groups() -> Iterator[int]:
             yield from _free_of_group(root.joinpath(*names[:depth]), *FILES[kind])
 
 
-def _free_of_group(folder: Path, limit: str, used: str, reclaimed: str) -> Iterator[int]:
+def _free_of_group(folder: Path, limit: str, used: str, given_back: tuple[str, ...]) -> Iterator[int]:
     try:
         most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
         if most == "max":
             return
         rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        yield int(most) - now + int(rows.get(reclaimed, 0))
+        yield int(most) - now + sum(int(rows.get(name, 0)) for name in given_back)
     except (OSError, ValueError):  # not there, or of another kind
         return

@@ -39,12 +39,7 @@ def data_workers(wanted: int | Literal["auto"]) -> int:
 
 def cores_of_rank() -> int:
     """Cores for each of the ranks on this machine."""
-    return cores() // ranks_here()
-
-
-def ranks_here() -> int:
-    """Ranks on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    return cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
 
 
 def _shared_memory() -> int:

@@ -9,7 +9,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.content import content_digest
 from riftcli.data.copies import MOST, copies_between
-from riftcli.data.kept_images import KeepingReader, KeptImages
+from riftcli.data.kept_images import KeepingReader, KeptImages, KeptPart
 from riftcli.data.leaks import COPIES, Leak, refuse_leaks
 from riftcli.data.memory import free_memory
 from riftcli.data.reading import sift, with_pixels
@@ -33,7 +33,7 @@ class RunData:
     skipped: dict[str, list[str]]  # split -> ids of unreadable images that were left out
     reference: Split | None = None
     beside: dict[str, list[Split]] = field(default_factory=dict)  # key of `eval` -> its sets: zero_shot, shifted, captions
-    kept: dict[str, KeptImages] = field(default_factory=dict)  # of each stream of training images
+    kept: dict[str, KeptPart] = field(default_factory=dict)  # images in memory, of each stream that is trained on
     batches: TrainBatches | None = None  # once the network's preprocessing is known
     reference_batches: TrainBatches | None = None
 
@@ -48,6 +48,11 @@ class RunData:
     def contents(self) -> dict[str, str]:
         """Digests of the images of the same splits."""
         return {name: content_digest(split) for name, split in self.everything().items()}
+
+    @property
+    def images(self) -> KeptImages | None:
+        """Those that are kept in memory."""
+        return next((part.images for part in self.kept.values()), None)
 
     def everything(self) -> dict[str, Split]:
         """Every split that the run reads, by name."""
@@ -205,7 +210,7 @@ def read_pixels(data: RunData, recipe: Recipe, preprocessing: Preprocessing, con
         reference=None if data.reference is None else read(data.reference, recipe.augment),
         beside={key: [read(split) for split in sets] for key, sets in data.beside.items()},
     )
-    return _keep_images(prepared, recipe, console) if again and recipe.train.epochs > 1 else prepared
+    return _keep_images(prepared, recipe, console) if again else prepared
 
 
 SHARE = 4  # one part in so many of the free memory is for images, and as much is left to others
@@ -216,19 +221,22 @@ def _keep_images(data: RunData, recipe: Recipe, console: Console) -> RunData:
 
     What is augmented is kept as it was decoded, what is the same in every epoch as it is shown (ImageDataset).
     """
-    wanted = recipe.launch.image_memory
-    splits = {"task": data.splits.train, "reference": data.reference}
+    several = recipe.train.epochs > 1
+    splits = {"task": data.splits.train if several else None, "reference": data.reference}
     streams = {name: split for name, split in splits.items() if split is not None and split.paths is not None}
-    decoded = not recipe.augment.off
-    if not wanted or not streams or (decoded and recipe.input.cache is not None):
+    decoded, wanted = not recipe.augment.off, recipe.launch.image_memory
+    if not streams or (decoded and recipe.input.cache is not None):
         return data
     share = (free_memory() or 0) // SHARE
     most = share if wanted == "auto" else int(wanted * 1e9)
-    made = {name: KeptImages.of_machine(len(split), most // len(streams), share) for name, split in streams.items()}
-    kept = {name: images for name, images in made.items() if images is not None}
-    if kept:
-        console.line(f"input: decoded images are kept in memory for the next epoch, {most / 1e9:.1f} GB at most")
-    read = {name: replace(streams[name], read=KeepingReader(streams[name].read, kept[name])) for name in kept if decoded}
+    images = KeptImages.of_machine(sum(map(len, streams.values())), most, share)
+    if images is None:
+        return data
+    console.line(f"input: decoded images are kept in memory for the next epoch, {most / 1e9:.1f} GB at most")
+    kept, first = {}, 0
+    for name, split in streams.items():
+        kept[name], first = KeptPart(images, first), first + len(split)
+    read = {name: replace(split, read=KeepingReader(split.read, kept[name])) for name, split in streams.items() if decoded}
     return replace(
         data,
         splits=replace(data.splits, train=read.get("task", data.splits.train)),

@@ -20,8 +20,12 @@ def dry_run(recipe: Recipe, device: str) -> None:
     for key, value in values.items():
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         print(f"{key:<{width}}  {recipe.sources[key]:<8} {shown}")
-    plain = dataclasses.replace(recipe, input=recipe.input.model_copy(update={"cache": None, "cache_short_side": None}))
-    setup = set_up(plain, dist.init(device), Console())  # without the store of images: nothing is to be written
+    plain = dataclasses.replace(  # without the store of images: nothing is to be written
+        recipe,
+        input=recipe.input.model_copy(update={"cache": None, "cache_short_side": None}),
+        launch=recipe.launch.model_copy(update={"image_memory": 0}),
+    )
+    setup = set_up(plain, dist.init(device), Console())
     if recipe.strength is not None:
         Steering(setup)
     batch = next(dataclasses.replace(setup.batches, workers=0).load(0))

@@ -66,7 +66,7 @@ def final_report(state: TrainState) -> dict[str, Any]:
     report |= measure_transfer(setup)
     report["timing"] = timing_part(setup.device, images / seconds if seconds else None, train_seconds=seconds)
     report["timing"]["data_seconds"] = progress.data_seconds
-    faster = faster_images(report["timing"], recipe, setup.data.splits.train.paths is not None, setup.data.kept.get("task"))
+    faster = faster_images(report["timing"], recipe, setup.data.splits.train.paths is not None, setup.data.images)
     if faster:
         report["timing"]["note"] = faster
     if state.folder and recipe.adapter.saved != "unmerged" and text_tower(vit) is not None:
@@ -148,11 +148,9 @@ def faster_images(timing: dict[str, Any], recipe: Recipe, from_files: bool, kept
     found, workers, most = [], recipe.train.workers, data_workers("auto")
     if workers != "auto" and workers < most:
         found.append(f"train.workers auto ({most} here) in place of {workers}")
-    images, size = (0, 0) if kept is None else kept.kept()
-    if kept is not None and 0 < images < kept.count:
-        needed = math.ceil(size / images * kept.count / 1e9)
-        found.append(f"launch.image_memory {needed} (GB), for all decoded images ({images} of {kept.count} were kept)")
-    if from_files and recipe.input.cache is None and (kept is None or images < kept.count):
+    if kept is not None and kept.needed is not None:
+        found.append(f"launch.image_memory {math.ceil(kept.needed / 1e9)} (GB), for all decoded images")
+    if from_files and recipe.input.cache is None and not (kept is not None and kept.room):
         found.append("input.cache FOLDER, which keeps decoded images")
     if from_files and recipe.input.resize != "pil" and not installed("torchcodec"):
         found.append('the extra "decode" (JPEGs in half the time)')

@@ -95,8 +95,12 @@ def _finetune(
     elif how == "again":
         begin_again(state)
 
-    with watched(recipe.train.track, folder, recipe.resolved, state.progress.step, console):
-        run_loop(state)
+    try:
+        with watched(recipe.train.track, folder, recipe.resolved, state.progress.step, console):
+            run_loop(state)
+    finally:
+        if setup.data.images is not None:
+            setup.data.images.release()
 
     if dist.broadcast_object(folder is not None and saved_weights(folder.path / "model") is None):
         with setup.averaged():

@@ -11,7 +11,7 @@ import torch
 
 from riftcli import dist
 from riftcli.data.batches import balancing_weights, epoch_batches, sample_seed, steps_per_epoch
-from riftcli.data.kept_images import KeptImages
+from riftcli.data.kept_images import KeptPart
 from riftcli.data.loader import Batch, ImageDataset, ImageTextDataset, Item, TensorTable, Workers, train_loader
 from riftcli.data.split import Split
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
@@ -65,7 +65,7 @@ def train_batches(
     preprocessing: Preprocessing,
     features: Callable[[], torch.Tensor] | None,
     texts: Texts | None = None,
-    kept: KeptImages | None = None,
+    kept: KeptPart | None = None,
 ) -> TrainBatches:
     """Of the task. features: (N, D) that stand in for the images, where nothing below the head moves; texts: that come along;
     kept: for images that are the same in every epoch.
@@ -86,7 +86,7 @@ def reference_batches(
     split: Split,
     preprocessing: Preprocessing | None = None,
     texts: Texts | None = None,
-    kept: KeptImages | None = None,
+    kept: KeptPart | None = None,
 ) -> TrainBatches:
     """Of the second stream: an order and augmentations of its own. Without preprocessing, only to be counted."""
     assert recipe.reference is not None
@@ -100,7 +100,7 @@ def reference_batches(
     return TrainBatches(dataset, len(split), size, seed, recipe.train.workers, section="reference")
 
 
-def _dataset(recipe: Recipe, split: Split, transform: Any, texts: Texts | None, kept: KeptImages | None) -> ImageDataset:
+def _dataset(recipe: Recipe, split: Split, transform: Any, texts: Texts | None, kept: KeptPart | None) -> ImageDataset:
     shown = kept if recipe.augment.off else None
     if texts is None:
         return ImageDataset(split, transform, recipe.train.seed, recipe.augment.views, shown)

@@ -116,7 +116,7 @@ def _recipe(run: Path, head: str | None) -> recipes.Recipe:
         raise UsageError(f"--head zero_shot: {own.model.name} has no text tower to make a head of; use linear_probe or finetuned")
     start = "linear_probe" if head == "finetuned" else head or ("zero_shot" if two_towers else "linear_probe")
     plain = ["adapter.name=full", "regularizer.name=none", "reference=null", "train.start_from=null", f"train.head_init={start}"]
-    plain.append("train.shard_frozen=false")
+    plain += ["train.shard_frozen=false", "launch.image_memory=0"]  # which nothing is trained for
     return recipes.stored(stored, f"{runs.read_run(run).get('recipe', 'recipe')}.yaml", plain)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +21,14 @@ from PIL import Image
 
 from riftcli.data import kept_images, memory
 from riftcli.data.images import FileReader, jpeg_decoder
-from riftcli.data.kept_images import ENTRY, KeepingReader, KeptImages
+from riftcli.data.kept_images import ENTRY, KeepingReader, KeptImages, KeptPart
 from riftcli.data.loader import ImageDataset, train_loader
 from riftcli.data.split import Split, read_pixels
 from riftcli.data.transforms import EvalTransform, Preprocessing, TrainTransform
 
 PRE = Preprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.25,) * 3, 0.875)
 MUCH = 1 << 30
-SIZES = [(60, 40), (31, 77), (50, 50), (12, 9), (18, 18), (200, 133), (1, 1), (33, 20)]
+SIZES = [(60, 40), (31, 77), (50, 50), (12, 9), (18, 18), (200, 133), (1, 1), (33, 20), (40, 60)]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,9 @@ def make_split(read, paths: list[Path]) -> Split:
 
 
 def epochs(split: Split, transform, count: int, workers: int) -> list[torch.Tensor]:
-    """Every image of every epoch, as the loop gets it."""
+    """Every image of every epoch, as the loop gets it: three batches, so that two workers take turns."""
     data = ImageDataset(split, transform, seed=3)
-    batches = [[(epoch, i) for i in range(start, start + 4)] for epoch in range(count) for start in (0, 4)]
+    batches = [[(epoch, i) for i in range(start, start + 3)] for epoch in range(count) for start in (0, 3, 6)]
     return [images for images, _, _ in train_loader(data, batches, workers)]
 
 
@@ -75,7 +77,7 @@ def test_the_same_bits_as_without_and_every_image_is_decoded_once(paths, tmp_pat
         kept = KeptImages(len(paths), MUCH, 0)
         read = Counting(paths, log)
         expected = epochs(make_split(FileReader(paths, tensors=True), paths), transform, 3, 0)
-        found = epochs(make_split(KeepingReader(read, kept), paths), transform, 3, workers)
+        found = epochs(make_split(KeepingReader(read, KeptPart(kept)), paths), transform, 3, workers)
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
         times = Counter(log.read_text().split())
         # A worker may be an epoch ahead of another, which still decodes what it looks for.
@@ -89,7 +91,7 @@ def test_the_same_bits_as_without_and_every_image_is_decoded_once(paths, tmp_pat
 
 def test_what_is_kept_is_what_was_decoded(paths):
     kept = KeptImages(len(paths), MUCH, 0)
-    read = KeepingReader(FileReader(paths, tensors=True), kept)
+    read = KeepingReader(FileReader(paths, tensors=True), KeptPart(kept))
     for i in range(len(paths)):
         first, again = read.pixels(i), read.pixels(i)
         assert again.dtype == torch.uint8 and again.shape == (3, *SIZES[i][::-1])
@@ -104,32 +106,78 @@ def test_what_is_kept_is_what_was_decoded(paths):
 def test_no_more_than_was_said(paths, monkeypatch):
     one = ENTRY.size + 3 * 60 * 40
     kept = KeptImages(len(paths), 1 + one, 0)
-    read = KeepingReader(FileReader(paths), kept)
+    read = KeepingReader(FileReader(paths), KeptPart(kept))
     for _ in range(2):
         for i in range(len(paths)):
             read.pixels(i)
     assert kept.kept() == (1, 1 + one), "the first fits to the byte, and nothing that comes later"
     nothing = KeptImages(len(paths), 0, 0)
-    KeepingReader(FileReader(paths), nothing).pixels(0)
+    KeepingReader(FileReader(paths), KeptPart(nothing)).pixels(0)
     assert nothing.kept() == (0, 1)
 
+
+def test_others_are_left_their_memory(monkeypatch):
+    image = np.full((40, 60, 3), 7, "uint8")
     free, looks = [1000], []
     monkeypatch.setattr(kept_images, "free_memory", lambda: looks.append(1) or free[0])
-    monkeypatch.setattr(kept_images, "LOOK", 3 * one)
+    monkeypatch.setattr(kept_images, "LOOK", 3 * (ENTRY.size + image.nbytes))
     shared = KeptImages(100, MUCH, 1000)
+    other = pickle.loads(pickle.dumps(shared))  # as of another process
     for i in range(4):
-        shared.put(i, np.zeros((40, 60, 3), "uint8"))
+        shared.put(i, image)
     assert shared.kept()[0] == 4 and len(looks) == 2, "at the first one, and after as much as LOOK"
     free[0] = 999
     for i in range(4, 12):
-        shared.put(i, np.zeros((40, 60, 3), "uint8"))
+        shared.put(i, image)
     assert shared.kept()[0] == 6 and len(looks) == 3, "and no more is asked"
     assert shared.get(5) is not None and shared.get(6) is None
+    free[0] = 499
+    assert all(other.get(i) is not None for i in range(1)), "the first look of this one empties it"
+    assert shared.kept() == (0, 1) and all(kept.get(i) is None for kept in (shared, other) for i in range(12))
+    free[0] = 10**9
+    other.put(1, image)
+    assert other.get(1) is None, "nor is it begun again"
+
+
+def test_memory_is_given_back_under_those_who_read(paths):
+    """What was written behind it since is never taken for the image that had been there."""
+    kept = KeptImages(3, MUCH, 0)
+    reader, writer = (pickle.loads(pickle.dumps(kept)) for _ in range(2))
+    for i in range(3):
+        kept.put(i, np.full((10, 10 + i, 3), i, "uint8"))
+    assert reader.get(2) is not None
+    kept.release()
+    assert [reader.get(i) for i in range(3)] == [None] * 3 and kept.kept() == (0, 1)
+    writer.put(2, np.full((10, 12, 3), 200, "uint8"))  # where the first one was
+    assert reader.get(0) is None and reader.get(1) is None and bool((reader.get(2) == 200).all())
+    kept.put(0, np.zeros((10, 10, 3), "uint8"))
+    assert kept.get(0) is None, "who has released keeps nothing more"
+
+
+@pytest.mark.parametrize(
+    ("most", "reserve", "images", "room", "needed"),
+    [
+        (MUCH, 0, 4, True, None),
+        (MUCH, 0, 3, True, None),  # what was not drawn, or not by this machine
+        (1 + 2 * (ENTRY.size + 300), 0, 4, False, 4 * (ENTRY.size + 300)),
+        (1 + 4 * (ENTRY.size + 300), 0, 4, True, None),
+        (MUCH, 1 << 60, 4, False, None),  # another amount would not help
+    ],
+)
+def test_what_it_came_to(most, reserve, images, room, needed, monkeypatch):
+    kept = KeptImages(4, most, reserve)
+    for i in range(images):
+        if reserve:
+            monkeypatch.setattr(kept_images, "free_memory", lambda i=i: reserve - (i > 2))
+        kept._unseen = kept_images.LOOK
+        kept.put(i, np.zeros((10, 10, 3), "uint8"))
+    kept.release()
+    assert (kept.room, kept.needed) == (room, needed)
 
 
 def test_a_write_that_fails_keeps_nothing_more_and_breaks_nothing(paths, monkeypatch):
     kept = KeptImages(len(paths), MUCH, 0)
-    read = KeepingReader(FileReader(paths), kept)
+    read = KeepingReader(FileReader(paths), KeptPart(kept))
     read.pixels(0)
     write = os.writev
 
@@ -142,7 +190,7 @@ def test_a_write_that_fails_keeps_nothing_more_and_breaks_nothing(paths, monkeyp
     for broken in (short, full):
         again = pickle.loads(pickle.dumps(kept))
         monkeypatch.setattr(os, "writev", broken)
-        other = KeepingReader(FileReader(paths), again)
+        other = KeepingReader(FileReader(paths), KeptPart(again))
         assert np.array_equal(np.asarray(other.pixels(1)), np.asarray(read(1))), broken.__name__
         monkeypatch.setattr(os, "writev", write)
         other.pixels(2)
@@ -155,7 +203,7 @@ def test_a_write_that_fails_keeps_nothing_more_and_breaks_nothing(paths, monkeyp
 
 def test_an_entry_that_is_not_of_its_image_is_not_believed(paths):
     kept = KeptImages(len(paths), MUCH, 0)
-    read = KeepingReader(FileReader(paths), kept)
+    read = KeepingReader(FileReader(paths), KeptPart(kept))
     read.pixels(0)
     places = kept._opened()[1]
     place, height, width = ENTRY.unpack(os.pread(places, ENTRY.size, 0))
@@ -187,19 +235,20 @@ def test_processes_that_write_at_once(method, count):
 
 
 def test_a_writer_that_is_killed_leaves_no_lock_and_no_half_image():
-    kept, context = KeptImages(100_000, MUCH, 0), multiprocessing.get_context("fork")
+    kept, context = KeptImages(100_010, MUCH, 0), multiprocessing.get_context("fork")
     for k in range(5):
         worker = context.Process(target=fill, args=(kept, 20_000 * k, 20_000))
         worker.start()
-        while kept.get(20_000 * k + 20) is None:
+        end = time.monotonic() + 60
+        while kept.get(20_000 * k + 20) is None and time.monotonic() < end:
             pass
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
     before = kept.kept()[0]
-    fill(kept, 99_000, 10)
+    fill(kept, 100_000, 10)
     assert before >= 100 and kept.kept()[0] == before + 10
-    for i in range(100_000):
-        image = kept.get(i) if i % 20_000 < 500 or i >= 99_000 else None
+    for i in [i for i in range(100_010) if i % 20_000 < 500]:
+        image = kept.get(i)
         assert image is None or bool((image == i % 256).all()), i
 
 
@@ -216,7 +265,7 @@ def test_out_of_reach_nothing_is_kept_and_every_image_is_read(paths):
     mistaken.files = [(now[0], was[1]) for now, was in zip(others.files, ended.files, strict=True)]
     for kept in (ended, mistaken):
         assert not kept.reachable and kept.kept() == (0, 0) and kept.get(0) is None
-        read = KeepingReader(FileReader(paths), kept)
+        read = KeepingReader(FileReader(paths), KeptPart(kept))
         assert np.array_equal(np.asarray(read.pixels(1)), np.asarray(read(1)))
     assert pickle.loads(pickle.dumps(others)).get(0).shape == (3, 3, 3)
 
@@ -225,16 +274,29 @@ def open_in_memory() -> int:
     return sum("memfd:rift" in os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path))
 
 
-def test_nothing_stays_open(paths):
+def test_nothing_stays_open(paths, monkeypatch):
+    gc.collect()
     before = open_in_memory()
     kept = KeptImages(len(paths), MUCH, 0)
-    KeepingReader(FileReader(paths), kept).pixels(0)
+    KeepingReader(FileReader(paths), KeptPart(kept)).pixels(0)
     other = pickle.loads(pickle.dumps(kept))
     assert other.get(0) is not None and open_in_memory() == before + 6
     del other
     assert open_in_memory() == before + 4
     del kept
     assert open_in_memory() == before
+    make, numbers = os.memfd_create, []
+
+    def one(name):
+        if numbers:
+            raise OSError(24, "Too many open files")
+        numbers.append(make(name))
+        return numbers[0]
+
+    monkeypatch.setattr(os, "memfd_create", one)
+    with pytest.raises(OSError, match="Too many"):
+        KeptImages(1, MUCH, 0)
+    assert open_in_memory() == before, "nor where the second file cannot be made"
 
 
 @pytest.fixture
@@ -259,7 +321,8 @@ def groups(tmp_path, monkeypatch):
 
 def test_the_free_memory_of_a_machine_and_of_a_job(groups):
     assert memory.free_memory() == 8_192_000_000, "no control groups"
-    now = {"memory__current": "3000000000\n", "memory__stat": "anon 1\ninactive_file 500000000\n"}
+    stat = "anon 1\ninactive_file 300000000\nactive_file 150000000\nslab_reclaimable 50000000\n"
+    now = {"memory__current": "3000000000\n", "memory__stat": stat}
     groups("job/step", "0::/job/step\n", memory__max="max\n", **now)
     assert memory.free_memory() == 8_192_000_000, "no limit"
     groups("job/step", "0::/job/step\n", memory__max="4000000000\n", **now)
@@ -268,7 +331,7 @@ def test_the_free_memory_of_a_machine_and_of_a_job(groups):
     assert memory.free_memory() == 600_000_000, "the job's, not only the step's"
     groups("", "0::/elsewhere\n", memory__max="3600000000\n", **now)
     assert memory.free_memory() == 1_100_000_000, "inside a container, where the group itself is not seen"
-    older = {"memory__usage_in_bytes": "1000\n", "memory__stat": "total_inactive_file 10\n"}
+    older = {"memory__usage_in_bytes": "1000\n", "memory__stat": "inactive_file 1\ntotal_inactive_file 4\ntotal_active_file 6\n"}
     groups("memory/box", "5:cpu,cpuacct:/x\n4:memory:/box\n1:name=systemd:/\n", memory__limit_in_bytes="1500\n", **older)
     assert memory.free_memory() == 510, "version 1"
     groups("memory/box", "4:memory:/box\n", memory__limit_in_bytes="nonsense\n", **older)

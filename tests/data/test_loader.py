@@ -92,7 +92,7 @@ def test_workers_are_started_once_and_go_on_from_epoch_to_epoch(small_chunks):
     assert set.union(*processes[:3]) == set.union(*processes[3:6]) == set.union(*processes[6:])
 
 
-def test_what_is_evaluated_again_and_again_is_decoded_once():
+def test_what_is_evaluated_again_and_again_is_decoded_once(monkeypatch):
     split, reads = limit(Digits().load("train"), 24, seed=0), []
     counted = replace(split, read=lambda i: reads.append(i) or split.read(i))
     kept = loader.KeptBatches()
@@ -106,18 +106,10 @@ def test_what_is_evaluated_again_and_again_is_decoded_once():
     other = replace(counted)
     next(kept.of(other, lambda: loader.eval_loader(other, EvalTransform(PRE), 10, 0, 0, 1)))  # given up after a batch
     assert len(batches(other)) == 3 and len(reads) == 24 + 10 + 24, "only what was seen whole is kept"
-    kept.most = 3 * 24 * 3 * 16 * 16 - 1  # the two above, and no third
+    monkeypatch.setattr(loader, "MOST_KEPT", 3 * 24 * 3 * 16 * 16 - 1)  # the two above, and no third
     third = replace(counted)
     del reads[:]
     assert len(batches(third)) == len(batches(third)) == 3 and len(reads) == 48
-
-
-def test_how_much_of_what_is_evaluated_is_kept(monkeypatch):
-    little, much = 2 << 30, 64 << 30
-    for free, ranks, most in [(None, 1, 512 << 20), (little, 1, 512 << 20), (much, 1, 4 << 30), (much, 4, 1 << 30)]:
-        monkeypatch.setattr(loader, "free_memory", lambda free=free: free)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert loader.KeptBatches().most == most
 
 
 def test_as_many_workers_as_a_rank_has_cores_beside_its_own(monkeypatch):

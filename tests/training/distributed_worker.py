@@ -6,6 +6,7 @@ python distributed_worker.py OUT.safetensors
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from riftcli import catalog, dist
+from riftcli.data.batches import epoch_batches
 from riftcli.data.datasets.digits import Digits
 from riftcli.data.holdout import limit
-from riftcli.data.kept_images import KeptImages
-from riftcli.data.transforms import Preprocessing
+from riftcli.data.images import FileReader
+from riftcli.data.kept_images import KeepingReader, KeptImages, KeptPart
+from riftcli.data.loader import ImageDataset, train_loader
+from riftcli.data.split import Split
+from riftcli.data.transforms import Preprocessing, TrainTransform
 from riftcli.evaluation import features
 from riftcli.evaluation import scores as evaluate
 from riftcli.methods.objectives.cross_entropy import CrossEntropy
@@ -31,6 +36,7 @@ from riftcli.protocols import RegularizerContext, WeightPenalty
 from riftcli.training.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from dataset_copies import picture  # noqa: E402
 from family import FAMILY, OF_IMAGES  # noqa: E402
 from family import bound as family_bound  # noqa: E402
 from pairs import CASES, pair_gradients  # noqa: E402
@@ -187,12 +193,36 @@ def kept_images() -> torch.Tensor:
     return torch.stack(ranks)
 
 
+def batches_of_files(folder: Path) -> torch.Tensor:
+    """(ranks, 2): on every rank, whether three epochs of augmented images are the same to the bit where they are kept in memory,
+    with a data worker a rank; and how many are kept.
+    """
+    paths = [folder / f"{i}.png" for i in range(24)]
+    if dist.is_main():
+        for i, path in enumerate(paths):
+            picture(path, i)
+    dist.barrier()
+    kept = KeptImages.of_machine(len(paths), 10**6, 0)
+    plain = Split("train", [path.name for path in paths], np.zeros(24, "int64"), ["a"], FileReader(paths), paths=paths)
+    transform = TrainTransform(Preprocessing((3, 8, 8), "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, resize="tensor"), 0.5, 0.4)
+
+    def images(split: Split, workers: int) -> torch.Tensor:
+        orders = [epoch_batches(24, 6, 0, epoch, dist.rank(), dist.world_size()) for epoch in range(3)]
+        items = [[(epoch, i) for i in batch] for epoch, order in enumerate(orders) for batch in order]
+        return torch.cat([batch[0] for batch in train_loader(ImageDataset(split, transform, seed=1), items, workers)])
+
+    same = torch.equal(images(plain, 0), images(replace(plain, read=KeepingReader(plain.read, KeptPart(kept))), 1))
+    dist.barrier()
+    return torch.tensor(dist.gather_objects((int(same), kept.kept()[0])))
+
+
 def main(out: str) -> None:
     dist.init("cpu")
     torch.set_num_threads(1)
     found = predictions()
     found["kept_images"] = kept_images()
-    if BATCH % (2 * dist.world_size()) == 0:
+    found["batches_of_files"] = batches_of_files(Path(out).with_suffix(".images"))
+    if dist.world_size() <= 2:  # three ranks are there for the uneven shares of an evaluation
         for name in ("none", "rift", "rsc"):
             for micro_batches in (1, 2):
                 found |= gradients(name, micro_batches)

@@ -101,6 +101,11 @@ def test_the_ranks_of_a_machine_see_the_images_that_each_has_decoded(found, rank
     assert torch.equal(found[ranks]["kept_images"], expected.to(torch.uint8))
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_batches_of_images_in_memory_that_ranks_and_data_workers_share(found, ranks):
+    assert found[ranks]["batches_of_files"].tolist() == [[1, 24]] * ranks, "the same bits; none is missing on any rank"
+
+
 def run(arguments: list, cwd: Path, timeout: int = 240) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(a) for a in arguments], cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=timeout
