@@ -140,14 +140,16 @@ def main(options: argparse.Namespace) -> None:
             found[name].append((curve, speed))
             shown = ", ".join(f"{accuracy:.3f} after {seconds:.1f} s" for seconds, accuracy in curve)
             print(f"{name}: {speed:.1f} images/s while training; accuracy {shown}", flush=True)
-    whole = {name: statistics.median(curve[-1][0] for curve, _ in runs) for name, runs in found.items()}
-    speeds = {name: statistics.median(speed for _, speed in runs) for name, runs in found.items()}
+    pairs = list(zip(found["riftcli"], found[THEIRS], strict=True))
+    whole = [ours_[0][-1][0] / theirs_[0][-1][0] for ours_, theirs_ in pairs]
+    speeds = [ours_[1] / theirs_[1] for ours_, theirs_ in pairs]
     for epoch in range(options.epochs):
         reached = {name: [curve[epoch][1] for curve, _ in runs] for name, runs in found.items()}
         means = (f"{name} {statistics.mean(a):.3f} ({min(a):.3f} to {max(a):.3f})" for name, a in reached.items())
         print(f"accuracy after epoch {epoch + 1}, mean of {options.rounds} seeds (range): {'; '.join(means)}")
-    print(f"images/s, riftcli / timm's parts: {speeds['riftcli'] / speeds[THEIRS]:.3f}, target >= 1")
-    print(f"seconds to the end, validation included, riftcli / timm's parts: {whole['riftcli'] / whole[THEIRS]:.3f}, target <= 1")
+    for name, ratios, target in (("images/s", speeds, ">= 1"), ("seconds to the end, validation included", whole, "<= 1")):
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"{name}, riftcli / timm's parts, median of the rounds: {middle:.3f} ({low:.3f} to {high:.3f}), target {target}")
 
 
 if __name__ == "__main__":

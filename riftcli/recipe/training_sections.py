@@ -117,7 +117,8 @@ class LaunchSection(Section):
     image_memory: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="GB of memory in which decoded training images are kept from epoch to epoch, by all ranks of a machine "
-        "together; auto: a quarter of what is free at the start; 0: decode them every time",
+        "together; auto: a quarter of what is free at the start; 0: decode them every time; no more are kept once only another "
+        "quarter is free",
     )
 
     @property

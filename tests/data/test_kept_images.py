@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from riftcli import dist
 from riftcli.data import kept_images, memory
 from riftcli.data.images import FileReader, jpeg_decoder
 from riftcli.data.kept_images import ENTRY, KeepingReader, KeptImages, KeptPart
@@ -268,6 +269,32 @@ def test_out_of_reach_nothing_is_kept_and_every_image_is_read(paths):
         read = KeepingReader(FileReader(paths), KeptPart(kept))
         assert np.array_equal(np.asarray(read.pixels(1)), np.asarray(read(1)))
     assert pickle.loads(pickle.dumps(others)).get(0).shape == (3, 3, 3)
+
+
+def test_each_machine_has_its_own(monkeypatch):
+    """The first rank's that can be reached; none where none is wanted, which the others still are told."""
+    code = "import pickle, sys; from riftcli.data.kept_images import KeptImages; "
+    code += "sys.stdout.buffer.write(pickle.dumps(KeptImages(8, 9, 0)))"
+    elsewhere = pickle.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    before, told = KeptImages(8, MUCH, 0), []
+
+    def gathered(*others):
+        monkeypatch.setattr(
+            dist, "gather_objects", lambda own: told.append(own) or [*others, pickle.loads(pickle.dumps(own)), None]
+        )
+        monkeypatch.setattr(dist, "rank", lambda: len(others))
+
+    gathered(elsewhere, None)
+    own = KeptImages.of_machine(8, MUCH, 0)
+    assert own is told[0], "the first of this machine"
+    assert KeptImages.of_machine(8, 0, 0) is None and told[1] is None
+    gathered(elsewhere, before)
+    for most in (MUCH, 0):
+        shared = KeptImages.of_machine(8, most, 0)
+        assert shared.files == before.files
+    monkeypatch.delattr(os, "memfd_create")
+    gathered(elsewhere)
+    assert KeptImages.of_machine(8, MUCH, 0) is None and told[-1] is None
 
 
 def open_in_memory() -> int:

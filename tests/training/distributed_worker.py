@@ -183,8 +183,8 @@ def predictions() -> dict[str, torch.Tensor]:
 
 
 def kept_images() -> torch.Tensor:
-    """(ranks, ranks, 5, 4, 3): what every rank sees of the image that each of them keeps."""
-    kept = KeptImages.of_machine(dist.world_size(), 10**6, 0)
+    """(ranks, ranks, 5, 4, 3): what every rank sees of the image that each of them keeps; only the first has memory for it."""
+    kept = KeptImages.of_machine(dist.world_size(), 10**6 if dist.is_main() else 0, 0)
     kept.put(dist.rank(), np.full((5, 4, 3), 10 + dist.rank(), "uint8"))
     dist.barrier()
     seen = torch.stack([kept.get(i).permute(1, 2, 0) for i in range(dist.world_size())])

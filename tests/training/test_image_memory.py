@@ -19,7 +19,7 @@ from riftcli.console import Console
 from riftcli.data import images
 from riftcli.data.kept_images import KeepingReader
 from riftcli.training import data as training_data
-from riftcli.training import final
+from riftcli.training import final, finetune, loop
 from riftcli.training.setup import set_up
 
 LINE = "input: decoded images are kept in memory for the next epoch, "
@@ -137,6 +137,28 @@ def test_where_images_are_kept(of_files, write_recipe, settings, kept, monkeypat
         assert setup.data.images.reserve == 3 * 10**9 and setup.data.images.count == 24 + 8
         assert setup.data.kept == {"task": readers[0].kept, "reference": readers[1].kept}
         assert readers[0].kept.images is readers[1].kept.images and readers[1].kept.first == 24
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_memory_is_given_back_before_the_report(rift, of_files, write_recipe, monkeypatch, fails):
+    seen = []
+
+    def run_loop(state):
+        loop.run_loop(state)
+        seen.append(state.setup.data.images)
+        assert seen[0].kept()[0] == 32
+        if fails:
+            raise RuntimeError("of the test")
+
+    def report(state):
+        assert seen[0].kept() == (0, 1) and seen[0].room
+        return final.final_report(state)
+
+    monkeypatch.setattr(finetune, "run_loop", run_loop)
+    monkeypatch.setattr(finetune, "final_report", report)
+    code, _, err = rift("finetune", "--recipe", write_recipe(of_files), "--out", "r")
+    assert (code == 0) is not fails, err
+    assert seen[0].kept() == (0, 1)
 
 
 def test_in_one_epoch_only_the_second_stream_goes_round(of_files, write_recipe):
