@@ -213,6 +213,10 @@ def test_an_entry_that_is_not_of_its_image_is_not_believed(paths):
         assert kept.get(0) is None, wrong
     os.pwrite(places, ENTRY.pack(place, height, width), ENTRY.size)
     assert kept.get(1) is None, "another image's"
+    os.pwrite(places, ENTRY.pack(place, height, width), 0)
+    assert kept.get(0) is not None
+    os.ftruncate(kept._opened()[0], place + ENTRY.size + 3 * height * width - 1)
+    assert kept.get(0) is None, "all but the last byte"
 
 
 def fill(kept: KeptImages, first: int, count: int) -> None:
@@ -220,17 +224,25 @@ def fill(kept: KeptImages, first: int, count: int) -> None:
         kept.put(i, np.full((40 + i % 7, 60, 3), i % 256, "uint8"))
 
 
-@pytest.mark.parametrize(("method", "count"), [("fork", 2), ("spawn", 1)])
-def test_processes_that_write_at_once(method, count):
-    kept, context = KeptImages(600, MUCH, 0), multiprocessing.get_context(method)
+def fill_at_once(gate, kept: KeptImages, first: int, count: int) -> None:
+    gate.wait(60)
+    fill(kept, first, count)
+
+
+@pytest.mark.parametrize(("method", "processes"), [("fork", 2), ("spawn", 1)])
+def test_processes_that_write_at_once(method, processes):
+    each = 2000
+    kept, context = KeptImages(10 + each * processes, MUCH, 0), multiprocessing.get_context(method)
     fill(kept, 0, 10)  # this process has opened the files before
-    workers = [context.Process(target=fill, args=(kept, 10 + 295 * k, 295)) for k in range(count)]
+    gate = context.Barrier(processes)
+    arguments = [(gate, kept, 10 + each * k, each) for k in range(processes)]
+    workers = [context.Process(target=fill_at_once, args=own) for own in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert kept.kept()[0] == 10 + 295 * count
-    for i in range(10 + 295 * count):
+    assert kept.kept()[0] == kept.count
+    for i in range(kept.count):
         image = kept.get(i)
         assert image is not None and image.shape == (3, 40 + i % 7, 60) and bool((image == i % 256).all()), i
 
