@@ -103,6 +103,16 @@ class FeatureCache:
             }
         )
 
+    def path_of_head(
+        self, features: torch.Tensor, targets: torch.Tensor, classes: int, objective: dict[str, Any], device: str
+    ) -> Path:
+        """Where the head belongs that was fitted to these features (N, D) and targets."""
+        digest = hashlib.sha256()
+        for tensor in (features, targets):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return self._path({"head": digest.hexdigest(), "classes": classes, "objective": objective, "device": device})
+
     def _weights(self, model: nn.Module) -> str:
         """The digest of a model, computed again only when one of its tensors is another or was written to."""
         state = model.state_dict()
@@ -120,35 +130,45 @@ class FeatureCache:
 
     def read(self, path: Path, count: int) -> FeatureTable | None:
         """The table, or None when there is none; one that is damaged is said, and None too."""
+        found = self.read_named(path, {"features": (count, None), "logits": (count, None)})
+        return None if found is None else FeatureTable(found["features"], found["logits"])
+
+    def read_named(self, path: Path, shapes: dict[str, tuple[int | None, ...]]) -> dict[str, torch.Tensor] | None:
+        """The same of any tensors. shapes: of each, None where it may have any length."""
         if not os.path.isfile(path):  # False for a folder that may not be read, where Path.is_file raises
             return None
         try:
             if files.read_text(path.with_suffix(".sha256"), 1000) != sha256(path):
                 raise ValueError("not what was written")
             tensors = read_tensors(path)
-            table = FeatureTable(tensors["features"], tensors["logits"])
-            if not (table.features.dim() == table.logits.dim() == 2 and len(table.features) == len(table.logits) == count):
-                raise ValueError("tables of other shapes")
+            for name, shape in shapes.items():
+                there = tensors[name].shape
+                if len(there) != len(shape) or any(n not in (None, m) for n, m in zip(shape, there, strict=True)):
+                    raise ValueError("tables of other shapes")
         except FileNotFoundError:  # another process is just then putting it there
             return None
         except (OSError, ValueError, KeyError, ModelError) as error:
             note_line(f"note: {path}: damaged ({error}); computed anew")
             return None
         cache_folder.touch(path)
-        return table
+        return tensors
 
     def write(self, path: Path, table: FeatureTable) -> None:
         """Publish a table in one step; of two writers the last one wins, with the same content. Raises StorageError, but of the
         user's own cache, which is then left alone, and which takes no table larger than a quarter of it.
         """
-        if self.most is not None and table.features.nbytes + table.logits.nbytes > self.most // 4:
+        self.write_named(path, {"features": table.features, "logits": table.logits})
+
+    def write_named(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """The same of any tensors."""
+        if self.most is not None and sum(tensor.nbytes for tensor in tensors.values()) > self.most // 4:
             return  # it would push out all others
         try:
             try:
                 self.folder.mkdir(mode=0o777 if self.most is None else 0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise files.unwritable(self.folder, error) from error
-            write_tensors(path, {"features": table.features, "logits": table.logits})
+            write_tensors(path, tensors)
             files.write_bytes(path.with_suffix(".sha256"), sha256(path).encode())
             if self.most is not None:
                 cache_folder.prune(self.folder, self.most)

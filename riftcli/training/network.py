@@ -14,6 +14,7 @@ from riftcli import dist
 from riftcli.console import Console
 from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, UsageError
+from riftcli.evaluation.feature_cache import FeatureCache
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier, HeadOnly
 from riftcli.models.head import fit_head, reset_head, zero_head
@@ -97,6 +98,7 @@ def start_head(
     objective: ObjectiveFn,
     pretrained: Pretrained,
     resuming: bool,
+    cache: FeatureCache | None,
     console: Console,
 ) -> Network:
     """A head for these classes with the start values that `train.head_init` asks for; a resumed run has its own.
@@ -123,7 +125,7 @@ def start_head(
     if recipe.train.head_init == "zeros":
         zero_head(vit)
     elif recipe.train.head_init == "linear_probe" and not resuming:
-        _fit_head(vit, pretrained.train_features(), targets, objective, console)
+        _fit_head(vit, pretrained.train_features(), targets, objective, recipe.resolved["objective"], cache, console)
     return network
 
 
@@ -152,11 +154,38 @@ def load_start(start: str, vit: Any, classes: list[str]) -> None:
         raise ModelError(f"{where}: its weights do not fit this model: {lines[0][:200] if lines else error}") from error
 
 
-def _fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn, console: Console) -> None:
-    """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings."""
+WORTH_KEEPING = 10**8  # samples x dimensions x classes from which a fit takes seconds
+
+
+def _fit_head(
+    vit: Any,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    objective: ObjectiveFn,
+    settings: dict[str, Any],
+    cache: FeatureCache | None,
+    console: Console,
+) -> None:
+    """Fit the head on rank 0 and share it: L-BFGS is not run twice to two roundings. cache: where runs with the same features
+    find it, as other seeds and strengths have; settings: of the objective.
+    """
     if dist.is_main():
-        loss, ridge = fit_head(vit, features, targets, objective)
-        console.line(f"head: linear probe on the features of {len(targets)} training images, loss {loss:.3f}, ridge {ridge:g}")
+        head, path, known = vit.get_classifier(), None, None
+        if cache is not None and features.numel() * head.out_features >= WORTH_KEEPING:
+            path = cache.path_of_head(features, targets, head.out_features, settings, head.weight.device.type)
+            known = cache.read_named(path, {"weight": tuple(head.weight.shape), "bias": (head.out_features,), "fit": (2,)})
+        if known is None:
+            fit = torch.tensor(fit_head(vit, features, targets, objective), dtype=torch.float64)
+            if cache is not None and path is not None:
+                cache.write_named(path, {"weight": head.weight.detach(), "bias": head.bias.detach(), "fit": fit})
+        else:
+            fit = known["fit"]
+            head.load_state_dict({"weight": known["weight"], "bias": known["bias"]})
+        loss, ridge = fit.tolist()
+        before = ", fitted before" * (known is not None)
+        console.line(
+            f"head: linear probe on the features of {len(targets)} training images, loss {loss:.3f}, ridge {ridge:g}{before}"
+        )
     dist.broadcast_tensors([p.data for p in vit.get_classifier().parameters()])
 
 

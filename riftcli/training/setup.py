@@ -170,7 +170,7 @@ def set_up(recipe: Recipe, device: torch.device, console: Console, resuming: boo
 
     objective = recipe.objective.build(targets, len(classes))
     print_imbalance(recipe, classes, objective.class_weights, console)
-    network = start_head(recipe, network, targets, classes, objective, pretrained, resuming, console)
+    network = start_head(recipe, network, targets, classes, objective, pretrained, resuming, encoder.cache, console)
     pretrained.note_trace()
     apply_adapter(recipe, network, reads_texts=bool(texts), penalty=regularization.on_features)
 

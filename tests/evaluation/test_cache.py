@@ -20,6 +20,7 @@ from riftcli.evaluation.feature_cache import FeatureCache, weights_digest
 from riftcli.evaluation.features import FeatureTable
 from riftcli.models.backbone import Backbone
 from riftcli.models.classifier import Classifier
+from riftcli.training import network
 
 TABLE = FeatureTable(torch.ones(4, 2), torch.ones(4, 3))
 
@@ -183,3 +184,30 @@ def test_bf16_is_asked_for_told_and_near(rift, tiny_recipe, write_recipe, folder
     values = [reports[precision]["metrics"]["nll"]["value"] for precision in ("bf16", "fp32")]
     assert values[0] != values[1] and values[0] == pytest.approx(values[1], rel=0.02)
     assert read_json(tmp_path / "r/metrics.json")["metrics"]["nll"]["value"] == values[0]
+
+
+def test_a_head_that_took_long_to_fit_is_shared_by_seeds_and_strengths(rift, tiny_recipe, write_recipe, folder, monkeypatch):
+    fits, real = [], network.fit_head
+    monkeypatch.setattr(network, "fit_head", lambda *arguments: fits.append(1) or real(*arguments))
+    tiny_recipe["train"] |= {"head_init": "linear_probe", "epochs": 1}
+    recipe = write_recipe(tiny_recipe)
+
+    def run(out: str, *settings: str) -> tuple[int, bool, bytes]:
+        del fits[:]
+        code, _, err = rift("finetune", "--recipe", recipe, "--out", out, *[word for one in settings for word in ("--set", one)])
+        assert code == 0 and err.count("head: linear probe on the features of ") == 1, err
+        return len(fits), ", fitted before" in err, Path(out, "model/model.safetensors").read_bytes()
+
+    little = run("little")
+    assert little[:2] == run("again")[:2] == (1, False), "a small one is fitted anew sooner than it is found"
+    monkeypatch.setattr(network, "WORTH_KEEPING", 1)
+    tables = set(folder.glob("*.safetensors"))
+    assert run("first") == little
+    (kept,) = set(folder.glob("*.safetensors")) - tables
+    assert run("second") == (0, True, little[2]), "the same run"
+    assert run("seed", "train.seed=3", "optim.lr=2e-3", "regularizer.strength=0.5")[:2] == (0, True)
+    assert run("loss", "objective.label_smoothing=0.1")[:2] == (1, False), "another loss has another head"
+    assert run("fewer", "data.train={from: train, limit: 100}")[:2] == (1, False)
+    assert run("none", "eval.cache=null")[:2] == (1, False)
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert run("damaged") == little and run("mended") == (0, True, little[2])
