@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import uuid
@@ -46,7 +47,7 @@ class KeptImages:
         own: list[int] = []
         weakref.finalize(self, _close, own)
         for name in names:
-            own.append(os.memfd_create(name))
+            own.append(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         os.pwrite(own[0], bytes(1), 0)  # no image is at place 0
         os.ftruncate(own[1], count * ENTRY.size)
         self.files = [(f"/proc/{os.getpid()}/fd/{k}", f"/memfd:{name} (deleted)") for k, name in zip(own, names, strict=True)]
@@ -142,10 +143,16 @@ class KeptImages:
                 self._empty()
 
     def _empty(self) -> None:
-        """Give the memory back. What another process reads meanwhile ends too early, or does not fit its entry: it is decoded."""
+        """Give the memory back; nothing is kept from here on, by none of the processes. What another one reads meanwhile ends too
+        early, and is decoded.
+        """
         self._full = True
         with suppress(OSError):
-            os.ftruncate(self._opened()[0], 1)
+            pixels = self._opened()[0]
+            fcntl.fcntl(
+                pixels, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW
+            )  # first, so that no other image takes a place that was one's
+            os.ftruncate(pixels, 1)
 
     def kept(self) -> tuple[int, int]:
         """(images, bytes) that are kept."""
@@ -157,15 +164,16 @@ class KeptImages:
         return sum(0 < place < size for place, _, _ in table), size
 
     def release(self) -> None:
-        """Give the memory back, and note what it came to; nothing is kept from here on, by none of the processes."""
+        """In the process that made it: give the memory back, and note what it came to. The others have nothing to do."""
+        if not self.files[0][0].startswith(f"/proc/{os.getpid()}/"):
+            return
         images, size = self.kept()
-        if images and images < self.count and size + size // images > self.most:
-            self.needed = size // images * self.count
-        elif images:
-            free = free_memory()
-            self.room = images == self.count or free is None or free >= self.reserve
-        if self.reachable:
-            self._empty()
+        if images:
+            free, whole = free_memory(), size // images * self.count
+            short = free is not None and free < self.reserve
+            self.room = images == self.count or not (short or whole > self.most)
+            self.needed = None if self.room or short else whole
+        self._empty()
 
 
 def _close(numbers: list[int]) -> None:

@@ -24,6 +24,7 @@ from riftcli.data.transforms import Preprocessing
 from riftcli.errors import ModelError, StorageError
 from riftcli.evaluation import cache_folder
 from riftcli.evaluation.features import FeatureTable
+from riftcli.models.head import FIT
 from riftcli.models.image_text import TextTower
 from riftcli.models.loading import read_tensors
 from riftcli.models.published import sha256
@@ -104,14 +105,20 @@ class FeatureCache:
         )
 
     def path_of_head(
-        self, features: torch.Tensor, targets: torch.Tensor, classes: int, objective: dict[str, Any], device: str
+        self, features: torch.Tensor, targets: torch.Tensor, classes: int, objective: dict[str, Any], device: torch.device
     ) -> Path:
-        """Where the head belongs that was fitted to these features (N, D) and targets."""
+        """Where the head belongs that was fitted to these features (N, D) and targets, there: with as many threads, or by such a
+        GPU.
+        """
         digest = hashlib.sha256()
         for tensor in (features, targets):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        return self._path({"head": digest.hexdigest(), "classes": classes, "objective": objective, "device": device})
+        where = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+        )
+        what = {"head": digest.hexdigest(), "fit": FIT, "classes": classes, "objective": objective}
+        return self._path({**what, "device": where})
 
     def _weights(self, model: nn.Module) -> str:
         """The digest of a model, computed again only when one of its tensors is another or was written to."""

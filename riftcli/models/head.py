@@ -90,6 +90,9 @@ class _Probe:
         return weight.detach(), bias.detach()
 
 
+FIT = 1  # of fits that are kept for other runs: raise it when they come out otherwise
+
+
 def fit_head(vit: Any, features: torch.Tensor, targets: torch.Tensor, objective: ObjectiveFn) -> tuple[float, float]:
     """Fit the head on frozen features, the start that spares the representation; return (mean loss, ridge).
 

@@ -118,7 +118,7 @@ class LaunchSection(Section):
         "auto",
         description="GB of memory in which decoded training images are kept from epoch to epoch, by all ranks of a machine "
         "together; auto: a quarter of what is free at the start; 0: decode them every time; no more are kept once only another "
-        "quarter is free",
+        "quarter is free, and all are given back at half of that",
     )
 
     @property

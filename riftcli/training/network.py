@@ -172,7 +172,7 @@ def _fit_head(
     if dist.is_main():
         head, path, known = vit.get_classifier(), None, None
         if cache is not None and features.numel() * head.out_features >= WORTH_KEEPING:
-            path = cache.path_of_head(features, targets, head.out_features, settings, head.weight.device.type)
+            path = cache.path_of_head(features, targets, head.out_features, settings, head.weight.device)
             known = cache.read_named(path, {"weight": tuple(head.weight.shape), "bias": (head.out_features,), "fit": (2,)})
         if known is None:
             fit = torch.tensor(fit_head(vit, features, targets, objective), dtype=torch.float64)

@@ -209,5 +209,11 @@ def test_a_head_that_took_long_to_fit_is_shared_by_seeds_and_strengths(rift, tin
     assert run("loss", "objective.label_smoothing=0.1")[:2] == (1, False), "another loss has another head"
     assert run("fewer", "data.train={from: train, limit: 100}")[:2] == (1, False)
     assert run("none", "eval.cache=null")[:2] == (1, False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # which sum in another order
+    try:
+        assert run("threads")[:2] == (1, False)
+    finally:
+        torch.set_num_threads(threads)
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
     assert run("damaged") == little and run("mended") == (0, True, little[2])
