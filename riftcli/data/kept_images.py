@@ -149,9 +149,8 @@ class KeptImages:
         self._full = True
         with suppress(OSError):
             pixels = self._opened()[0]
-            fcntl.fcntl(
-                pixels, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW
-            )  # first, so that no other image takes a place that was one's
+            # First, so that no other image takes the place of one that is being read.
+            fcntl.fcntl(pixels, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
             os.ftruncate(pixels, 1)
 
     def kept(self) -> tuple[int, int]:

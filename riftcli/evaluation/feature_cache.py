@@ -114,9 +114,8 @@ class FeatureCache:
         for tensor in (features, targets):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        where = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-        )
+        threads = f"{device.type}, {torch.get_num_threads()} threads"
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
         what = {"head": digest.hexdigest(), "fit": FIT, "classes": classes, "objective": objective}
         return self._path({**what, "device": where})
 

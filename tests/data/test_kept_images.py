@@ -236,6 +236,15 @@ def test_an_entry_that_is_not_of_its_image_is_not_believed(paths):
     assert kept.get(0) is None, "all but the last byte"
 
 
+def test_one_image_that_is_too_large_for_the_rest():
+    kept = KeptImages(10, 5000, 0)
+    for i, side in enumerate([20, 20, 40, 20]):
+        kept.put(i, np.zeros((side, side, 3), "uint8"))
+    assert kept.kept() == (2, 1 + 2 * (ENTRY.size + 1200))
+    kept.release()
+    assert not kept.room and kept.needed == 10 * (ENTRY.size + 1200)
+
+
 def fill(kept: KeptImages, first: int, count: int) -> None:
     for i in range(first, first + count):
         kept.put(i, np.full((40 + i % 7, 60, 3), i % 256, "uint8"))
